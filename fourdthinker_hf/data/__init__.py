@@ -1,0 +1,1 @@
+"""Records, simulated scenes and the raw-video pipeline."""

@@ -1,0 +1,166 @@
+"""JSONL records: one question about one clip a line. Three schemas are read, one is written.
+
+- ours: `id, video | frames + timestamps, question, options, answer, task, reasoning, imagery, source`;
+- the published DIFT set: `id, text_input, text_output, image_input[], image_output[]`;
+- the published RL set: `Question, A, B, C, D, Correct, video_path | frame_paths`.
+
+Paths are relative to the file on disk and absolute in a `Record`.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+IMAGE_TOKEN = "<output_image>"
+LETTERS = "ABCDEFGH"
+THINK_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+
+
+class RecordError(ValueError):
+    """A line that is not a usable record; the message names file, line and reason."""
+
+
+@dataclass
+class Record:
+    """One question. Paths are absolute; `timestamps` are seconds, one per entry of `frames`.
+
+    `reasoning` holds one `<output_image>` per entry of `imagery` (target frames); `answer` is an option's text.
+    """
+
+    id: str
+    question: str
+    answer: str
+    options: list[str] | None = None
+    task: str | None = None
+    reasoning: str | None = None
+    imagery: list[str] | tuple[str, ...] = ()
+    video: str | None = None
+    frames: list[str] | None = None
+    timestamps: list[float] | None = None
+    source: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.imagery = list(self.imagery)
+
+
+def _from_ours(row: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: row[field.name] for field in fields(Record) if row.get(field.name) is not None}
+
+
+def _from_dift(row: dict[str, Any]) -> dict[str, Any]:
+    match = THINK_ANSWER.fullmatch(row["text_output"])
+    if match is None:
+        raise ValueError("text_output is not <think>...</think><answer>...</answer>")
+    reasoning, answer = (part.strip() for part in match.groups())
+    return {
+        "id": row["id"],
+        "question": row["text_input"],
+        "answer": answer,
+        "reasoning": reasoning,
+        "frames": row["image_input"],
+        "imagery": row["image_output"],
+        "task": "published_dift",
+    }
+
+
+def _from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
+    options = [row[letter] for letter in "ABCD" if row.get(letter) is not None]
+    return {
+        "id": row.get("id", f"line{line}"),
+        "question": row["Question"],
+        "options": options,
+        "answer": row["Correct"],
+        "video": row.get("video_path"),
+        "frames": row.get("frame_paths"),
+        "task": "published_rl",
+    }
+
+
+def _check(record: Record) -> None:
+    """Raise a `ValueError` that says why the record cannot be used."""
+    count = (record.reasoning or "").count(IMAGE_TOKEN)
+    if count != len(record.imagery):
+        raise ValueError(f"{count} {IMAGE_TOKEN} in the reasoning but {len(record.imagery)} images in imagery")
+    if (record.video is None) == (record.frames is None):
+        raise ValueError("needs either a video or frames")
+    if record.timestamps is not None and len(record.timestamps) != len(record.frames or ()):
+        raise ValueError(f"{len(record.timestamps)} timestamps for {len(record.frames or ())} frames")
+    if record.options is not None and record.answer not in record.options:
+        raise ValueError(f"the answer {record.answer!r} is not among the options {record.options}")
+    for path in [record.video, *(record.frames or ()), *record.imagery]:
+        if path is not None and not os.path.isfile(path):
+            raise ValueError(f"missing file {path}")
+
+
+def _parse(text: str, line: int, folder: Path) -> Record:
+    row = json.loads(text)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    if "text_output" in row:
+        values = _from_dift(row)
+    elif "Correct" in row:
+        values = _from_rl(row, line)
+    else:
+        values = _from_ours(row)
+    values["id"] = str(values["id"])
+    options, answer = values.get("options"), values["answer"]
+    if options and answer not in options and answer in LETTERS[: len(options)] and len(answer) == 1:
+        values["answer"] = options[LETTERS.index(answer)]
+    if values.get("video") is not None:
+        values["video"] = os.path.normpath(folder / values["video"])
+    for name in ("frames", "imagery"):
+        if values.get(name) is not None:
+            values[name] = [os.path.normpath(folder / path) for path in values[name]]
+    record = Record(**values)
+    _check(record)
+    return record
+
+
+def read_records(path: str | os.PathLike[str], skip_bad: bool = False) -> list[Record]:
+    """Read a JSONL file of any of the three schemas.
+
+    A bad record raises `RecordError`; with `skip_bad` it is left out, and one warning says how many and why.
+    """
+    path = Path(path).absolute()
+    records, refused = [], []
+    with open(path, encoding="utf-8") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                records.append(_parse(text, line, path.parent))
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+                refused.append(f"{path}, line {line}: {reason}")
+                if not skip_bad:
+                    raise RecordError(refused[-1]) from error
+    if refused:
+        logger.warning("skipped %d of %d records:\n%s", len(refused), len(refused) + len(records), "\n".join(refused))
+    return records
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """Write records in our schema, paths relative to the file; the file appears whole or not at all."""
+    path = Path(path).absolute()
+    aside = path.with_name(path.name + ".tmp")
+
+    def relative(name: str) -> str:
+        return os.path.relpath(name, path.parent)
+
+    with open(aside, "w", encoding="utf-8") as file:
+        for record in records:
+            row = {key: value for key, value in vars(record).items() if value is not None and value != []}
+            if "video" in row:
+                row["video"] = relative(row["video"])
+            for name in ("frames", "imagery"):
+                if name in row:
+                    row[name] = [relative(image) for image in row[name]]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
