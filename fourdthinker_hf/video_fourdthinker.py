@@ -40,7 +40,7 @@ def load_video(
     `num_frames` takes that many at evenly spaced times, or every frame of a span that has fewer. Of more than
     `max_frames`, that many are kept, evenly. Rotation metadata is applied; frames hidden by an edit list are left out.
 
-    Returns frames (uint8, shape (T, H, W, 3), RGB) and timestamps (float64, shape (T,)), in seconds of the source: since
+    Returns frames (uint8, shape (T, H, W, 3), RGB) and timestamps (float64, shape (T,)), in source seconds: since
     its first displayed frame, whatever `start` is. Raises VideoError if `path` is missing, empty, a folder, no video,
     audio only, truncated where frames are needed or of a kind that decord misreads, or the arguments do not fit it.
     """
@@ -98,10 +98,10 @@ def _check_span(times, duration, start, end) -> tuple[float, float]:
     for name, value in (("start", start), ("end", end)):
         if value is not None and not -TIME_TOLERANCE <= value <= clip_end + TIME_TOLERANCE:  # false for nan, too
             raise ValueError(f"{name}={value} s is outside the clip, which runs from 0 to {clip_end:.3f} s")
-    from_time, to_time = 0.0 if start is None else float(start), clip_end if end is None else float(end)
-    if from_time >= to_time and (start, end) != (None, None):
-        raise ValueError(f"start={from_time} s is not before end={to_time} s")
-    return from_time, max(from_time, float(times[-1])) if end is None else to_time
+    low, high = 0.0 if start is None else float(start), clip_end if end is None else float(end)
+    if low >= high and (start, end) != (None, None):
+        raise ValueError(f"start={low} s is not before end={high} s")
+    return low, max(low, float(times[-1])) if end is None else high
 
 
 def _open(path: str | os.PathLike) -> "decord.VideoReader":
@@ -143,7 +143,8 @@ def _read_forward(path: str | os.PathLike, reader: "decord.VideoReader", indices
         for position in range(indices[-1] + 1):
             frame = reader.next()
             if position in wanted:
-                frames.append(frame.asnumpy())
+                height, width = frame.shape[:2]  # at some widths (48, 96, ...) decord takes row padding for channels
+                frames.append(frame.asnumpy().reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
     except DECORD_ERRORS as error:
         raise VideoError(f"{path}: frame {position} cannot be decoded; the file is truncated or damaged") from error
     return frames

@@ -1,0 +1,99 @@
+"""Reads a model's reply: `<think>..</think>`, `<answer>..</answer>`, and which option the answer names.
+
+The project's only parser: rewards, evaluation and demo use it. It never searches a sentence for a letter ("A car turns
+left" does not name option A): the whole answer is an option's letter, its text, or both, or it names none.
+"""
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_LATENT = re.compile(r"<\|latent_(?:start|pad|end)\|>")
+_TAG = re.compile(r"(</?(?:think|answer)>)")
+_THINK = re.compile(r"<think>((?:(?!</?think>|<answer>).)*)", re.DOTALL)  # up to where it is closed, if it is
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+
+# Both are matched against folded text, whose outer brackets and punctuation are gone.
+_LETTER = re.compile(r"(?:(?:option|choice):? )?[(\[]?([a-z])")
+_LETTER_AND_TEXT = re.compile(r"(?:(?:option|choice):? )?[(\[]?([a-z])(?:[*_]*[)\].:,]+[*_]*| [-\u2013\u2014] ) ?(.+)")
+_OPENING = " \"'`*_([{\u2018\u201c"
+_CLOSING = " \"'`*_)]}\u2019\u201d.,:;!?"
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """The parts of a reply, stripped and without latent tokens; None where a part is missing."""
+
+    think: str | None
+    answer: str | None
+    well_formed: bool
+
+
+def parse(text: str) -> ParsedAnswer:
+    """Split a reply. `well_formed`: `<think>..</think>`, then `<answer>..</answer>`, once each, and nothing else.
+
+    Latent tokens may stand anywhere inside the two. A reply that is not well-formed still yields its answer: the last
+    `<answer>..</answer>`, or else what follows an unclosed `<answer>`.
+
+    >>> parse("<think>It turns.<|latent_start|><|latent_pad|><|latent_end|></think> <answer>B</answer>")
+    ParsedAnswer(think='It turns.', answer='B', well_formed=True)
+    >>> parse("I would say <answer>left")
+    ParsedAnswer(think=None, answer='left', well_formed=False)
+    """
+    parts = _TAG.split(text)  # text, tag, text, tag, ..., text
+    outside = "".join(parts[::4])
+    well_formed = parts[1::2] == ["<think>", "</think>", "<answer>", "</answer>"] and not outside.strip()
+    think = _THINK.search(text)
+    answers = _ANSWER.findall(text) or text.rsplit("<answer>", 1)[1:]
+    return ParsedAnswer(_clean(think[1]) if think else None, _clean(answers[-1]) if answers else None, well_formed)
+
+
+def match_option(answer: str | None, options: Sequence[str]) -> tuple[int | None, str | None]:
+    """Find the option that an answer names by letter, text, or both: (its index, None), or (None, the reason why not).
+
+    Letters are read as "B", "(B)", "B.", "Option B"; both as "B: text", "(B) text", "B - text". Case, spaces and
+    surrounding punctuation do not matter. An option's text goes before a letter, so options may be letters themselves.
+
+    >>> match_option("(b)", ["right", "left"])
+    (1, None)
+    >>> match_option("A: Left.", ["right", "left"])
+    (None, "the letter A and the text 'left' name different options")
+    """
+    folded, texts = _fold(answer or ""), [_fold(option) for option in options]
+    for key, candidates in ((answer, list(options)), (folded, texts)):
+        if key and candidates.count(key) == 1:
+            return candidates.index(key), None
+    if not folded:
+        return None, "there is no answer"
+    if folded in texts:
+        return None, f"the text {folded!r} is that of several options"
+    if letter := _LETTER.fullmatch(folded):
+        return _by_letter(letter[1], len(options))
+    if not (both := _LETTER_AND_TEXT.fullmatch(folded)):
+        return None, f"{folded!r} is neither an option's letter nor its text"
+    index, reason = _by_letter(both[1], len(options))
+    text = _fold(both[2])
+    if index is None or texts[index] == text:
+        return index, reason
+    if text in texts:
+        return None, f"the letter {both[1].upper()} and the text {text!r} name different options"
+    return None, f"the letter {both[1].upper()} stands beside {text!r}, which is no option's text"
+
+
+def _by_letter(letter: str, num_options: int) -> tuple[int | None, str | None]:
+    index = string.ascii_lowercase.index(letter)
+    if index < num_options:
+        return index, None
+    return None, f"the letter {letter.upper()} is beyond the {num_options} options"
+
+
+def _clean(text: str) -> str:
+    return _LATENT.sub("", text).strip()
+
+
+def _fold(text: str) -> str:
+    """Case, width and spacing evened out, surrounding punctuation gone; signs and units ("-5", "+", "50%") stay."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(text.split()).lstrip(_OPENING).rstrip(_CLOSING)
