@@ -136,7 +136,7 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return FourDThinkerModelOutput(**outputs, latent_targets=targets)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Apply `config.latent_scale` over the last dimension. Idempotent, so a recorded latent replays as it was fed."""
+        """Apply `config.latent_scale` over the last dimension. Idempotent: a recorded latent replays as it was fed."""
         if self.config.latent_scale == "none":
             return latents
         return F.rms_norm(latents, latents.shape[-1:], eps=1e-12)
@@ -323,8 +323,6 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             raise ValueError(f"Mental images are decoded greedily or by sampling, not by {generation_mode.value}")
         if not generation_config.use_cache:
             raise ValueError("Mental images are decoded with a cache: set use_cache=True")
-        if generation_config.cache_implementation == "paged":
-            raise ValueError("A paged cache passes token ids only and would drop the latents: use another cache")
         if generation_mode_kwargs.get("custom_generate") is not None:
             raise ValueError("custom_generate replaces the decoding loop and would drop the latents")
 

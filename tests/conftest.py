@@ -1,0 +1,93 @@
+"""A tiny random checkpoint and short videos, shared by all tests."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from tiny_init import make_config, make_processor, make_tokenizer
+from transformers import LogitsProcessor
+
+from fourdthinker_hf import FourDThinkerForConditionalGeneration
+from fourdthinker_hf.qa import VideoQA
+
+TEXTS = [
+    "In which direction does the red ball move? <think> red ball 7 4, 6 4. it moves to the left. </think>",
+    "<answer>to the left</answer> to the right toward the camera away from the camera\nA. \nB. \nC. \nD. ",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A checkpoint of two layers with random weights, the same in every run. Read it; do not write into it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tokenizer = make_tokenizer(TEXTS, 400)
+    config = make_config(tokenizer)
+    config.text_config.num_hidden_layers = 2
+    config.text_config.layer_types = config.text_config.layer_types[:2]
+    config.vision_config.depth, config.vision_config.fullatt_block_indexes = 2, [0, 1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = FourDThinkerForConditionalGeneration(config)
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    make_processor(tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_video():
+    """`write_video(path, frames (T, H, W, 3) uint8, fps=8) -> path`: an H.264 file."""
+
+    def write(path: Path, frames: np.ndarray, fps: int = 8) -> Path:
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("libx264", rate=Fraction(fps), options={"crf": "18", "threads": "1"})
+            stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+            for frame in frames:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+            out.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, write_video) -> Path:
+    """Four seconds in which a red square slides over grey, 112 x 112."""
+    frames = np.full((32, 112, 112, 3), 90, np.uint8)
+    for i, frame in enumerate(frames):
+        frame[40:64, 2 * i : 2 * i + 24] = (220, 20, 20)
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", frames)
+
+
+class Script(LogitsProcessor):
+    """Makes a model with random weights write given ids; what stands inside a mental image is the model's own."""
+
+    def __init__(self, ids: list[int], config, prompt_length: int):
+        self.ids, self.prompt_length = ids, prompt_length
+        self.own = (config.latent_token_id, config.latent_end_id)
+
+    def __call__(self, input_ids, scores):
+        written = sum(token not in self.own for token in input_ids[0, self.prompt_length :].tolist())
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.ids[min(written, len(self.ids) - 1)]] = 0
+        return forced
+
+
+@pytest.fixture(scope="session")
+def script():
+    """`script(qa, text)`: from now on `qa` replies `text`, in which `<|latent_start|>` opens a mental image."""
+
+    def force(qa: VideoQA, text: str) -> None:
+        ids = qa.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        generate = type(qa.model).generate
+
+        def scripted(**kwargs):
+            forced = Script(ids, qa.model.config, kwargs["input_ids"].shape[1])
+            return generate(qa.model, **kwargs, logits_processor=[forced])
+
+        qa.model.generate = scripted
+
+    return force

@@ -1,0 +1,102 @@
+"""The processor: what text becomes, real times, mental images, paths."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fourdthinker_hf import FourDThinkerProcessor
+from fourdthinker_hf.video_fourdthinker import VideoError
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_folder):
+    return FourDThinkerProcessor.from_pretrained(tiny_folder)
+
+
+def frames(count, height=84, width=84):
+    return np.zeros((count, height, width, 3), np.uint8)
+
+
+def tokens_of(processor, ids):
+    return processor.tokenizer.convert_ids_to_tokens(ids)
+
+
+def test_output_image_becomes_a_block_with_its_target_frame(processor):
+    text = "a<output_image>b"
+    batch = processor(text=[text], imagery=[[Image.new("RGB", (84, 84), "red")]], return_tensors="pt")
+    block = ["<|latent_start|>"] + ["<|latent_pad|>"] * 4 + ["<|latent_end|>"]
+    assert tokens_of(processor, batch["input_ids"][0]) == ["a", *block, "b"]
+    assert batch["image_grid_thw_latent"].tolist() == [[1, 6, 6]]
+    assert batch["pixel_values_latent"].shape == (36, 3 * 2 * 14 * 14)
+    red = (torch.tensor([1.0, 0, 0]) - torch.tensor(processor.image_processor.image_mean)) / torch.tensor(
+        processor.image_processor.image_std
+    )
+    # A patch is channels x frames x 14 x 14, flattened.
+    torch.testing.assert_close(batch["pixel_values_latent"][0].view(3, -1)[:, 0], red)
+    assert "pixel_values_latent" not in processor(text=[text], return_tensors="pt")
+
+
+def test_decode_with_images_puts_output_image_back(processor):
+    text = "<think> red ball <output_image> it moves <output_image></think>"
+    ids = processor(text=[text], return_tensors="pt")["input_ids"][0]
+    assert processor.decode_with_images(ids) == text
+
+
+@pytest.mark.parametrize("imagery", [[[]], [[Image.new("RGB", (84, 84))] * 2], []])
+def test_imagery_must_match_the_text(processor, imagery):
+    with pytest.raises(ValueError, match="target frames|rows"):
+        processor(text=["a<output_image>"], imagery=imagery, return_tensors="pt")
+
+
+def test_seconds_per_grid_come_from_the_timestamps(processor):
+    text = "<|vision_start|><|video_pad|><|vision_end|>"
+    batch = processor(
+        text=[text, text], videos=[frames(4), frames(6)], return_tensors="pt", padding=True,
+        video_timestamps=[[0, 0.5, 1.0, 1.5], [3, 6, 9, 12, 15, 18]],
+    )  # fmt: skip
+    assert batch["second_per_grid_ts"].tolist() == [1.0, 6.0]
+    assert batch["video_grid_thw"].tolist() == [[2, 6, 6], [3, 6, 6]]
+    assert (batch["input_ids"] == processor.video_token_id).sum(1).tolist() == [18, 27]
+
+
+def test_an_array_needs_its_times(processor):
+    text = "<|vision_start|><|video_pad|><|vision_end|>"
+    for times in (None, [[0.0, 1.0]]):
+        with pytest.raises(ValueError, match="4 frames needs video_timestamps"):
+            processor(text=[text], videos=[frames(4)], video_timestamps=times)
+
+
+def test_a_path_is_opened_and_trimmed(processor, clip, tmp_path):
+    messages = processor.conversation(str(clip), "where", start=1.0, end=2.0)
+    assert messages[0]["content"][1]["text"] == "The video shows 1 s to 2 s.\nwhere"
+    kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    whole = processor.apply_chat_template([messages], **kwargs)
+    assert whole["video_grid_thw"].tolist() == [[4, 6, 6]]  # 4 s at 2 frames a second
+    trimmed = processor.apply_chat_template([messages], **kwargs, processor_kwargs={"start": 1.0, "end": 2.0})
+    assert trimmed["video_grid_thw"][0, 0] < 4
+    assert trimmed["second_per_grid_ts"].tolist() == [1.0]
+    fewer = processor.apply_chat_template([messages], **kwargs, processor_kwargs={"num_frames": 2})
+    assert fewer["video_grid_thw"].tolist() == [[1, 6, 6]]
+    with pytest.raises(VideoError, match="missing.mp4"):
+        processor.apply_chat_template([processor.conversation("missing.mp4", "where")], **kwargs)
+
+
+def test_the_prompt_is_chatml_with_lettered_options(processor):
+    messages = processor.conversation("clip.mp4", " Which? ", ["left", "right"])
+    assert processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>Which?\nA. left\nB. right<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_saving_keeps_what_a_checkpoint_was_trained_with(processor, tmp_path):
+    changed = FourDThinkerProcessor(
+        processor.image_processor, processor.tokenizer, processor.video_processor, processor.chat_template,
+        latent_size=6, fps=1.0, max_frames=50, instruction="Think.",
+    )  # fmt: skip
+    changed.save_pretrained(tmp_path)
+    loaded = FourDThinkerProcessor.from_pretrained(tmp_path)
+    assert (loaded.latent_size, loaded.fps, loaded.max_frames, loaded.instruction) == (6, 1.0, 50, "Think.")
+    assert loaded.latent_block.count("<|latent_pad|>") == 6
+    assert loaded.format_question("Why?") == "Why?\nThink."

@@ -1,0 +1,84 @@
+"""A checkpoint folder loads and answers in a process where this package cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+
+PROGRAM = """
+import json, sys
+folder, clip, out = sys.argv[1:]
+try:
+    import fourdthinker_hf
+except ImportError:
+    pass
+else:
+    raise SystemExit("the package is importable here")
+import torch
+from transformers import (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor,
+                          pipeline)
+
+trust = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(folder, **trust)
+processor = AutoProcessor.from_pretrained(folder, **trust)
+messages = [{"role": "user", "content": [{"type": "video", "video": clip}, {"type": "text", "text": "which way"}]}]
+inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt",
+                                       add_generation_prompt=True)
+result = {"type": config.model_type, "processor": type(processor).__name__, "ids": inputs["input_ids"].tolist()}
+logits = []
+for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    model, info = auto.from_pretrained(folder, output_loading_info=True, **trust)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    with torch.no_grad():
+        logits.append(model.eval()(**inputs).logits)
+assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+torch.save(logits[0], out)
+result["generated"] = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
+pipe = pipeline("image-text-to-text", model=folder, **trust)
+replies = pipe(text=messages, max_new_tokens=4, do_sample=False, return_full_text=False)
+result["pipeline"] = replies[0]["generated_text"]
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A working folder and an environment without the checkout on the path, with its own cache of remote code."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    return folder, env
+
+
+def test_bare_process(tiny_folder, clip, elsewhere):
+    folder, env = elsewhere
+    program, out = folder / "program.py", folder / "logits.pt"
+    # An editable install would be importable anywhere: shadow it with a module that is not.
+    (folder / "fourdthinker_hf.py").write_text("raise ImportError('not installed here')\n")
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(program), str(tiny_folder), str(clip), str(out)],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+
+    processor = FourDThinkerProcessor.from_pretrained(tiny_folder)
+    model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
+    inputs = processor.apply_chat_template(
+        processor.conversation(str(clip), "which way"), tokenize=True, return_dict=True, return_tensors="pt",
+        add_generation_prompt=True,
+    )  # fmt: skip
+    assert result["type"] == "fourdthinker" and result["processor"] == "FourDThinkerProcessor"
+    assert result["ids"] == inputs["input_ids"].tolist()
+    with torch.no_grad():
+        assert torch.equal(torch.load(out), model(**inputs).logits)
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, -4:]
+    assert result["generated"] == tokens.tolist()
+    assert result["pipeline"] == processor.tokenizer.decode(tokens, skip_special_tokens=True)
