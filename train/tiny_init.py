@@ -98,7 +98,7 @@ def main(
     fields = ("question", "reasoning", "answer")
     rows = [json.loads(line) for path in records for line in path.open()]
     words = [" ".join(str(row[name]) for name in fields if row.get(name)) for row in rows]
-    options = [f"\n{letter}. {text}" for row in rows for letter, text in zip("ABCD", row.get("options") or ())]
+    options = [f"\nA. {text}\nB. {text}\nC. {text}\nD. {text}" for row in rows for text in row.get("options") or ()]
     tokenizer = make_tokenizer([*words, *options, *topics.values()], vocab_size)
     torch.manual_seed(seed)
     model = FourDThinkerForConditionalGeneration(make_config(tokenizer))

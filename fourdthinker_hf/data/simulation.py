@@ -354,7 +354,7 @@ def _ground(scene: Scene, truth: Truth) -> Question:
 
 
 def _options(rng: np.random.Generator, task: str, question: Question, names: Sequence[str], letter: int) -> list[str]:
-    """Four options with the answer at place `letter`. Camera distractors are uniform: options never tell the answer."""
+    """Four options with the answer at place `letter`. Camera distractors are uniform: none tells the answer."""
     everything = {
         "camera_motion": CAMERA_MOTIONS,
         "object_direction": tuple(DIRECTIONS),
@@ -585,7 +585,14 @@ def _make(job: tuple[int, str, int, int, int, str]) -> Record:
         imagery.append(os.path.join(out, "images", f"{number:06d}_{k}.png"))
         Image.fromarray(highlight(clip.frames[TARGET_FRAME], clip.masks[0] == target + 1)).save(imagery[-1])
         targets.append({"object": clip.scene.things[target].name, "time": TARGET_FRAME / FPS})
-    source = {"generator": "simulation", "level": level, "seed": seed, "task": task, "index": index, "targets": targets}
+    source = {
+        "generator": "simulation",
+        "level": level,
+        "seed": seed,
+        "task": task,
+        "index": index,
+        "targets": targets,
+    }
     return Record(
         id=f"sim{level}-{seed}-{task}-{index}",
         question=clip.question.question,

@@ -24,7 +24,10 @@ def accuracy_table(predictions: list[dict]) -> dict[str, dict]:
 
 def format_table(table: dict[str, dict]) -> str:
     """The table as Markdown."""
-    lines = ["| task | questions | accuracy | 95% interval | pictured | well-formed |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| task | questions | accuracy | 95% interval | pictured | well-formed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, row in table.items():
         lines.append(
             f"| {name} | {row['num']} | {row['accuracy']:.1%} | {row['low']:.1%} to {row['high']:.1%} "

@@ -43,7 +43,9 @@ def evaluate(
     with path.open("a") as file, tqdm(total=len(todo), unit="question") as bar:
         for first in range(0, len(todo), batch_size):
             batch = todo[first : first + batch_size]
-            for record, reply in zip(batch, answer_batch(network, processor, batch, video, max_new_tokens), strict=True):
+            for record, reply in zip(
+                batch, answer_batch(network, processor, batch, video, max_new_tokens), strict=True
+            ):
                 file.write(json.dumps(judge(record, reply)) + "\n")
             file.flush()
             bar.update(len(batch))

@@ -13,7 +13,7 @@ IGNORED = -100
 
 
 def completion_text(reasoning: str | None, answer: str) -> str:
-    """What the assistant says: `<think>reasoning</think><answer>answer</answer>`, or the bare answer without reasoning."""
+    """What the assistant says: `<think>reasoning</think><answer>answer</answer>`, or the answer without reasoning."""
     if not reasoning:
         return f"<answer>{answer}</answer>"
     return f"<think>{reasoning}</think><answer>{answer}</answer>"
@@ -41,7 +41,9 @@ class DIFTCollator:
             if reasoning and not self.imagery:
                 reasoning, targets = reasoning.replace(f" {OUTPUT_IMAGE}", "").replace(OUTPUT_IMAGE, ""), []
             answer = completion_text(reasoning, row["answer"])
-            messages = self.processor.conversation(frames, row["question"], row.get("options") if self.options else None, answer)
+            messages = self.processor.conversation(
+                frames, row["question"], row.get("options") if self.options else None, answer
+            )
             texts.append(self.processor.apply_chat_template(messages, tokenize=False))
             videos.append(frames)
             times.append(timestamps)
@@ -55,9 +57,10 @@ class DIFTCollator:
     def labels(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> torch.LongTensor:
         """Targets `(batch, seq)` of the next-token loss: ids, or -100 where nothing is to be said."""
         token = self.processor.tokenizer.convert_tokens_to_ids
+        role_length = len(self.processor.tokenizer("assistant", add_special_tokens=False)["input_ids"])
         places = torch.arange(input_ids.shape[1])
         last_turn = torch.where(input_ids == token("<|im_start|>"), places, -1).amax(1, keepdim=True)
-        spoken = (places > last_turn + 1) & attention_mask.bool() & (input_ids != token("<|latent_pad|>"))
+        spoken = (places > last_turn + role_length) & attention_mask.bool() & (input_ids != token("<|latent_pad|>"))
         return input_ids.masked_fill(~spoken, IGNORED)
 
     def _video(self, row: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""DIFT: supervised imagery training. The only change w.r.t. `SFTTrainer` is the loss: text and latents, in one forward.
+"""DIFT: supervised imagery training. The only change w.r.t. `SFTTrainer` is the loss: text and latents, one forward.
 
     loss = ce_weight * CE(text) + sim_weight * mean(1 - cos(h[p - 1], target[p])),    p over the latent pads
 
