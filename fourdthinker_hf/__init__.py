@@ -11,6 +11,7 @@ from transformers import (
 from .configuration_fourdthinker import FourDThinkerConfig
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import FourDThinkerProcessor
+from .qa import VideoQA
 
 AutoConfig.register(FourDThinkerConfig.model_type, FourDThinkerConfig)
 for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
@@ -21,4 +22,5 @@ __all__ = [
     "FourDThinkerConfig",
     "FourDThinkerForConditionalGeneration",
     "FourDThinkerProcessor",
+    "VideoQA",
 ]

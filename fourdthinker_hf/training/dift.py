@@ -3,7 +3,8 @@
     loss = ce_weight * CE(text) + sim_weight * mean(1 - cos(h[p - 1], target[p])),    p over the latent pads
 
 The targets are detached and the tower that makes them is frozen. Both means are taken over the whole accumulation
-window and all processes, so how a batch is cut into micro-batches never matters.
+window and all processes, so how a batch is cut into micro-batches never matters. Only positions that have a label
+reach the vocabulary head.
 """
 
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from trl import SFTConfig, SFTTrainer
 
+from .collator import IGNORED
+
 
 @dataclass
 class DIFTConfig(SFTConfig):
-    """`SFTConfig` with the weights of the two losses; defaults of the two are the published ones.
+    """`SFTConfig` with the weights of the two losses; their defaults are the published ones.
 
     What latents cannot work with (packing, padding-free batches, truncation, the Liger kernel) is refused by name.
     """
@@ -27,6 +30,7 @@ class DIFTConfig(SFTConfig):
     freeze_vision: bool = field(default=True, metadata={"help": "Freeze the vision tower and its merger."})
     max_length: int | None = field(default=None, metadata={"help": "Unused: a cut would separate latents and frames."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records' columns."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation returns losses, never logits."})
 
     def __post_init__(self):
         for name in ("packing", "padding_free", "use_liger_kernel"):
@@ -50,47 +54,46 @@ class DIFTTrainer(SFTTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Also counts the latents of the window, over all processes."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pad = self._config.latent_token_id
-        count = sum(int((batch["input_ids"] == pad).sum()) for batch in samples)
+        count = sum(int((batch["input_ids"] == self._latent_token_id).sum()) for batch in samples)
         self._num_latents = self.accelerator.gather(torch.tensor([count], device=device)).sum()
         return samples, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seen = []  # the fused head of TRL drops the base model's outputs: keep them on their way
-        base_model = self._core.base_model
-        handle = base_model.register_forward_hook(lambda module, args, output: seen.append(output))
-        try:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        finally:
-            handle.remove()
         if return_outputs:
-            raise ValueError("DIFTTrainer does not return logits: set prediction_loss_only=True")
-        loss = self.args.ce_weight * loss
-        targets = seen[0].latent_targets
-        if targets is not None:
-            is_pad = inputs["input_ids"] == self._config.latent_token_id
-            predicted = seen[0].last_hidden_state[:, :-1][is_pad[:, 1:]]  # h[p - 1], in the order of the pads
-            loss = loss + self.args.sim_weight * self._imagery_loss(predicted.float(), targets.float())
+            raise ValueError("DIFTTrainer computes the logits of labelled positions only: set prediction_loss_only")
+        labels = inputs["labels"]
+        labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # position p predicts the label of p + 1
+        outputs = model(
+            **{name: value for name, value in inputs.items() if name != "labels"},
+            logits_to_keep=labelled, use_cache=False,
+        )  # fmt: skip
+        targets = labels[:, 1:][labelled[:, :-1]]
+        text_loss = F.cross_entropy(outputs.logits.float(), targets, reduction="none")
+        self._log("text_loss", text_loss)
+        self._log("mean_token_accuracy", (outputs.logits.argmax(-1) == targets).float())
+        loss = self.args.ce_weight * self._window_mean(text_loss, num_items_in_batch)
+        if outputs.latent_targets is not None:
+            is_pad = inputs["input_ids"] == self._latent_token_id
+            predicted = outputs.last_hidden_state[:, :-1][is_pad[:, 1:]].float()  # h[p - 1], in the order of the pads
+            latents = outputs.latent_targets.float()
+            cosine = F.cosine_similarity(predicted, latents, dim=-1)
+            self._log("latent_cosine", cosine)
+            centre = latents.mean(0)  # plain cosine is near 1 for any latents that share the targets' mean
+            self._log("latent_centred_cosine", F.cosine_similarity(predicted - centre, latents - centre, dim=-1))
+            loss = loss + self.args.sim_weight * self._window_mean(1 - cosine, self._num_latents)
         return loss
 
-    def _imagery_loss(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean of 1 - cosine over the window's latents; both `(num_latents, hidden)` fp32."""
-        cosine = F.cosine_similarity(predicted, targets, dim=-1)
-        centre = targets.mean(0)  # plain cosine is near 1 for any latents that share the features' mean
-        centred = F.cosine_similarity(predicted.detach() - centre, targets - centre, dim=-1)
+    def _window_mean(self, values: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
+        """The part of this micro-batch in the mean over `window` items; a plain mean in evaluation."""
+        if window is None or not self.model.training:
+            return values.mean()
+        # `window` counts the items of all processes, and the trainer averages gradients over processes.
+        return values.sum() / window * self.accelerator.num_processes
+
+    def _log(self, name: str, values: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
-        for name, value in (("latent_cosine", cosine.detach()), ("latent_centred_cosine", centred)):
-            self._metrics[mode][name].append(self.accelerator.gather(value.mean()[None]).mean().item())
-        if mode == "eval":
-            return (1 - cosine).mean()
-        # The trainer averages gradients over processes; the count is of all of them.
-        return (1 - cosine).sum() / self._num_latents * self.accelerator.num_processes
+        self._metrics[mode][name].append(self.accelerator.gather(values.detach().mean()[None]).mean().item())
 
     @property
-    def _core(self):
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-    @property
-    def _config(self):
-        return self._core.config
+    def _latent_token_id(self) -> int:
+        return self.accelerator.unwrap_model(self.model).config.latent_token_id

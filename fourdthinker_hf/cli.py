@@ -1,0 +1,123 @@
+"""The `fourdthinker` command. A mistake in what is given ends it with one line on stderr and exit status 2."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Ask questions about moving scenes, answered by picturing them.", no_args_is_help=True)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what a person can put right (bad input, a missing extra) into one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        typer.echo(f"fourdthinker: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.callback()
+def main() -> None:
+    pass
+
+
+@app.command()
+def ask(
+    video: Path,
+    question: str,
+    option: Annotated[list[str] | None, typer.Option(help="An option to choose from; give it once for each.")] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds at which the video is cut to start.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds at which it is cut to end.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Answer QUESTION about VIDEO, with the reasoning and what was pictured."""
+    with plain_errors():
+        from .qa import BUNDLED, VideoQA, check_question
+
+        options = check_question(question, option)
+        qa = VideoQA.from_pretrained(model or BUNDLED)
+        answer = qa.ask(video, question, options, start=start, end=end, max_new_tokens=max_new_tokens)
+    typer.echo(json.dumps(_summary(answer, options)) if as_json else _report(answer, options))
+
+
+def _summary(answer, options: list[str]) -> dict:
+    return {
+        "answer": answer.answer,
+        "option": None if answer.option is None else options[answer.option],
+        "probabilities": answer.probabilities and dict(zip(options, answer.probabilities, strict=True)),
+        "reasoning": answer.reasoning,
+        "images": [{"time": image.time} for image in answer.images],
+        "truncated": answer.truncated,
+        "reason": answer.reason,
+    }
+
+
+def _report(answer, options: list[str]) -> str:
+    lines = [f"Reasoning: {answer.reasoning}"]
+    for number, image in enumerate(answer.images, start=1):
+        resembles = "was empty" if image.time is None else f"resembles the video at {image.time:.2f} s"
+        lines.append(f"Mental image {number}: {resembles}")
+    lines.append(f"Answer: {answer.answer or '(none)'}")
+    if answer.option is not None:
+        lines.append(f"Option: {options[answer.option]} ({answer.probabilities[answer.option]:.0%})")
+    elif answer.reason:
+        lines.append(f"{'No option' if options else 'Note'}: {answer.reason}")
+    return "\n".join(lines)
+
+
+@app.command()
+def simulate(
+    num: Annotated[int, typer.Option(min=1, help="Questions to make.")],
+    seed: Annotated[int, typer.Option(help="The same seed makes the same questions.")],
+    out: Annotated[Path, typer.Option(help="Folder for records.jsonl, videos/ and images/.")],
+    level: int = 1,
+    tasks: Annotated[list[str] | None, typer.Option(help="A task; give it once for each. All by default.")] = None,
+) -> None:
+    """Make questions about simulated scenes, with exact answers."""
+    with plain_errors():
+        from .data.simulation import TASKS
+        from .data.simulation import simulate as make
+
+        typer.echo(make(num, seed, out, level=level, tasks=tasks or TASKS))
+
+
+@app.command()
+def evaluate(
+    benchmark: Annotated[Path, typer.Option(help="JSONL file of records.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and report.json; resumed if it holds any.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    video: Annotated[str, typer.Option(help="real; grey or none: a uniform video or none at all.")] = "real",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Ask every question of a file of records; print accuracies with 95% intervals."""
+    with plain_errors():
+        from .evaluation.report import format_table
+        from .evaluation.runner import evaluate as run
+        from .qa import BUNDLED
+
+        table = run(str(model or BUNDLED), str(benchmark), str(out), batch_size, video, max_new_tokens)
+    typer.echo(format_table(table))
+
+
+@app.command()
+def maps(
+    benchmark: Annotated[Path, typer.Option(help="JSONL file of simulated records.")],
+    out: Annotated[Path, typer.Option(help="Folder for maps.json.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
+    num: Annotated[int, typer.Option(min=2, help="Records to use.")] = 100,
+    source: Annotated[str, typer.Option(help="model: what it pictured; targets: the true target frames.")] = "model",
+) -> None:
+    """Test whether the maps of mental images point at the object pictured, against shuffled ones."""
+    with plain_errors():
+        from .evaluation.maps import map_test
+        from .qa import BUNDLED
+
+        typer.echo(json.dumps(map_test(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))

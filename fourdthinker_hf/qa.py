@@ -1,0 +1,299 @@
+"""Ask a question about a video: `VideoQA.from_pretrained().ask("clip.mp4", "Which way does it move?")`.
+
+One path answers: `ask` is the last item of `stream`. The vision tower runs once, for decoding, for the options'
+probabilities and for the pictures of what was imagined.
+"""
+
+import queue
+import re
+import string
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .answers import match_option, parse
+from .imagery import best_frame, dimmed_features, similarity_maps, video_features
+from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
+from .video_fourdthinker import load_video
+
+BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "4dthinker-tiny"
+OPEN, CLOSE = "<answer>", "</answer>"
+_LETTER = re.compile(r"[(\[]?(?=[A-Z](?:[)\].:]|\s*$))")  # up to a letter that stands alone
+
+
+@dataclass
+class MentalImage:
+    """One block of latents. `maps`, `best` and `time` are None for a block that ended before its first latent."""
+
+    latents: torch.Tensor  # (n, hidden) float32, as they were fed
+    maps: np.ndarray | None = None  # (T, h, w) similarity to each temporal step of the video
+    best: int | None = None  # the step it resembles most
+    time: float | None = None  # of that step, in seconds of the source
+
+
+@dataclass
+class Answer:
+    """A reply, whole or so far. `images` are in the order of the `<output_image>`s in `reasoning`."""
+
+    frames: np.ndarray  # (T, H, W, 3) uint8, the frames that the model saw
+    timestamps: np.ndarray  # (T,) seconds in the source
+    text: str = ""  # the reply as written
+    reasoning: str = ""
+    answer: str = ""
+    option: int | None = None  # index of the option that the answer names
+    probabilities: list[float] | None = None  # per option; None if no answer was opened
+    images: list[MentalImage] = field(default_factory=list)
+    truncated: bool = False  # the limit of new tokens cut the reply
+    reason: str | None = None  # why there is no answer, or why it names no option
+
+
+class VideoQA:
+    """A loaded checkpoint that answers questions about videos, one at a time, greedily."""
+
+    def __init__(self, model: FourDThinkerForConditionalGeneration, processor: FourDThinkerProcessor):
+        self.model, self.processor = model.eval(), processor
+
+    @classmethod
+    def from_pretrained(cls, model: str | PathLike = BUNDLED, device: str | torch.device | None = None) -> "VideoQA":
+        """Load a folder or Hub id on `device` (a GPU if there is one). ValueError if it is no 4DThinker checkpoint."""
+        try:
+            config, _ = PretrainedConfig.get_config_dict(str(model))
+        except OSError as error:
+            raise ValueError(f"{model}: no checkpoint there (a folder or Hub id with a config.json)") from error
+        if "latent_token_id" not in config:
+            raise ValueError(
+                f"{model}: config.json has no latent_token_id, so this is no 4DThinker checkpoint; "
+                "`fourdthinker convert` makes one of a Qwen2.5-VL checkpoint"
+            )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        network = FourDThinkerForConditionalGeneration.from_pretrained(str(model), dtype="auto").to(device)
+        return cls(network, FourDThinkerProcessor.from_pretrained(str(model)))
+
+    def ask(self, video: str | PathLike, question: str, options: Sequence[str] | None = None, **kwargs) -> Answer:
+        """Answer a question about the video at a path; arguments and errors as in [`VideoQA.stream`]."""
+        *_, answer = self.stream(video, question, options, **kwargs)
+        return answer
+
+    def stream(
+        self, video: str | PathLike, question: str, options: Sequence[str] | None = None, start: float | None = None,
+        end: float | None = None, max_new_tokens: int = 512,
+    ) -> Iterator[Answer]:  # fmt: skip
+        """Answer as `ask` does, yielding the reply so far as text and mental images arrive; the last one is whole.
+
+        `start` and `end`, in seconds, trim the video. Closing the iterator stops the decoding. Raises at once, before
+        anything is decoded: VideoError for a file that cannot be read as a video or lacks that span, ValueError for an
+        empty question, fewer than two options, or options that are empty or equal.
+        """
+        options = check_question(question, options)
+        processor = self.processor
+        frames, timestamps = load_video(
+            video, fps=processor.fps, max_frames=processor.max_frames, start=start, end=end
+        )
+        messages = processor.conversation(frames, question, options, start=start, end=end)
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+            sanitize_control_tokens=True, processor_kwargs={"video_timestamps": [timestamps]},
+        ).to(self.model.device)  # fmt: skip
+        return _Reply(self, inputs, frames, timestamps, options).stream(max_new_tokens)
+
+
+def check_question(question: str, options: Sequence[str] | None) -> list[str]:
+    """The options as a list, empty for an open question; ValueError for what `VideoQA.stream` refuses."""
+    options = [option.strip() for option in options or ()]
+    if not question or not question.strip():
+        raise ValueError("The question is empty")
+    if len(options) == 1:
+        raise ValueError("A single option is no choice: give at least two, or none")
+    if not all(options):
+        raise ValueError("An option is empty")
+    if len({option.casefold() for option in options}) < len(options):
+        raise ValueError("Two options are the same")
+    if len(options) > len(string.ascii_uppercase):
+        raise ValueError(f"{len(options)} options, but only {len(string.ascii_uppercase)} letters to name them")
+    if any(OUTPUT_IMAGE in text for text in (question, *options)):
+        raise ValueError(f"{OUTPUT_IMAGE} stands for the model's own mental images and cannot be asked about")
+    return options
+
+
+class _Events(BaseStreamer, StoppingCriteria):
+    """What `generate` in another thread did, in order: an int is a token, a tensor the latent fed, None the end."""
+
+    def __init__(self):
+        self.queue, self.cancelled, self.in_prompt = queue.SimpleQueue(), threading.Event(), True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.in_prompt:
+            self.queue.put(int(value))
+        self.in_prompt = False
+
+    def end(self) -> None:
+        """The end is sent by `run`, which also sees what `generate` raises."""
+
+    def latent(self, latents, rows, block, slot):
+        self.queue.put(latents[0].float().cpu())
+        return latents
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)
+
+    def run(self, generate, **kwargs) -> None:
+        try:
+            generate(**kwargs, streamer=self, latent_hook=self.latent, stopping_criteria=StoppingCriteriaList([self]))
+            self.queue.put(None)
+        except BaseException as error:  # whatever it is, the reader must not wait forever
+            self.queue.put(error)
+
+
+class _Reply:
+    """One reply in the making: the prompt, the ids and latents so far, and the `Answer` they amount to."""
+
+    def __init__(self, qa: VideoQA, inputs, frames: np.ndarray, timestamps: np.ndarray, options: list[str]):
+        self.model, self.processor, self.options = qa.model, qa.processor, options
+        self.features = video_features(self.model, inputs)[0]
+        self.inputs = {key: value for key, value in inputs.items() if key != "pixel_values_videos"}
+        self.answer = Answer(frames, timestamps)
+        self.ids: list[int] = []
+        self.latents: list[torch.Tensor] = []  # (hidden,) of every pad so far
+
+    def stream(self, max_new_tokens: int) -> Iterator[Answer]:
+        events = _Events()
+        kwargs = self.inputs | {
+            "mm_encoder_outputs": self._vision(1), "max_new_tokens": max_new_tokens, "do_sample": False,
+        }  # fmt: skip
+        worker = threading.Thread(target=events.run, args=(self.model.generate,), kwargs=kwargs, daemon=True)
+        worker.start()
+        try:
+            while (event := events.queue.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                if isinstance(event, torch.Tensor):
+                    self.latents.append(event)
+                else:
+                    self.ids.append(event)
+                    yield self._read(closed_blocks=True)
+        finally:
+            events.cancelled.set()
+            worker.join()
+        yield self._finish()
+
+    @cached_property
+    def dimmed(self) -> torch.Tensor:
+        return dimmed_features(self.model, self.processor, self.answer.frames).cpu()
+
+    def _vision(self, copies: int) -> dict:
+        """The video's features for the model's forward, for a batch of `copies` rows."""
+        return {"video": BaseModelOutputWithPooling(pooler_output=(self.features.flatten(0, 2),) * copies)}
+
+    def _read(self, closed_blocks: bool) -> Answer:
+        """The answer so far; with `closed_blocks`, without a mental image that is still being decoded."""
+        config, ids = self.model.config, self.ids
+        if closed_blocks and ids[-1] in (config.latent_start_id, config.latent_token_id):
+            ids = ids[: len(ids) - ids[::-1].index(config.latent_start_id) - 1]
+        text = self.processor.decode_with_images(ids)
+        text = text.removesuffix("\ufffd") if closed_blocks else text  # half a character
+        parsed = parse(text)
+        reasoning = parsed.think if parsed.think is not None else text.partition(OPEN)[0].strip()
+        known = self.answer.images
+        images = known + [self._picture(block) for block in self._blocks(ids)[len(known) :]]
+        frames, timestamps = self.answer.frames, self.answer.timestamps
+        self.answer = Answer(frames, timestamps, text, reasoning, parsed.answer or "", images=images)
+        return self.answer
+
+    def _blocks(self, ids: list[int]) -> list[list[torch.Tensor]]:
+        """The latents of each `<|latent_start|>` in `ids`."""
+        latents, blocks = iter(self.latents), []
+        for token in ids:
+            if token == self.model.config.latent_start_id:
+                blocks.append([])
+            elif token == self.model.config.latent_token_id:
+                blocks[-1] += [latent for latent in [next(latents, None)] if latent is not None]  # the last is not fed
+        return blocks
+
+    def _picture(self, block: list[torch.Tensor]) -> MentalImage:
+        if not block:
+            return MentalImage(torch.empty(0, self.features.shape[-1]))
+        latents = torch.stack(block)
+        maps = similarity_maps(latents, self.features.cpu(), self.dimmed).numpy()
+        best = best_frame(maps)
+        patch = self.processor.video_processor.temporal_patch_size
+        time = self.answer.timestamps[patch * best : patch * (best + 1)].mean()
+        return MentalImage(latents, maps, best, float(time))
+
+    def _finish(self) -> Answer:
+        answer = self._read(closed_blocks=False)
+        ends = self.model.generation_config.eos_token_id
+        answer.truncated = self.ids[-1] not in (ends if isinstance(ends, list) else [ends])
+        if not answer.answer:
+            answer.reason = "the reply was cut before an answer" if answer.truncated else "the reply has no answer"
+        elif self.options:
+            answer.option, answer.reason = match_option(answer.answer, self.options)
+        if self.options:
+            answer.probabilities = self._probabilities()
+        return answer
+
+    def _probabilities(self) -> list[float] | None:
+        """Softmax over the options' scores after the `<answer>` written: of their letters if a letter was written
+        there, else their texts' log-likelihoods per token, `</answer>` included."""
+        text = self._decode(self.ids)
+        place = text.rfind(OPEN, 0, text.rfind(CLOSE) if CLOSE in text else None)
+        if place < 0:
+            return None
+        written = text[place + len(OPEN) :].partition(CLOSE)[0]
+        lead = written[: len(written) - len(written.lstrip())]
+        if letter := _LETTER.match(written.strip()):
+            lead, candidates = lead + letter[0], string.ascii_uppercase[: len(self.options)]
+        else:
+            candidates = [option + CLOSE for option in self.options]
+        prefix, rest = self._prefix(text, place + len(OPEN))
+        continuations = [self._tokenize(rest + lead + candidate) for candidate in candidates]
+        return torch.tensor(self._scores(prefix, continuations)).softmax(0).tolist()
+
+    def _prefix(self, text: str, end: int) -> tuple[list[int], str]:
+        """The longest run of generated ids within `text[:end]`, and the text that it leaves (a token may straddle)."""
+        for count in range(len(self.ids), -1, -1):
+            head = self._decode(self.ids[:count])
+            if len(head) <= end and text.startswith(head):
+                return self.ids[:count], text[len(head) : end]
+        raise AssertionError("the empty prefix fits any text")
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    @torch.no_grad()
+    def _scores(self, prefix: list[int], continuations: list[list[int]]) -> list[float]:
+        """Mean log-probability per token of each continuation of the prompt and `prefix`, latents replayed."""
+        prompt = self.inputs["input_ids"][0]
+        head = torch.cat([prompt, prompt.new_tensor(prefix)])
+        rows = [torch.cat([head, head.new_tensor(tokens)]) for tokens in continuations]
+        pad = self.processor.tokenizer.pad_token_id
+        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        lengths = torch.tensor([len(row) for row in rows], device=head.device)
+        mask = (torch.arange(input_ids.shape[1], device=head.device) < lengths[:, None]).long()
+        is_pad = input_ids == self.model.config.latent_token_id
+        latents = torch.zeros(*input_ids.shape, self.features.shape[-1], device=head.device)
+        if is_pad.any():
+            latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(len(rows), 1)
+        copies = len(rows)
+        logits = self.model(
+            input_ids=input_ids, attention_mask=mask, latent_embeds=latents, mm_encoder_outputs=self._vision(copies),
+            video_grid_thw=self.inputs["video_grid_thw"].repeat(copies, 1),
+            second_per_grid_ts=self.inputs["second_per_grid_ts"].repeat(copies),
+            logits_to_keep=input_ids.shape[1] - len(head) + 1,
+        ).logits  # fmt: skip
+        logprobs = logits[:, :-1].float().log_softmax(-1)
+        chosen = logprobs.gather(-1, input_ids[:, len(head) :, None])[..., 0]
+        kept = mask[:, len(head) :]
+        return ((chosen * kept).sum(1) / kept.sum(1)).tolist()

@@ -1,0 +1,109 @@
+"""The command as a person meets it: what it prints, and one clear line where something is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fourdthinker_hf.cli import app
+from fourdthinker_hf.data import simulation
+from fourdthinker_hf.qa import VideoQA
+
+OPTIONS = ["--option", "to the left", "--option", "to the right"]
+REPLY = "<think>red ball <|latent_start|> left.</think><answer>to the left</answer><|im_end|>"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def scripted(tiny_folder, script, monkeypatch):
+    qa = VideoQA.from_pretrained(tiny_folder)
+    script(qa, REPLY)
+    monkeypatch.setattr(VideoQA, "from_pretrained", lambda model: qa)
+
+
+def refused(result, *words):
+    """Exit status 2, nothing on stdout, one line on stderr that holds `words`."""
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_ask_prints_reasoning_images_and_the_chosen_option(clip, scripted):
+    result = run("ask", clip, "Where does it move?", *OPTIONS)
+    assert result.exit_code == 0, result.output
+    reasoning, image, answer, option = result.stdout.splitlines()
+    assert reasoning == "Reasoning: red ball <output_image> left."
+    assert image.startswith("Mental image 1: resembles the video at ") and image.endswith(" s")
+    assert answer == "Answer: to the left"
+    assert option.startswith("Option: to the left (") and option.endswith("%)")
+
+
+def test_ask_json(clip, scripted):
+    reply = json.loads(run("ask", clip, "Where?", *OPTIONS, "--start", 1, "--end", 3, "--json").stdout)
+    assert (reply["answer"], reply["option"], reply["truncated"]) == ("to the left", "to the left", False)
+    assert sum(reply["probabilities"].values()) == pytest.approx(1)
+    assert 1 <= reply["images"][0]["time"] <= 3
+
+
+def test_ask_runs_a_checkpoint_from_its_folder(clip, tiny_folder):
+    result = run("ask", clip, "Where?", "--model", tiny_folder, "--max-new-tokens", 4)
+    assert result.exit_code == 0 and "Note: the reply was cut before an answer" in result.stdout
+
+
+def test_ask_a_video_of_one_frame(tmp_path, write_video, scripted):
+    video = write_video(tmp_path / "one.mp4", np.zeros((1, 64, 64, 3), np.uint8))
+    assert "Mental image 1: resembles the video at 0.00 s" in run("ask", video, "Where?").stdout
+
+
+def test_ask_refuses_what_is_no_video(tmp_path, scripted):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("hello")
+    refused(run("ask", tmp_path / "missing.mp4", "Where?"), "missing.mp4", "no such file")
+    refused(run("ask", tmp_path / "empty.mp4", "Where?"), "empty.mp4", "0 bytes")
+    refused(run("ask", tmp_path / "text.mp4", "Where?"), "text.mp4", "not a video")
+    refused(run("ask", tmp_path, "Where?"), "is a folder")
+
+
+def test_ask_refuses_what_is_no_question(clip, scripted):
+    refused(run("ask", clip, " "), "question is empty")
+    refused(run("ask", clip, "Where?", "--option", "left"), "at least two")
+    refused(run("ask", clip, "Where?", "--option", "left", "--option", "left"), "the same")
+    refused(run("ask", clip, "Where?", "--start", 99), "start=99", "outside the clip")
+
+
+def test_ask_refuses_what_is_no_checkpoint(clip, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    refused(run("ask", clip, "Where?", "--model", tmp_path), "latent_token_id")
+
+
+def test_simulate_refuses_an_unknown_task_and_a_missing_extra(tmp_path, monkeypatch):
+    arguments = ("simulate", "--num", 1, "--seed", 0, "--out", tmp_path)
+    refused(run(*arguments, "--tasks", "juggling"), "juggling", "camera_motion")
+
+    def missing(*args, **kwargs):
+        raise ImportError('simulating needs MuJoCo: pip install "fourdthinker-hf[sim]"')
+
+    monkeypatch.setattr(simulation, "simulate", missing)
+    refused(run(*arguments), "fourdthinker-hf[sim]")
+
+
+def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
+    calls = []
+
+    def make(*args, **kwargs):
+        calls.append((args, kwargs))
+        return "records.jsonl"
+
+    monkeypatch.setattr(simulation, "simulate", make)
+    run("simulate", "--num", 3, "--seed", 7, "--out", tmp_path, "--tasks", "faster_object", "--tasks", "camera_motion")
+    result = run("simulate", "--num", 1, "--seed", 0, "--out", tmp_path)
+    assert result.stdout == "records.jsonl\n"
+    assert calls == [
+        ((3, 7, tmp_path), {"level": 1, "tasks": ["faster_object", "camera_motion"]}),
+        ((1, 0, tmp_path), {"level": 1, "tasks": simulation.TASKS}),
+    ]

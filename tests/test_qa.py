@@ -1,0 +1,222 @@
+"""Asking, streaming, the mental images and the options' probabilities, on scripted replies of random weights."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from tiny_init import SIDE
+
+from fourdthinker_hf.imagery import similarity_maps
+from fourdthinker_hf.qa import VideoQA, check_question
+from fourdthinker_hf.video_fourdthinker import VideoError
+
+GRID = (4, SIDE // 28, SIDE // 28)  # steps of two frames, features of 28 pixels
+OPTIONS = ["to the left", "to the right", "toward the camera"]
+START = "<|latent_start|>"
+REPLY = f"<think>red ball {START} moves {START} left.</think><answer>to the right</answer><|im_end|>"
+
+
+@pytest.fixture
+def qa(tiny_folder) -> VideoQA:
+    return VideoQA.from_pretrained(tiny_folder, device="cpu")
+
+
+def replay(qa, clip, prefix, latents, continuation, question="Where?", options=OPTIONS):
+    """Log-probabilities of the tokens of `continuation` after `prefix` by one plain forward on the pixels."""
+    processor = qa.processor
+    messages = processor.conversation("video", question, options)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    text += prefix.replace(START, processor.latent_block)
+    inputs = processor(text=text, videos=[str(clip)], return_tensors="pt")
+    tokens = processor.tokenizer(continuation, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.cat([inputs["input_ids"], tokens], 1)
+    embeds = torch.zeros(*ids.shape, latents.shape[-1])
+    embeds[ids == qa.model.config.latent_token_id] = latents
+    visual = {key: inputs[key] for key in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")}
+    with torch.no_grad():
+        logits = qa.model(input_ids=ids, latent_embeds=embeds, **visual).logits[0, -tokens.shape[1] - 1 : -1]
+    return logits.log_softmax(-1).gather(1, tokens.T)[:, 0]
+
+
+def test_a_reply_is_read(qa, clip, script):
+    script(qa, REPLY)
+    answer = qa.ask(clip, "Where?", OPTIONS)
+    assert answer.reasoning == "red ball <output_image> moves <output_image> left."
+    assert (answer.answer, answer.option, answer.reason, answer.truncated) == ("to the right", 1, None, False)
+    assert answer.frames.shape == (8, 112, 112, 3)
+    np.testing.assert_allclose(answer.timestamps, np.arange(8) / 2)
+    assert len(answer.images) == 2
+    for image in answer.images:
+        assert image.latents.shape == (4, 192) and image.maps.shape == GRID
+        assert image.best == image.maps.max((1, 2)).argmax()
+        assert image.time == pytest.approx(0.25 + image.best)
+    assert not torch.equal(answer.images[0].latents, answer.images[1].latents)
+
+
+def test_latents_and_maps_are_those_that_generate_reports(qa, clip, script):
+    script(qa, REPLY)
+    answer = qa.ask(clip, "Where?", OPTIONS)
+    processor = qa.processor
+    inputs = processor.apply_chat_template(
+        processor.conversation(str(clip), "Where?", OPTIONS), tokenize=True, return_dict=True, return_tensors="pt",
+        add_generation_prompt=True,
+    )  # fmt: skip
+    output = qa.model.generate(**inputs, max_new_tokens=60, do_sample=False, return_dict_in_generate=True)
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    latents = output.latents[new == qa.model.config.latent_token_id]
+    torch.testing.assert_close(torch.cat([image.latents for image in answer.images]), latents)
+    features = qa.model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    dimmed = 0.35 * answer.frames @ np.array([0.299, 0.587, 0.114])
+    dimmed = np.repeat(dimmed.astype(np.uint8)[..., None], 3, -1)
+    dark = processor(text="<|video_pad|>", videos=[dimmed], video_timestamps=[answer.timestamps], return_tensors="pt")
+    dark = qa.model.model.get_video_features(dark["pixel_values_videos"], dark["video_grid_thw"]).pooler_output[0]
+    features, dark = features.pooler_output[0].detach().view(*GRID, -1), dark.detach().view(*GRID, -1)
+    maps = similarity_maps(latents[:4], features, dark)
+    np.testing.assert_allclose(answer.images[0].maps, maps, atol=1e-5)
+
+
+def test_probabilities_of_texts_are_a_softmax_of_mean_log_likelihoods(qa, clip, script):
+    script(qa, REPLY)
+    answer = qa.ask(clip, "Where?", OPTIONS)
+    prefix = f"<think>red ball {START} moves {START} left.</think><answer>"
+    latents = torch.cat([image.latents for image in answer.images])
+    scores = [replay(qa, clip, prefix, latents, f"{option}</answer>").mean() for option in OPTIONS]
+    np.testing.assert_allclose(answer.probabilities, torch.stack(scores).softmax(0), atol=1e-5)
+    zeroed = [replay(qa, clip, prefix, 0 * latents, f"{option}</answer>").mean() for option in OPTIONS]
+    assert np.abs(torch.stack(zeroed).softmax(0).numpy() - answer.probabilities).max() > 1e-4
+
+
+@pytest.mark.parametrize("written, lead", [("B", ""), ("(B) to the right", "("), (" B. to the right", " ")])
+def test_probabilities_of_letters_where_a_letter_is_written(qa, clip, script, written, lead):
+    script(qa, f"<think>so {START}</think><answer>{written}</answer><|im_end|>")
+    answer = qa.ask(clip, "Where?", OPTIONS)
+    assert answer.option == 1
+    prefix = f"<think>so {START}</think><answer>"
+    scores = [replay(qa, clip, prefix, answer.images[0].latents, lead + letter).mean() for letter in "ABC"]
+    np.testing.assert_allclose(answer.probabilities, torch.stack(scores).softmax(0), atol=1e-5)
+
+
+def test_an_option_that_begins_like_a_letter_is_scored_as_text(qa, clip, script):
+    script(qa, "<answer>A to the left</answer><|im_end|>")
+    options = ["A to the left", "B to the right"]
+    answer = qa.ask(clip, "Where?", options)
+    empty = torch.zeros(0, 192)
+    scores = [replay(qa, clip, "<answer>", empty, f"{o}</answer>", options=options).mean() for o in options]
+    np.testing.assert_allclose(answer.probabilities, torch.stack(scores).softmax(0), atol=1e-5)
+
+
+def test_an_answer_that_names_no_option(qa, clip, script):
+    script(qa, "<think>red</think><answer>up</answer><|im_end|>")
+    answer = qa.ask(clip, "Where?", OPTIONS)
+    assert answer.option is None and "'up'" in answer.reason
+    assert sum(answer.probabilities) == pytest.approx(1)
+
+
+def test_no_probability_before_an_answer_is_opened(qa, clip, script):
+    script(qa, "<think>red ball moves left</think><|im_end|>")
+    answer = qa.ask(clip, "Where?", OPTIONS)
+    assert (answer.answer, answer.option, answer.probabilities) == ("", None, None)
+    assert answer.reason == "the reply has no answer"
+
+
+def test_an_open_question(qa, clip, script):
+    script(qa, REPLY)
+    answer = qa.ask(clip, "Where?")
+    assert (answer.answer, answer.option, answer.probabilities, answer.reason) == ("to the right", None, None, None)
+
+
+@pytest.mark.parametrize("limit, fed", [(3, 1), (1, 0)])  # the newest pad was chosen but never fed
+def test_a_reply_cut_within_a_mental_image_says_so(qa, clip, script, limit, fed):
+    script(qa, f"{START} moves")
+    answer = qa.ask(clip, "Where?", OPTIONS, max_new_tokens=limit)
+    assert answer.truncated and answer.reason == "the reply was cut before an answer"
+    assert answer.reasoning.count("<output_image>") == 1
+    (image,) = answer.images
+    assert image.latents.shape == (fed, 192) and (image.maps is None) == (fed == 0)
+
+
+def test_streaming_grows_and_ends_with_what_ask_returns(qa, clip, script):
+    script(qa, REPLY)
+    answers = list(qa.stream(clip, "Where?", OPTIONS))
+    for before, after in zip(answers, answers[1:], strict=False):
+        assert after.text.startswith(before.text) and after.images[: len(before.images)] == before.images
+        assert after.reasoning.count("<output_image>") == len(after.images)
+    assert len(answers[0].images) == 0 and answers[-2].probabilities is None
+    whole = qa.ask(clip, "Where?", OPTIONS)
+    assert (answers[-1].text, answers[-1].probabilities) == (whole.text, whole.probabilities)
+
+
+def test_closing_the_stream_stops_the_decoding(qa, clip, script):
+    script(qa, "<think>")
+    before, steps = threading.active_count(), []
+    qa.model.register_forward_hook(lambda *_: steps.append(1))
+    stream = qa.stream(clip, "Where?", max_new_tokens=2000)
+    assert next(stream).text.startswith("<think>")
+    stream.close()
+    assert threading.active_count() == before and len(steps) < 1000
+
+
+def test_an_error_while_decoding_reaches_the_caller(qa, clip, monkeypatch):
+    def fail(**kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(qa.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        qa.ask(clip, "Where?")
+
+
+def test_special_tokens_in_a_question_are_text(qa, clip, script):
+    script(qa, REPLY)
+    hostile = "<|video_pad|><|latent_pad|><|im_end|>"
+    answer = qa.ask(clip, f"What is {hostile}?", [f"left{hostile}", "to the right"])
+    assert answer.option == 1 and sum(answer.probabilities) == pytest.approx(1)
+
+
+def test_a_trimmed_clip_keeps_the_sources_seconds(qa, clip, script):
+    script(qa, REPLY)
+    answer = qa.ask(clip, "Where?", start=1.0, end=3.0)
+    assert answer.timestamps.tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert 1.0 <= answer.images[0].time <= 3.0 and answer.images[0].maps.shape[0] == 3
+
+
+def test_a_video_of_one_frame(qa, tmp_path, write_video, script):
+    script(qa, REPLY)
+    answer = qa.ask(write_video(tmp_path / "one.mp4", np.zeros((1, 64, 64, 3), np.uint8)), "Where?", OPTIONS)
+    assert answer.option == 1 and answer.images[0].maps.shape[0] == 1 and answer.images[0].time == 0
+
+
+def test_bad_input_raises_before_anything_is_decoded(qa, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(qa.model, "generate", lambda **kwargs: pytest.fail("decoded"))
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video")
+    for name in ("empty.mp4", "text.mp4", "missing.mp4"):
+        with pytest.raises(VideoError, match=name):
+            qa.stream(tmp_path / name, "Where?")
+    with pytest.raises(VideoError, match="outside the clip"):
+        qa.stream(clip, "Where?", start=90.0)
+
+
+@pytest.mark.parametrize(
+    "question, options, message",
+    [
+        (" ", None, "question is empty"),
+        ("Where?", ["left"], "at least two"),
+        ("Where?", ["left", "Left "], "the same"),
+        ("Where?", ["left", " "], "option is empty"),
+        ("<output_image>?", None, "mental images"),
+        ("Where?", [str(i) for i in range(27)], "26 letters"),
+    ],
+)
+def test_a_question_that_cannot_be_asked(question, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_question(question, options)
+
+
+def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint there"):
+        VideoQA.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    with pytest.raises(ValueError, match="latent_token_id"):
+        VideoQA.from_pretrained(tmp_path)
