@@ -1,22 +1,16 @@
 """What a latent pictures: where, and when, the video resembles it.
 
-A map is the cosine of a latent and the video's features after taking from both what says nothing about the place:
-
-- the loss compares directions only, so lengths mean nothing and both are brought to unit length;
-- nearly all of a direction is common to everything (as they are, all cosines are near 1), so features are centred by
-  their mean over the clip;
-- target frames show one object lit and all else dimmed, which moves every latent the same way. With the features'
-  centre the maps of even perfect latents point nowhere. Latents are centred by the mean over the dimmed clip, or by
-  that of the clip if a slot comes nearer to it (a checkpoint trained on plain target frames);
-- a slot that holds nothing but background is left near zero by this, so slots count by their squared length.
+A map is the cosine of a latent and the video's features after taking from both what says nothing about the place. The
+loss compares directions only, so lengths mean nothing and both are brought to unit length. Much of a direction is
+common to everything in the clip (uncentred, all cosines are near 1), so both are centred by the mean of the clip's
+features. A slot that holds nothing but background is left near zero by this, so slots count by their squared length.
+Whether such maps point at anything is a property of the checkpoint: `fourdthinker maps` tests it.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-
-from .data.simulation import highlight
 
 # Dark violet, magenta, orange, pale yellow: brightness rises with similarity, so the map also reads without colour.
 HEAT = np.array([[20, 11, 52], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 255, 164]], dtype=np.float32)
@@ -34,20 +28,10 @@ def video_features(model, inputs) -> list[torch.Tensor]:
     return [video.view(*size, -1) for video, size in zip(output.pooler_output, sizes, strict=True)]
 
 
-def dimmed_features(model, processor, frames: np.ndarray) -> torch.Tensor:
-    """Features `(T, h, w, hidden)` of a clip `(frames, H, W, 3)` uint8 when nothing in it is lit: all is dimmed as the
-    background of a target frame is."""
-    frames = highlight(frames, np.zeros(frames.shape[:3], dtype=bool))
-    settings = {"do_sample_frames": False, "cap_pixels_per_frame": True}
-    inputs = processor.video_processor([frames], return_tensors="pt", **settings)
-    return video_features(model, inputs.to(model.device))[0]
-
-
-def slot_maps(latents: torch.Tensor, features: torch.Tensor, dimmed: torch.Tensor | None = None):
+def slot_maps(latents: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Centred cosine of each latent `(num, hidden)` with each feature `(T, h, w, hidden)`: `(num, T, h, w)` float32 in
     [-1, 1], and how much each slot counts, `(num,)`, of sum 1 unless all are 0.
 
-    `dimmed`, of the features' shape, are [`dimmed_features`].
     Raises ValueError for sizes that do not fit.
     """
     if latents.ndim != 2 or features.ndim != 4 or latents.shape[-1] != features.shape[-1]:
@@ -57,9 +41,7 @@ def slot_maps(latents: torch.Tensor, features: torch.Tensor, dimmed: torch.Tenso
         )
     features, latents = _unit(features.float()), _unit(latents.to(features.device, torch.float32))
     centre = features.mean((0, 1, 2))
-    centres = [centre] if dimmed is None else [centre, _unit(dimmed.float()).mean((0, 1, 2))]
-    nearest = max(centres, key=lambda other: float(torch.cosine_similarity(latents, other[None]).max()))
-    rest = latents - nearest
+    rest = latents - centre
     weights = rest.square().sum(-1)
     maps = torch.einsum("nc,thwc->nthw", _unit(rest), _unit(features - centre))
     return maps, weights / weights.sum().clamp(min=1e-12)
@@ -69,11 +51,11 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return F.normalize(vectors, dim=-1, eps=1e-5)
 
 
-def similarity_maps(latents: torch.Tensor, features: torch.Tensor, dimmed: torch.Tensor | None = None) -> torch.Tensor:
+def similarity_maps(latents: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """The map of one mental image, `(T, h, w)` float32 in [-1, 1]: the weighted mean of [`slot_maps`]."""
     if len(latents) == 0:
         raise ValueError("A mental image without latents has no map")
-    maps, weights = slot_maps(latents, features, dimmed)
+    maps, weights = slot_maps(latents, features)
     return torch.einsum("n,nthw->thw", weights, maps)
 
 

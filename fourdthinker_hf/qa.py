@@ -10,7 +10,6 @@ import string
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers import match_option, parse
-from .imagery import best_frame, dimmed_features, similarity_maps, video_features
+from .imagery import best_frame, similarity_maps, video_features
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from .video_fourdthinker import load_video
@@ -186,10 +185,6 @@ class _Reply:
             worker.join()
         yield self._finish()
 
-    @cached_property
-    def dimmed(self) -> torch.Tensor:
-        return dimmed_features(self.model, self.processor, self.answer.frames).cpu()
-
     def _vision(self, copies: int) -> dict:
         """The video's features for the model's forward, for a batch of `copies` rows."""
         return {"video": BaseModelOutputWithPooling(pooler_output=(self.features.flatten(0, 2),) * copies)}
@@ -223,7 +218,7 @@ class _Reply:
         if not block:
             return MentalImage(torch.empty(0, self.features.shape[-1]))
         latents = torch.stack(block)
-        maps = similarity_maps(latents, self.features.cpu(), self.dimmed).numpy()
+        maps = similarity_maps(latents, self.features.cpu()).numpy()
         best = best_frame(maps)
         patch = self.processor.video_processor.temporal_patch_size
         time = self.answer.timestamps[patch * best : patch * (best + 1)].mean()

@@ -7,10 +7,9 @@ import torch
 from fourdthinker_hf.imagery import best_frame, overlay, similarity_maps, slot_maps, video_features
 from fourdthinker_hf.qa import VideoQA
 
-# Two steps of one row of two features. What they share is one axis, what dimming adds to all is another.
-X, Y, COMMON, DIM = torch.eye(4)
+# Two steps of one row of two features. What they share is one axis.
+X, Y, COMMON, _ = torch.eye(4)
 FEATURES = torch.stack([X + COMMON, Y + COMMON, -X + COMMON, -Y + COMMON]).view(2, 1, 2, 4)
-DIMMED = (COMMON + DIM).expand(2, 1, 2, 4)
 
 
 def test_cosine_is_taken_after_removing_what_the_whole_clip_shares():
@@ -25,21 +24,6 @@ def test_lengths_do_not_matter():
     torch.testing.assert_close(
         slot_maps(0.01 * (X + COMMON)[None], lengths * FEATURES), slot_maps((X + COMMON)[None], FEATURES)
     )
-
-
-def test_latents_of_dimmed_frames_are_centred_by_the_dimmed_clip():
-    lit, background = (COMMON + DIM) / 2**0.5 + 0.1 * X, COMMON + DIM
-    lit = lit / lit.norm()
-    maps, weights = slot_maps(torch.stack([lit, background]), FEATURES, DIMMED)
-    torch.testing.assert_close(weights, torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(maps[0, :, 0, 0], torch.tensor([1.0, -1.0]), atol=0.01, rtol=0)
-    plain, _ = slot_maps(lit[None], FEATURES)
-    assert plain.max() < 0.2  # dimming is most of what the clip's own centre leaves
-
-
-def test_latents_of_plain_frames_are_centred_by_the_clip_all_the_same():
-    latents = torch.stack([X + COMMON, Y + COMMON])
-    torch.testing.assert_close(slot_maps(latents, FEATURES, DIMMED), slot_maps(latents, FEATURES))
 
 
 def test_the_map_of_an_image_is_the_mean_over_its_slots_by_squared_length():
