@@ -1,9 +1,13 @@
 """The tiny model's making: its tokenizer, and the labels its tower is warmed up on."""
 
+import math
+
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_init import SPECIAL_TOKENS, make_tokenizer
-from tiny_tower import NUM_COLOURS, labels_of
+from tiny_tower import place_loss, places_of
 
 from fourdthinker_hf.data.simulation import COLOURS
 
@@ -22,14 +26,23 @@ def test_special_tokens_and_tags_are_one_token_each():
         assert len(TOKENIZER(token)["input_ids"]) == 1
 
 
-def test_tower_labels_are_the_bins_of_the_text():
+def test_places_are_the_bins_of_the_text():
     text = "blue cube 0 0, 3 3, out, 11 5. white ball 4 4, 4 4, 4 4, 4 4. everything moves right. camera pan left."
-    labels = labels_of(text, 3)
-    assert labels.shape == (4, 3, 3, NUM_COLOURS)
+    places = places_of(text, 3)
+    assert places.shape == (4, 3, 3, len(COLOURS), 2)
     blue, white = list(COLOURS).index("blue"), list(COLOURS).index("white")
-    assert [labels[step, ..., blue].nonzero().tolist() for step in range(4)] == [[[0, 0]], [[0, 0]], [], [[1, 2]]]
-    assert labels[0, 0, 0, blue] == 1  # the first bin of its cell
-    assert labels[1, 0, 0, blue] == 1 + 3 * 4 + 3  # the last one
-    assert labels[3, 1, 2, blue] == 1 + 1 * 4 + 3
-    assert (labels[..., white] > 0).sum() == 4 and (labels[:, 1, 1, white] == 1).all()
-    assert (labels > 0).sum() == 7
+    assert places[0, 0, 0, blue].tolist() == [0, 0] and places[1, 0, 0, blue].tolist() == [3, 3]
+    assert places[3, 1, 2, blue].tolist() == [11, 5]
+    assert (places[2, ..., blue, :] == -1).all()
+    assert (places[:, 1, 1, white] == 4).all()
+    assert (places >= 0).all(-1).sum() == 7
+
+
+def test_place_loss_counts_present_and_absent_equally():
+    places = torch.full((2, len(COLOURS), 2), -1)
+    places[0, 0] = torch.tensor([5, 2])  # modulo 4: 1 and 2
+    scores = torch.zeros(2, len(COLOURS), 2, 5)
+    loss, right = place_loss(scores.flatten(1), places, 4)
+    assert loss.item() == pytest.approx(2 * math.log(5)) and right == 0
+    scores[0, 0, 0, 2] = scores[0, 0, 1, 3] = 9
+    assert place_loss(scores.flatten(1), places, 4)[1] == 1
