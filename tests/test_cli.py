@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data import simulation
+from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.qa import VideoQA
 
 OPTIONS = ["--option", "to the left", "--option", "to the right"]
@@ -107,3 +108,16 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
         ((3, 7, tmp_path), {"level": 1, "tasks": ["faster_object", "camera_motion"]}),
         ((1, 0, tmp_path), {"level": 1, "tasks": simulation.TASKS}),
     ]
+
+
+def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp_path):
+    records = tmp_path / "records.jsonl"
+    record = Record("1", "Where?", "left", options=["left", "right"], task="way", video=str(clip))
+    write_records(records, [record])
+    arguments = ["--benchmark", records, "--out", tmp_path / "out", "--model", tiny_folder, "--max-new-tokens", 4]
+    result = run("evaluate", *arguments)
+    assert result.exit_code == 0, result.output
+    assert [line.split(" | ")[0] for line in result.stdout.splitlines()[2:]] == ["| way", "| pooled"]
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1
+    refused(run("evaluate", *arguments, "--video", "blue"), "real, grey, none", "blue")
+    refused(run("maps", *arguments[:-2], "--source", "dreams"), "model", "targets", "dreams")
