@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import fourdthinker_hf
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.qa import BUNDLED
 
 PROGRAM = """
 import json, sys
@@ -82,3 +85,12 @@ def test_bare_process(tiny_folder, clip, elsewhere):
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, -4:]
     assert result["generated"] == tokens.tolist()
     assert result["pipeline"] == processor.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_the_bundled_checkpoint_carries_this_code():
+    package = Path(fourdthinker_hf.__file__).parent
+    copies = list(BUNDLED.glob("*.py"))
+    assert {path.name for path in copies} == {path.name for path in package.glob("*_fourdthinker.py")}
+    for path in copies:
+        assert path.read_bytes() == (package / path.name).read_bytes(), f"refresh {path}"
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 20e6

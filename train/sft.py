@@ -1,7 +1,7 @@
 """Stage one, DIFT: teach a model to picture. A run is one recipe.
 
     accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml
-    accelerate launch --config_file train/accelerate/zero2.yaml train/sft.py --config train/recipes/dift_7b.yaml
+    accelerate launch --config_file train/accelerate/zero2.yaml train/sft.py --config train/recipes/tiny_dift.yaml
 
 Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-5`.
 """
