@@ -16,6 +16,8 @@ class FourDThinkerConfig(Qwen2_5_VLConfig):
             `latent_size` vectors. Published checkpoints were decoded with `True`.
         latent_scale (`str`, defaults to `"none"`): rescaling of each latent before it is fed. `"rms"` gives it unit
             root mean square, so that a decoded latent is as long as the target it was trained on.
+        latent_mean (`list[float]`, *optional*): mean of the unit-length latents of training, `hidden_size` numbers.
+            Decoding never uses it: it is what pictures of latents are centred by.
 
     Raises `ValueError` for a value outside these.
     """
@@ -29,6 +31,7 @@ class FourDThinkerConfig(Qwen2_5_VLConfig):
     compress_strategy: str = "average"
     latent_early_end: bool = False
     latent_scale: str = "none"
+    latent_mean: list[float] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

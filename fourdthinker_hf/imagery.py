@@ -2,8 +2,9 @@
 
 A map is the cosine of a latent and the video's features after taking from both what says nothing about the place. The
 loss compares directions only, so lengths mean nothing and both are brought to unit length. Much of a direction is
-common to everything in the clip (uncentred, all cosines are near 1), so both are centred by the mean of the clip's
-features. A slot that holds nothing but background is left near zero by this, so slots count by their squared length.
+common to all (uncentred, every cosine is near 1), so features are centred by their mean over the clip and latents by
+theirs over the training (`config.latent_mean`), which also takes away what tells any target frame from any video. A
+slot that holds nothing but background is left near zero by this, so slots count by their squared length.
 Whether such maps point at anything is a property of the checkpoint: `fourdthinker maps` tests it.
 """
 
@@ -28,10 +29,13 @@ def video_features(model, inputs) -> list[torch.Tensor]:
     return [video.view(*size, -1) for video, size in zip(output.pooler_output, sizes, strict=True)]
 
 
-def slot_maps(latents: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def slot_maps(
+    latents: torch.Tensor, features: torch.Tensor, latent_mean: list[float] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Centred cosine of each latent `(num, hidden)` with each feature `(T, h, w, hidden)`: `(num, T, h, w)` float32 in
     [-1, 1], and how much each slot counts, `(num,)`, of sum 1 unless all are 0.
 
+    `latent_mean` is the checkpoint's `config.latent_mean`; one that has none gets the clip's centre for its latents.
     Raises ValueError for sizes that do not fit.
     """
     if latents.ndim != 2 or features.ndim != 4 or latents.shape[-1] != features.shape[-1]:
@@ -41,7 +45,7 @@ def slot_maps(latents: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tens
         )
     features, latents = _unit(features.float()), _unit(latents.to(features.device, torch.float32))
     centre = features.mean((0, 1, 2))
-    rest = latents - centre
+    rest = latents - (centre if latent_mean is None else latents.new_tensor(latent_mean))
     weights = rest.square().sum(-1)
     maps = torch.einsum("nc,thwc->nthw", _unit(rest), _unit(features - centre))
     return maps, weights / weights.sum().clamp(min=1e-12)
@@ -51,11 +55,13 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return F.normalize(vectors, dim=-1, eps=1e-5)
 
 
-def similarity_maps(latents: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def similarity_maps(
+    latents: torch.Tensor, features: torch.Tensor, latent_mean: list[float] | None = None
+) -> torch.Tensor:
     """The map of one mental image, `(T, h, w)` float32 in [-1, 1]: the weighted mean of [`slot_maps`]."""
     if len(latents) == 0:
         raise ValueError("A mental image without latents has no map")
-    maps, weights = slot_maps(latents, features)
+    maps, weights = slot_maps(latents, features, latent_mean)
     return torch.einsum("n,nthw->thw", weights, maps)
 
 

@@ -218,7 +218,7 @@ class _Reply:
         if not block:
             return MentalImage(torch.empty(0, self.features.shape[-1]))
         latents = torch.stack(block)
-        maps = similarity_maps(latents, self.features.cpu()).numpy()
+        maps = similarity_maps(latents, self.features.cpu(), self.model.config.latent_mean).numpy()
         best = best_frame(maps)
         patch = self.processor.video_processor.temporal_patch_size
         time = self.answer.timestamps[patch * best : patch * (best + 1)].mean()

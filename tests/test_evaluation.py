@@ -87,10 +87,10 @@ def test_maps_that_point_at_the_object_beat_shuffled_ones_and_noise_does_not():
         cover[step, row, column] = 1
         cases.append({"latents": features[step, row, column][None], "features": features, "cover": cover,
                       "step": int(step), "moves": True})  # fmt: skip
-    pointed = _compare(cases, np.random.default_rng(1))
+    pointed = _compare(cases, None, np.random.default_rng(1))
     assert pointed["best_step"]["own"] == 1.0 and pointed["mass"]["low"] > 0
     assert pointed["area"] == pytest.approx(1 / 36)
     for case in cases:
         case["latents"] = torch.from_numpy(rng.normal(size=(1, 16))).float()
-    noise = _compare(cases, np.random.default_rng(1))
+    noise = _compare(cases, None, np.random.default_rng(1))
     assert noise["mass"]["low"] < 0 < noise["mass"]["high"]

@@ -19,6 +19,13 @@ def test_cosine_is_taken_after_removing_what_the_whole_clip_shares():
     torch.testing.assert_close(weights, torch.ones(1))
 
 
+def test_latents_are_centred_by_their_own_mean_where_the_checkpoint_has_one():
+    shift = torch.tensor([0.0, 0.0, 0.6, 0.0])  # common to all latents, unlike any feature
+    latent = (0.8 * X + shift)[None]
+    maps, _ = slot_maps(latent, FEATURES, shift.tolist())
+    torch.testing.assert_close(maps[0], torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]]))
+
+
 def test_lengths_do_not_matter():
     lengths = torch.tensor([0.1, 3.0, 50.0, 1.0]).view(2, 1, 2, 1)
     torch.testing.assert_close(

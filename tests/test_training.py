@@ -122,5 +122,6 @@ def test_a_saved_run_loads_through_the_auto_classes(tiny_folder, processor, rows
     names = {path.name for path in (tmp_path / "final").iterdir()}
     assert {"model.safetensors", "processor_config.json", "modeling_fourdthinker.py", "video_fourdthinker.py"} <= names
     loaded = FourDThinkerForConditionalGeneration.from_pretrained(tmp_path / "final")
+    assert len(loaded.config.latent_mean) == 192
     for a, b in zip(loaded.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -41,7 +41,8 @@ def map_test(
         cases += _cases(network, processor, records[first : first + batch_size], source)
     if len(cases) < 2:
         raise ValueError(f"{len(cases)} mental images in {len(records)} answers: too few to test")
-    result = {"source": source, "num": len(cases), **_compare(cases, np.random.default_rng(seed))}
+    scores = _compare(cases, network.config.latent_mean, np.random.default_rng(seed))
+    result = {"source": source, "num": len(cases), **scores}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     run = {"model": str(model), "benchmark": str(benchmark)}
@@ -97,18 +98,18 @@ def _target_blocks(network, processor, record: Record) -> list[torch.Tensor]:
     return list(targets.split(network.config.latent_size))
 
 
-def _scores(case: dict, latents: torch.Tensor) -> tuple[float, float]:
-    maps = similarity_maps(latents, case["features"]).numpy()
+def _scores(case: dict, latents: torch.Tensor, latent_mean: list[float] | None) -> tuple[float, float]:
+    maps = similarity_maps(latents, case["features"], latent_mean).numpy()
     positive = maps.clip(min=0)
     mass = float((positive * case["cover"]).sum() / max(positive.sum(), 1e-12))
     return mass, float(best_frame(maps) == case["step"])
 
 
-def _compare(cases: list[dict], rng: np.random.Generator) -> dict:
+def _compare(cases: list[dict], latent_mean: list[float] | None, rng: np.random.Generator) -> dict:
     shift = int(rng.integers(1, len(cases)))
-    own = np.array([_scores(case, case["latents"]) for case in cases])
+    own = np.array([_scores(case, case["latents"], latent_mean) for case in cases])
     others = [cases[(i + shift) % len(cases)]["latents"] for i in range(len(cases))]
-    shuffled = np.array([_scores(case, latents) for case, latents in zip(cases, others, strict=True)])
+    shuffled = np.array([_scores(c, latents, latent_mean) for c, latents in zip(cases, others, strict=True)])
     moving = np.array([case["moves"] for case in cases])
     report = {"area": float(np.mean([case["cover"].mean() for case in cases])), "num_moving": int(moving.sum())}
     for name, column, rows in (("mass", 0, np.ones(len(cases), bool)), ("best_step", 1, moving)):

@@ -50,6 +50,7 @@ class DIFTTrainer(SFTTrainer):
             model.model.visual.requires_grad_(False)
         super().__init__(model=model, args=args, **kwargs)
         self._num_latents = None
+        self._latent_mean = None
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Also counts the latents of the window, over all processes."""
@@ -77,11 +78,23 @@ class DIFTTrainer(SFTTrainer):
             predicted = outputs.last_hidden_state[:, :-1][is_pad[:, 1:]].float()  # h[p - 1], in the order of the pads
             latents = outputs.latent_targets.float()
             cosine = F.cosine_similarity(predicted, latents, dim=-1)
+            self._track_mean(predicted)
             self._log("latent_cosine", cosine)
             centre = latents.mean(0)  # plain cosine is near 1 for any latents that share the targets' mean
             self._log("latent_centred_cosine", F.cosine_similarity(predicted - centre, latents - centre, dim=-1))
             loss = loss + self.args.sim_weight * self._window_mean(1 - cosine, self._num_latents)
         return loss
+
+    def _track_mean(self, predicted: torch.Tensor) -> None:
+        """Running mean of the latents' directions, over about the last hundred batches of this process."""
+        if self.model.training and len(predicted):
+            mean = F.normalize(predicted.detach(), dim=-1).mean(0)
+            self._latent_mean = mean if self._latent_mean is None else self._latent_mean.lerp(mean, 0.01)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self._latent_mean is not None:
+            self.accelerator.unwrap_model(self.model).config.latent_mean = self._latent_mean.tolist()
+        super()._save(output_dir, state_dict)
 
     def _window_mean(self, values: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
         """The part of this micro-batch in the mean over `window` items; a plain mean in evaluation."""
