@@ -358,6 +358,11 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if not is_first_iteration:
             inputs["latent_embeds"] = self._next_latents(input_ids, latent_trace)[:, None]
         elif latent_embeds is not None:
+            if latent_embeds.shape[1] != input_ids.shape[1]:
+                raise ValueError(
+                    f"latent_embeds must be as long as the prompt, {input_ids.shape[1]} tokens, got "
+                    f"{latent_embeds.shape[1]}; they cannot be given in chunks (prefill_chunk_size)"
+                )
             inputs["latent_embeds"] = latent_embeds[:, -inputs["input_ids"].shape[1] :]
         elif pixel_values_latent is not None:
             inputs["pixel_values_latent"] = pixel_values_latent

@@ -327,6 +327,17 @@ def test_what_cannot_be_exact_is_refused(model, processor, kwargs, message):
         model.generate(**make_prompts(processor, [4]), max_new_tokens=4, **kwargs)
 
 
+def test_prompts_whose_latents_have_no_place_are_refused(model, processor):
+    inputs = make_prompts(processor, [4])
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        model.generate(inputs_embeds=embeds, max_new_tokens=2)
+    for kwargs in ({"latent_embeds": embeds[:, 1:]}, {"latent_embeds": embeds, "prefill_chunk_size": 8}):
+        with pytest.raises(ValueError, match="as long as the prompt"):
+            model.generate(**inputs, **kwargs, max_new_tokens=2)
+
+
 def test_continuous_batching_is_refused(model):
     with pytest.raises(ValueError, match="Continuous batching"):
         model.generate_batch([[1, 2]])
