@@ -1,0 +1,56 @@
+"""Configuration of 4DThinker: Qwen2.5-VL's, plus the names that the published checkpoints use for latent imagery."""
+
+from transformers import Qwen2_5_VLConfig
+
+
+class FourDThinkerConfig(Qwen2_5_VLConfig):
+    r"""
+    Args (beyond those of [`Qwen2_5_VLConfig`]):
+        latent_size (`int`, defaults to 4): latent vectors in one mental image.
+        latent_token_id, latent_start_id, latent_end_id (`int`): ids of `<|latent_pad|>`, `<|latent_start|>`,
+            `<|latent_end|>`. The defaults are those of the published checkpoints on the Qwen2.5 tokenizer.
+        compress_strategy (`str`, defaults to `"average"`): how the features of a target frame become `latent_size`
+            vectors. `"average"`: means of contiguous groups in raster order (the published way); `"grid"`: means
+            over the cells of a spatial grid, which keeps left and right apart.
+        latent_early_end (`bool`, defaults to `False`): whether the model may end a mental image before its
+            `latent_size` vectors. Published checkpoints were decoded with `True`.
+        latent_scale (`str`, defaults to `"none"`): rescaling of each latent before it is fed. `"rms"` gives it unit
+            root mean square, so that a decoded latent is as long as the target it was trained on.
+        latent_mean (`list[float]`, *optional*): mean of the unit-length latents of training, `hidden_size` numbers.
+            Decoding never uses it: it is what pictures of latents are centred by.
+
+    Raises `ValueError` for a value outside these.
+    """
+
+    model_type = "fourdthinker"
+
+    latent_size: int = 4
+    latent_token_id: int = 151665
+    latent_start_id: int = 151666
+    latent_end_id: int = 151667
+    compress_strategy: str = "average"
+    latent_early_end: bool = False
+    latent_scale: str = "none"
+    latent_mean: list[float] | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.latent_size < 1:
+            raise ValueError(f"latent_size must be at least 1, got {self.latent_size}")
+        if self.compress_strategy not in ("average", "grid"):
+            raise ValueError(f"compress_strategy must be 'average' or 'grid', got {self.compress_strategy!r}")
+        if self.latent_scale not in ("none", "rms"):
+            raise ValueError(f"latent_scale must be 'none' or 'rms', got {self.latent_scale!r}")
+        # `register_for_auto_class` writes a single key; a checkpoint needs all of them, whoever saves it.
+        model_class = "modeling_fourdthinker.FourDThinkerForConditionalGeneration"
+        self.auto_map = {
+            "AutoConfig": "configuration_fourdthinker.FourDThinkerConfig",
+            "AutoModel": model_class,
+            "AutoModelForImageTextToText": model_class,
+            "AutoModelForMultimodalLM": model_class,
+        }
+
+
+FourDThinkerConfig.register_for_auto_class()
+
+__all__ = ["FourDThinkerConfig"]

@@ -1,0 +1,155 @@
+"""Processor of 4DThinker: Qwen2.5-VL's, which also opens videos, keeps their real times and places mental images.
+
+One drawn line of what happens to the text of an assistant turn (latent_size 4):
+
+    text      <think> the ball is here <output_image> it moves left </think>...
+    tokens    ... here <|latent_start|> <|latent_pad|> x 4 <|latent_end|> it moves ...
+    tensors   pixel_values_latent, image_grid_thw_latent: the target frame that belongs to those four pads
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLProcessor
+
+from .video_fourdthinker import load_video, second_per_grid
+
+OUTPUT_IMAGE = "<output_image>"
+LATENT_PAD, LATENT_START, LATENT_END = "<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"
+
+
+class FourDThinkerProcessor(Qwen2_5_VLProcessor):
+    r"""
+    Args (beyond those of [`Qwen2_5_VLProcessor`]):
+        latent_size (`int`): latent vectors in one mental image; the model's `config.latent_size`.
+        fps (`float`): frames sampled per second of a video given by path.
+        max_frames (`int`): of a longer video this many frames are taken, evenly.
+        instruction (`str`): what every question ends with, as the checkpoint was trained.
+    """
+
+    def __init__(
+        self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None, latent_size=4, fps=2.0,
+        max_frames=64, instruction="", **kwargs,
+    ):  # fmt: skip
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+        self.latent_size, self.fps, self.max_frames, self.instruction = latent_size, fps, max_frames, instruction
+        self.latent_block = LATENT_START + LATENT_PAD * latent_size + LATENT_END
+
+    def __call__(
+        self, images=None, text=None, videos=None, imagery=None, video_timestamps=None, start=None, end=None,
+        fps=None, num_frames=None, **kwargs,
+    ):  # fmt: skip
+        """Qwen2.5-VL's call, with
+
+        Args:
+            videos: paths, or arrays `(frames, height, width, 3)` uint8 with `video_timestamps`.
+            video_timestamps: for each video given as an array, the times of its frames in seconds.
+            imagery: for each text, the target frames (PIL images or uint8 arrays) of its `<output_image>`s, in order.
+                Without it `<output_image>` still becomes a block of pads, for latents given as vectors.
+            start, end: seconds to which a video given by path is trimmed; its positions begin at `start`.
+            fps, num_frames: how densely a path is sampled, instead of the processor's `fps`.
+
+        Returns a `BatchFeature` with Qwen2.5-VL's keys, `second_per_grid_ts` `(num_videos,)` float32 from the real
+        times, and, with imagery, `pixel_values_latent` and `image_grid_thw_latent`. Raises `VideoError` for a file
+        that is no video, `ValueError` for a count that does not fit.
+        """
+        if videos is not None:
+            videos, times = self._open_videos(videos, video_timestamps, start, end, fps, num_frames)
+            kwargs |= {"do_sample_frames": False, "cap_pixels_per_frame": True}
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            if imagery is not None:
+                _check_imagery(texts, imagery)
+            text = [t.replace(OUTPUT_IMAGE, self.latent_block) for t in texts]
+        batch = super().__call__(images=images, text=text, videos=videos, **kwargs)
+        if videos is not None:
+            patch = self.video_processor.temporal_patch_size
+            batch["second_per_grid_ts"] = torch.tensor([second_per_grid(t, patch) for t in times])
+        frames = [frame for row in imagery or () for frame in row]
+        if frames:
+            latent = self.image_processor(frames, return_tensors="pt")
+            batch["pixel_values_latent"] = latent["pixel_values"]
+            batch["image_grid_thw_latent"] = latent["image_grid_thw"]
+        return batch
+
+    def _open_videos(self, videos, video_timestamps, start, end, fps, num_frames):
+        """Flatten nested videos to a list of arrays and their times, opening paths."""
+        arrays, times, given = [], [], iter(video_timestamps or ())
+        for video in _flatten(videos):
+            if isinstance(video, (str, Path)):
+                if fps is None and num_frames is None:
+                    fps = self.fps
+                video, seconds = load_video(
+                    video, fps=fps, num_frames=num_frames, start=start, end=end, max_frames=self.max_frames
+                )
+            else:
+                seconds = next(given, None)
+                if seconds is None or len(seconds) != len(video):
+                    raise ValueError(
+                        f"A video given as an array of {len(video)} frames needs video_timestamps with as many times "
+                        f"in seconds, got {'none' if seconds is None else len(seconds)}"
+                    )
+            arrays.append(video)
+            times.append(seconds)
+        return arrays, times
+
+    def format_question(self, question: str, options=None, start: float | None = None, end: float | None = None):
+        """The user's text, the same in training, rollouts, evaluation and demo: the span of a trimmed video in the
+        source's seconds, the question, lettered options one a line, the instruction."""
+        lines = [] if start is None and end is None else [_span_text(start, end)]
+        lines.append(question.strip())
+        lines += [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options or ())]
+        return "\n".join(lines + ([self.instruction] if self.instruction else []))
+
+    def conversation(self, video, question: str, options=None, answer: str | None = None, **span) -> list[dict]:
+        """Messages for one question about one video (a path or an array); with `answer`, the assistant's turn too."""
+        content = [{"type": "video", "video": video}]
+        content.append({"type": "text", "text": self.format_question(question, options, **span)})
+        messages = [{"role": "user", "content": content}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return messages
+
+    def decode_with_images(self, token_ids) -> str:
+        """Text of one row of ids with `<output_image>` where a mental image stands; other special tokens dropped."""
+        pieces, last = [], 0
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
+        start = self.tokenizer.convert_tokens_to_ids(LATENT_START)
+        for place in [i for i, token in enumerate(ids) if token == start]:
+            pieces.append(self.tokenizer.decode(ids[last:place], skip_special_tokens=True))
+            last = place
+        return OUTPUT_IMAGE.join(pieces + [self.tokenizer.decode(ids[last:], skip_special_tokens=True)])
+
+    @property
+    def model_input_names(self):
+        return super().model_input_names + ["pixel_values_latent", "image_grid_thw_latent"]
+
+
+def _flatten(videos) -> list:
+    if isinstance(videos, (str, Path)) or getattr(videos, "ndim", 0) == 4:
+        return [videos]
+    if isinstance(videos, (list, tuple)) and videos:
+        if getattr(videos[0], "ndim", 0) == 3 or hasattr(videos[0], "convert"):  # frames of one video
+            return [np.stack([np.asarray(frame) for frame in videos])]
+        return [flat for video in videos for flat in _flatten(video)]
+    raise ValueError(f"A video is a path, an array (frames, height, width, 3) or a list of frames, got {type(videos)}")
+
+
+def _check_imagery(texts: list[str], imagery) -> None:
+    if len(imagery) != len(texts):
+        raise ValueError(f"imagery has {len(imagery)} rows for {len(texts)} texts")
+    for row, (text, frames) in enumerate(zip(texts, imagery, strict=True)):
+        if (count := len(re.findall(OUTPUT_IMAGE, text))) != len(frames):
+            raise ValueError(f"Text {row} has {count} {OUTPUT_IMAGE} but {len(frames)} target frames")
+
+
+def _span_text(start: float | None, end: float | None) -> str:
+    start = f"{start or 0:g}"
+    return f"The video shows {start} s to {end:g} s." if end is not None else f"The video starts at {start} s."
+
+
+FourDThinkerProcessor.register_for_auto_class()
+
+__all__ = ["FourDThinkerProcessor"]
