@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data.records import IMAGE_TOKEN, Record, RecordError, read_records, write_records
+from fourdthinker_hf.data.records import Record, RecordError, read_records, write_records
+from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
 
 def put(folder: Path, *rows) -> Path:
@@ -23,7 +24,7 @@ OURS = {"id": "1", "video": "a.mp4", "question": "q?", "options": ["x", "y"], "a
 
 
 def test_ours_gives_absolute_paths(tmp_path):
-    row = {**OURS, "reasoning": f"so {IMAGE_TOKEN} y", "imagery": ["t0.png"], "task": "t", "source": {"seed": 1}}
+    row = {**OURS, "reasoning": f"so {OUTPUT_IMAGE} y", "imagery": ["t0.png"], "task": "t", "source": {"seed": 1}}
     (record,) = read_records(put(tmp_path, row))
     assert record.video == str(tmp_path / "a.mp4") and record.imagery == [str(tmp_path / "t0.png")]
     assert (record.options, record.answer, record.task, record.source) == (["x", "y"], "y", "t", {"seed": 1})
@@ -37,11 +38,11 @@ def test_frames_with_timestamps(tmp_path):
 
 
 def test_published_dift(tmp_path):
-    text = f"<think>it moves {IMAGE_TOKEN} left.</think>\n<answer>A. left</answer>"
+    text = f"<think>it moves {OUTPUT_IMAGE} left.</think>\n<answer>A. left</answer>"
     row = {"id": "7", "text_input": "q?", "text_output": text, "image_input": ["f0.png"], "image_output": ["t0.png"]}
     (record,) = read_records(put(tmp_path, row))
     assert (record.id, record.question, record.answer) == ("7", "q?", "A. left")
-    assert record.reasoning == f"it moves {IMAGE_TOKEN} left."
+    assert record.reasoning == f"it moves {OUTPUT_IMAGE} left."
     assert record.frames == [str(tmp_path / "f0.png")] and record.imagery == [str(tmp_path / "t0.png")]
 
 
@@ -53,10 +54,10 @@ def test_published_rl_answer_letter_becomes_its_text(tmp_path, where):
 
 
 BAD = [
-    ({**OURS, "reasoning": f"{IMAGE_TOKEN} {IMAGE_TOKEN}", "imagery": ["t0.png"]}, "2 <output_image> .* 1 images"),
+    ({**OURS, "reasoning": f"{OUTPUT_IMAGE} {OUTPUT_IMAGE}", "imagery": ["t0.png"]}, "2 <output_image> .* 1 images"),
     ({**OURS, "imagery": ["t0.png"]}, "0 <output_image> .* 1 images"),
     ({**OURS, "video": "gone.mp4"}, r"missing file .*gone\.mp4"),
-    ({**OURS, "reasoning": IMAGE_TOKEN, "imagery": ["gone.png"]}, r"missing file .*gone\.png"),
+    ({**OURS, "reasoning": OUTPUT_IMAGE, "imagery": ["gone.png"]}, r"missing file .*gone\.png"),
     ({**OURS, "answer": "z"}, "'z' is not among the options"),
     ({**OURS, "frames": ["f0.png"]}, "either a video or frames"),
     ({key: OURS[key] for key in ("id", "question", "answer", "options")}, "either a video or frames"),
@@ -103,7 +104,7 @@ def test_written_records_read_back_equal(data):
             answer=data.draw(words if options is None else st.sampled_from(options)),
             options=options,
             task=data.draw(st.none() | words),
-            reasoning=data.draw(words) + IMAGE_TOKEN * images,
+            reasoning=data.draw(words) + OUTPUT_IMAGE * images,
             imagery=[str(folder / "t0.png")] * images,
             video=None if as_frames else str(folder / "a.mp4"),
             frames=[str(folder / "f0.png"), str(folder / "f1.png")] if as_frames else None,

@@ -10,7 +10,8 @@ pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
 from fourdthinker_hf.data import simulation as sim
-from fourdthinker_hf.data.records import IMAGE_TOKEN, read_records
+from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
 SEED = 5
 NUMBERS = re.compile(r"-?\d+")
@@ -168,7 +169,7 @@ def test_object_answers_follow_from_velocities(composed):
 def test_reasoning_adds_up(composed):
     for (task, _), (scene, truth, question, _) in composed.items():
         text = question.reasoning
-        assert text.count(IMAGE_TOKEN) == len(question.targets) and "None" not in text
+        assert text.count(OUTPUT_IMAGE) == len(question.targets) and "None" not in text
         paths = {}
         for i, thing in enumerate(scene.things):
             for t in sim.PATH_FRAMES:

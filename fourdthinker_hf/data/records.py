@@ -16,9 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..processing_fourdthinker import OUTPUT_IMAGE
+
 logger = logging.getLogger(__name__)
 
-IMAGE_TOKEN = "<output_image>"
 LETTERS = "ABCDEFGH"
 THINK_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
@@ -85,9 +86,9 @@ def _from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
 
 def _check(record: Record) -> None:
     """Raise a `ValueError` that says why the record cannot be used."""
-    count = (record.reasoning or "").count(IMAGE_TOKEN)
+    count = (record.reasoning or "").count(OUTPUT_IMAGE)
     if count != len(record.imagery):
-        raise ValueError(f"{count} {IMAGE_TOKEN} in the reasoning but {len(record.imagery)} images in imagery")
+        raise ValueError(f"{count} {OUTPUT_IMAGE} in the reasoning but {len(record.imagery)} images in imagery")
     if (record.video is None) == (record.frames is None):
         raise ValueError("needs either a video or frames")
     if record.timestamps is not None and len(record.timestamps) != len(record.frames or ()):
