@@ -7,7 +7,6 @@ One drawn line of what happens to the text of an assistant turn (latent_size 4):
     tensors   pixel_values_latent, image_grid_thw_latent: the target frame that belongs to those four pads
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -74,16 +73,19 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
             batch["image_grid_thw_latent"] = latent["image_grid_thw"]
         return batch
 
+    def open_video(self, path, start=None, end=None, fps=None, num_frames=None) -> tuple[np.ndarray, np.ndarray]:
+        """Frames `(T, H, W, 3)` uint8 and their times `(T,)` in seconds, as densely as the checkpoint is fed: the one
+        rule of training, evaluation and demo. Arguments and errors as in `load_video`."""
+        if fps is None and num_frames is None:
+            fps = self.fps
+        return load_video(path, fps=fps, num_frames=num_frames, start=start, end=end, max_frames=self.max_frames)
+
     def _open_videos(self, videos, video_timestamps, start, end, fps, num_frames):
         """Flatten nested videos to a list of arrays and their times, opening paths."""
         arrays, times, given = [], [], iter(video_timestamps or ())
         for video in _flatten(videos):
             if isinstance(video, (str, Path)):
-                if fps is None and num_frames is None:
-                    fps = self.fps
-                video, seconds = load_video(
-                    video, fps=fps, num_frames=num_frames, start=start, end=end, max_frames=self.max_frames
-                )
+                video, seconds = self.open_video(video, start, end, fps, num_frames)
             else:
                 seconds = next(given, None)
                 if seconds is None or len(seconds) != len(video):
@@ -141,7 +143,7 @@ def _check_imagery(texts: list[str], imagery) -> None:
     if len(imagery) != len(texts):
         raise ValueError(f"imagery has {len(imagery)} rows for {len(texts)} texts")
     for row, (text, frames) in enumerate(zip(texts, imagery, strict=True)):
-        if (count := len(re.findall(OUTPUT_IMAGE, text))) != len(frames):
+        if (count := text.count(OUTPUT_IMAGE)) != len(frames):
             raise ValueError(f"Text {row} has {count} {OUTPUT_IMAGE} but {len(frames)} target frames")
 
 

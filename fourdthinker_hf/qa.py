@@ -23,7 +23,6 @@ from .answers import match_option, parse
 from .imagery import best_frame, similarity_maps, video_features
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-from .video_fourdthinker import load_video
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "4dthinker-tiny"
 OPEN, CLOSE = "<answer>", "</answer>"
@@ -95,9 +94,7 @@ class VideoQA:
         """
         options = check_question(question, options)
         processor = self.processor
-        frames, timestamps = load_video(
-            video, fps=processor.fps, max_frames=processor.max_frames, start=start, end=end
-        )
+        frames, timestamps = processor.open_video(video, start, end)
         messages = processor.conversation(frames, question, options, start=start, end=end)
         inputs = processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,

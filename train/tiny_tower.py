@@ -27,7 +27,6 @@ from tqdm import tqdm
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.data.records import Record, read_records
 from fourdthinker_hf.data.simulation import BINS, COLOURS
-from fourdthinker_hf.video_fourdthinker import load_video
 
 STEPS = 4  # temporal steps of a clip, one per position that the text names
 LAYER = 2
@@ -60,7 +59,7 @@ class Examples(torch.utils.data.Dataset):
         places = places_of(record.reasoning or record.answer, self.side)
         frames = target = None
         if record.task in ("grounding", "camera_motion"):
-            frames, _ = load_video(record.video, fps=processor.fps, max_frames=processor.max_frames)
+            frames, _ = processor.open_video(record.video)
         if record.imagery:
             shown = list(COLOURS).index(record.source["targets"][0]["object"].split()[0])
             target = torch.full_like(places[-1:], -1)

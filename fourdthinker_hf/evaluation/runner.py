@@ -14,7 +14,6 @@ from ..answers import match_option, parse
 from ..data.records import Record, read_records
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-from ..video_fourdthinker import load_video
 from .report import accuracy_table, format_table
 
 VIDEO_MODES = ("real", "grey", "none")
@@ -59,7 +58,7 @@ def batch_inputs(processor: FourDThinkerProcessor, records: list[Record], video:
     """Left-padded prompts of `records` as the model takes them."""
     texts, videos, times = [], [], []
     for record in records:
-        frames, timestamps = load_video(record.video, fps=processor.fps, max_frames=processor.max_frames)
+        frames, timestamps = processor.open_video(record.video)
         messages = processor.conversation(frames, record.question, record.options)
         if video == "none":
             messages[0]["content"] = messages[0]["content"][1:]

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-from ..video_fourdthinker import load_video
 
 IGNORED = -100
 
@@ -65,6 +64,6 @@ class DIFTCollator:
 
     def _video(self, row: dict) -> tuple[np.ndarray, np.ndarray]:
         if row.get("video"):
-            return load_video(row["video"], fps=self.processor.fps, max_frames=self.processor.max_frames)
+            return self.processor.open_video(row["video"])
         frames = [np.asarray(Image.open(path).convert("RGB")) for path in row["frames"]]
         return np.stack(frames), np.asarray(row["timestamps"])
