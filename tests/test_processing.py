@@ -69,13 +69,15 @@ def test_an_array_needs_its_times(processor):
 
 def test_a_path_is_opened_and_trimmed(processor, clip, tmp_path):
     messages = processor.conversation(str(clip), "where", start=1.0, end=2.0)
+    assert messages[0]["content"][0]["video"] == f"{clip}#t=1.000000,2.000000"
     assert messages[0]["content"][1]["text"] == "The video shows 1 s to 2 s.\nwhere"
     kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    whole = processor.apply_chat_template([messages], **kwargs)
+    whole = processor.apply_chat_template([processor.conversation(str(clip), "where")], **kwargs)
     assert whole["video_grid_thw"].tolist() == [[4, 6, 6]]  # 4 s at 2 frames a second
-    trimmed = processor.apply_chat_template([messages], **kwargs, processor_kwargs={"start": 1.0, "end": 2.0})
-    assert trimmed["video_grid_thw"][0, 0] < 4
+    trimmed = processor.apply_chat_template([messages], **kwargs)
+    assert trimmed["video_grid_thw"].tolist() == [[2, 6, 6]]  # frames at 1, 1.5 and 2 s
     assert trimmed["second_per_grid_ts"].tolist() == [1.0]
+    messages = processor.conversation(str(clip), "where")
     fewer = processor.apply_chat_template([messages], **kwargs, processor_kwargs={"num_frames": 2})
     assert fewer["video_grid_thw"].tolist() == [[1, 6, 6]]
     with pytest.raises(VideoError, match="missing.mp4"):
@@ -100,3 +102,25 @@ def test_saving_keeps_what_a_checkpoint_was_trained_with(processor, tmp_path):
     assert (loaded.latent_size, loaded.fps, loaded.max_frames, loaded.instruction) == (6, 1.0, 50, "Think.")
     assert loaded.latent_block.count("<|latent_pad|>") == 6
     assert loaded.format_question("Why?") == "Why?\nThink."
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fragment", "grid"),
+    [((None, None), "", 4), ((3.0, None), "#t=3.000000", 1), ((None, 1.0), "#t=,1.000000", 2)],
+)
+def test_either_end_of_a_span_may_be_left_out(processor, clip, bounds, fragment, grid):
+    """4 s at 2 frames a second; the last frame is on screen from 3.875 s on."""
+    messages = processor.conversation(str(clip), "where", start=bounds[0], end=bounds[1])
+    assert messages[0]["content"][0]["video"] == str(clip) + fragment
+    text = "<|vision_start|><|video_pad|><|vision_end|>"
+    batch = processor(text=[text], videos=[str(clip) + fragment], return_tensors="pt")
+    assert batch["video_grid_thw"].tolist() == [[grid, 6, 6]]
+
+
+def test_a_name_that_only_looks_like_a_span_is_a_name(processor, clip, tmp_path):
+    odd = tmp_path / "take#t=two.mp4"
+    odd.write_bytes(clip.read_bytes())
+    batch = processor(text=["<|video_pad|>"], videos=[odd], return_tensors="pt")
+    assert batch["video_grid_thw"].tolist() == [[4, 6, 6]]
+    with pytest.raises(VideoError, match="start=-1.0 s is outside"):
+        processor(text=["<|video_pad|>"], videos=[f"{clip}#t=-1"])
