@@ -1,22 +1,16 @@
 """4DThinker for transformers: importing this registers the classes with transformers' Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
+import transformers
 
 from .configuration_fourdthinker import FourDThinkerConfig
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import FourDThinkerProcessor
 from .qa import VideoQA
 
-AutoConfig.register(FourDThinkerConfig.model_type, FourDThinkerConfig)
-for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    auto_class.register(FourDThinkerConfig, FourDThinkerForConditionalGeneration)
-AutoProcessor.register(FourDThinkerConfig, FourDThinkerProcessor)
+transformers.AutoConfig.register(FourDThinkerConfig.model_type, FourDThinkerConfig)
+for name in ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+    getattr(transformers, name).register(FourDThinkerConfig, FourDThinkerForConditionalGeneration)
+transformers.AutoProcessor.register(FourDThinkerConfig, FourDThinkerProcessor)
 
 __all__ = [
     "FourDThinkerConfig",

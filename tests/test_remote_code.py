@@ -11,6 +11,7 @@ import torch
 
 import fourdthinker_hf
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.configuration_fourdthinker import TESTED
 from fourdthinker_hf.qa import BUNDLED
 
 PROGRAM = """
@@ -94,3 +95,36 @@ def test_the_bundled_checkpoint_carries_this_code():
     for path in copies:
         assert path.read_bytes() == (package / path.name).read_bytes(), f"refresh {path}"
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 20e6
+
+
+UNSUPPORTED = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: {name!r} == name and {version!r} or real(name)
+import fourdthinker_hf
+"""
+
+
+@pytest.mark.parametrize(("name", "version"), [("transformers", "5.22.2"), ("torch", "2.10.0+cpu")])
+def test_an_older_version_is_refused_with_the_range(name, version):
+    done = subprocess.run(
+        [sys.executable, "-c", UNSUPPORTED.format(name=name, version=version)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    message = " ".join(done.stderr.split())
+    assert f"but found {name}=={version}. 4DThinker is tested with {' and '.join(TESTED)}." in message
+
+
+@pytest.mark.parametrize(("name", "version"), [("transformers", "5.99.0"), ("torch", "9.0.0")])
+def test_a_newer_version_gets_a_warning_with_the_range(name, version):
+    done = subprocess.run(
+        [sys.executable, "-c", UNSUPPORTED.format(name=name, version=version)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    requirement = next(line for line in TESTED if line.startswith(name))
+    assert f"was not tested with this version: {requirement} is required" in done.stderr
+
+
+def test_the_remote_code_names_the_ranges_of_the_requirements():
+    lines = (Path(fourdthinker_hf.__file__).parent.parent / "requirements.txt").read_text().splitlines()
+    assert set(TESTED) == {line for line in lines if line.startswith(("transformers", "torch>"))}
