@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker_hf import FourDThinkerConfig
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.evaluation import accuracy_table, evaluate, wilson_interval
-from fourdthinker_hf.evaluation.maps import _compare, blocks_of
+from fourdthinker_hf.evaluation.maps import _compare
 from fourdthinker_hf.evaluation.runner import judge
 
 
@@ -68,13 +67,6 @@ def test_a_killed_run_goes_on_and_another_run_is_refused(tiny_folder, clip, tmp_
     blind = evaluate(str(tiny_folder), str(records), str(tmp_path / "none"), video="none", max_new_tokens=4)
     assert blind["pooled"]["num"] == 3
     assert json.loads((tmp_path / "none" / "report.json").read_text())["video"] == "none"
-
-
-def test_blocks_of_a_row():
-    config = FourDThinkerConfig(latent_token_id=0, latent_start_id=1, latent_end_id=2)
-    tokens = torch.tensor([5, 1, 0, 0, 2, 6, 1, 2, 1, 0])
-    latents = torch.arange(10.0)[:, None]
-    assert [block.flatten().tolist() for block in blocks_of(tokens, latents, config)] == [[2, 3], [9]]
 
 
 def test_maps_that_point_at_the_object_beat_shuffled_ones_and_noise_does_not():

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..data.records import Record, read_records
 from ..data.simulation import clip_from_record
+from ..hooks import blocks_of
 from ..imagery import best_frame, similarity_maps, video_features
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import FourDThinkerProcessor
@@ -48,15 +49,6 @@ def map_test(
     run = {"model": str(model), "benchmark": str(benchmark)}
     (folder / "maps.json").write_text(json.dumps({**run, **result}, indent=1))
     return result
-
-
-def blocks_of(tokens: torch.Tensor, latents: torch.Tensor, config) -> list[torch.Tensor]:
-    """The mental images of one row: `tokens` `(new,)` and `latents` `(new, hidden)` as `generate` returns them."""
-    starts = (tokens == config.latent_start_id).nonzero()[:, 0].tolist()
-    ends = [*starts[1:], len(tokens)]
-    is_pad = tokens == config.latent_token_id
-    blocks = [latents[a:b][is_pad[a:b]] for a, b in zip(starts, ends, strict=True)]
-    return [block for block in blocks if len(block)]
 
 
 @torch.inference_mode()
