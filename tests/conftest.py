@@ -1,7 +1,10 @@
 """A tiny random checkpoint and short videos, shared by all tests."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; threads of one small product wait on one another
 
 import av
 import numpy as np
@@ -17,6 +20,21 @@ TEXTS = [
     "In which direction does the red ball move? <think> red ball 7 4, 6 4. it moves to the left. </think>",
     "<answer>to the left</answer> to the right toward the camera away from the camera\nA. \nB. \nC. \nD. ",
 ]
+
+
+FIGURES: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def figure():
+    """`figure(line)`: what a test measured, printed at the end of the run."""
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FIGURES:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(FIGURES))
 
 
 @pytest.fixture(scope="session")

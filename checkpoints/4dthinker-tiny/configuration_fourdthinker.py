@@ -1,6 +1,19 @@
 """Configuration of 4DThinker: Qwen2.5-VL's, plus the names that the published checkpoints use for latent imagery."""
 
+import warnings
+
 from transformers import Qwen2_5_VLConfig
+from transformers.utils.versions import require_version
+
+# What it is tested with, as in requirements.txt. Older versions lack what is used here, or place text after a video
+# elsewhere; newer ones may rename it (5.24 did with the cache), so they get a warning.
+TESTED = ("transformers>=5.23,<5.25", "torch>=2.11,<2.16")
+for requirement in TESTED:
+    require_version(requirement.partition(",")[0], f"4DThinker is tested with {' and '.join(TESTED)}.")
+    try:
+        require_version(requirement)
+    except ImportError as error:
+        warnings.warn(f"4DThinker was not tested with this version: {error}", stacklevel=2)
 
 
 class FourDThinkerConfig(Qwen2_5_VLConfig):

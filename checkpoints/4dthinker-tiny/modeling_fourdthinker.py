@@ -7,8 +7,8 @@ What it adds to Qwen2.5-VL, and nothing else:
   head call the base model directly;
 - text after a picture or a video continues at (largest position so far) + 1, as Qwen2.5-VL was trained.
   transformers 5 continues at start + max(height, width) / 2, which differs for every video longer than it is wide;
-- `generate` decodes the blocks, per row, with stock `_sample`: the last hidden state of each step travels in
-  `model_kwargs` and is fed where the chosen token is `<|latent_pad|>`.
+- `generate` decodes the blocks, per row or per beam, with the stock loops: the last hidden state of each step travels
+  in `model_kwargs` and is fed where the chosen token is `<|latent_pad|>`. docs/decoding.md lists every mode.
 
     tokens   .. <|latent_start|>  <|latent_pad|>  <|latent_pad|> .. <|latent_end|>  text
     fed      ..  its embedding     h(start)        h(1st pad)    ..  its embedding  its embedding
@@ -30,11 +30,14 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 from .configuration_fourdthinker import FourDThinkerConfig
+
+# The name of the cache in arguments and outputs: transformers 5.24 changed it.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -54,31 +57,47 @@ class FourDThinkerOutput(CausalLMOutputWithPast):
 
 @dataclass
 class FourDThinkerGenerateOutput(GenerateDecoderOnlyOutput):
-    """Adds `latents` `(batch, new_tokens, hidden)`: the vector fed for each `<|latent_pad|>`, zeros elsewhere."""
+    """Adds `latents` `(rows, new_tokens, hidden)`, in the model's dtype: for each `<|latent_pad|>` the vector fed for
+    it (of one that ends the output: that would have been), zeros elsewhere."""
 
     latents: torch.FloatTensor | None = None
 
 
-def compress_features(features: torch.Tensor, grid: tuple[int, int, int], latent_size: int, strategy: str):
-    """Compress one frame's merged features `(t * h * w, hidden)`, raster order, to `(latent_size, hidden)`.
+@dataclass
+class FourDThinkerBeamOutput(GenerateBeamDecoderOnlyOutput):
+    """Adds `latents`, as [`FourDThinkerGenerateOutput`] does, one row for each returned hypothesis."""
+
+    latents: torch.FloatTensor | None = None
+
+
+def compress_features(
+    features: torch.Tensor, grid: tuple[int, int, int], latent_size: int, strategy: str
+) -> torch.Tensor:
+    """Compress a frame's merged features `(t * h * w, hidden)`, raster order, to `(latent_size, hidden)`, same dtype.
 
     `grid` is `(t, h, w)` after the merger. `"average"` drops the last `len(features) % latent_size` rows and takes
-    the means of `latent_size` contiguous groups (the published rule); `"grid"` takes the means over the cells of the
-    most nearly square grid of `latent_size` cells. `ValueError` if there are fewer features than latents.
+    the means of `latent_size` contiguous groups: the rule of the published training (4DThinker's public code, commit
+    647ed39). `"grid"` takes the means, over t too, of spatial cells in raster order: about `sqrt(latent_size)` bands
+    of equal height (more, or fewer, where the frame is too narrow, or too low), the cells dealt evenly over them; 4
+    are the quadrants. `ValueError`, with both numbers, if there are fewer features than latents.
     """
-    if len(features) < latent_size:
+    t, h, w = grid
+    available = len(features) if strategy == "average" else h * w
+    if available < latent_size:
         raise ValueError(
-            f"A target frame has {len(features)} features after the merger but a mental image needs "
+            f"A target frame has {available} features after the merger but a mental image needs "
             f"latent_size={latent_size}: give larger target frames"
         )
     if strategy == "average":
         return features[: len(features) // latent_size * latent_size].unflatten(0, (latent_size, -1)).mean(1)
-    t, h, w = grid
-    rows = max(n for n in range(1, int(latent_size**0.5) + 1) if latent_size % n == 0)
-    if h < rows or w < latent_size // rows:
-        raise ValueError(f"A target frame of {h} x {w} features has no {rows} x {latent_size // rows} grid of cells")
+    num_bands = min(max(round(latent_size**0.5), -(-latent_size // w)), h)
     frame = features.view(t, h, w, -1).mean(0).permute(2, 0, 1)  # (hidden, h, w)
-    return F.adaptive_avg_pool2d(frame, (rows, latent_size // rows)).flatten(1).T
+    cells = []
+    for band in range(num_bands):
+        rows = frame[:, band * h // num_bands : -(-(band + 1) * h // num_bands)].mean(1)  # (hidden, w)
+        count = (band + 1) * latent_size // num_bands - band * latent_size // num_bands
+        cells.append(F.adaptive_avg_pool1d(rows, count))
+    return torch.cat(cells, 1).T
 
 
 class FourDThinkerModel(Qwen2_5_VLModel):
@@ -104,36 +123,39 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         if pixel_values_latent is not None and latent_embeds is not None:
             raise ValueError("Give the latents once: either pixel_values_latent or latent_embeds, not both")
         targets = None
-        if input_ids is not None:
+        if input_ids is None:
+            if pixel_values_latent is not None or latent_embeds is not None:
+                raise ValueError("Latents need input_ids: the positions of <|latent_pad|> are found there")
+        else:
             is_pad = input_ids == self.config.latent_token_id
+            if pixel_values_latent is not None:
+                self.check_target_frames(input_ids, image_grid_thw_latent)
+                targets = self.get_latent_targets(pixel_values_latent, image_grid_thw_latent)
+                latent_embeds = self.place_latents(input_ids, targets)
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
-            if pixel_values_latent is not None:
-                targets = self.get_latent_targets(pixel_values_latent, image_grid_thw_latent)
-                if len(targets) != is_pad.sum():
-                    raise ValueError(
-                        f"The target frames give {len(targets)} latents but input_ids hold {int(is_pad.sum())} "
-                        "<|latent_pad|> tokens"
-                    )
-                fed = self.scale_latents(targets).to(inputs_embeds.dtype)
-                inputs_embeds = inputs_embeds.masked_scatter(is_pad[..., None], fed)
-            elif latent_embeds is not None:
+            if latent_embeds is not None:
                 if latent_embeds.shape != inputs_embeds.shape:
                     raise ValueError(
                         f"latent_embeds must have the shape of the embeddings, {tuple(inputs_embeds.shape)}, "
                         f"got {tuple(latent_embeds.shape)}"
                     )
-                fed = self.scale_latents(latent_embeds).to(inputs_embeds.dtype)
+                fed = self.scale_latents(latent_embeds).to(inputs_embeds)
                 inputs_embeds = torch.where(is_pad[..., None], fed, inputs_embeds)
             elif is_pad.any():
                 raise ValueError(
                     f"input_ids hold {int(is_pad.sum())} <|latent_pad|> tokens but no latents came with them: "
                     "give pixel_values_latent (target frames) or latent_embeds (vectors)"
                 )
-        elif pixel_values_latent is not None or latent_embeds is not None:
-            raise ValueError("Latents need input_ids: the positions of <|latent_pad|> are found there")
         outputs = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        return FourDThinkerModelOutput(**outputs, latent_targets=targets)
+        names = ("last_hidden_state", CACHE, "hidden_states", "attentions")
+        return FourDThinkerModelOutput(**{name: outputs.get(name) for name in names}, latent_targets=targets)
+
+    def place_latents(self, input_ids: torch.LongTensor, latents: torch.Tensor) -> torch.Tensor:
+        """`latents` `(num_latents, hidden)` at the pads of `input_ids` `(batch, seq)`, in order, zeros elsewhere: a
+        `latent_embeds` `(batch, seq, hidden)`."""
+        is_pad = input_ids == self.config.latent_token_id
+        return latents.new_zeros(*input_ids.shape, latents.shape[-1]).masked_scatter(is_pad[..., None], latents)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Apply `config.latent_scale` over the last dimension. Idempotent: a recorded latent replays as it was fed."""
@@ -143,12 +165,21 @@ class FourDThinkerModel(Qwen2_5_VLModel):
 
     @torch.no_grad()
     def get_latent_targets(self, pixel_values_latent, image_grid_thw_latent) -> torch.Tensor:
-        """Compressed features of the target frames, `(num_target_frames * latent_size, hidden)`, without gradient."""
+        """Compressed features of the target frames, `(num_target_frames * latent_size, hidden)`, without gradient.
+        `ValueError` if a frame is too small, see [`compress_features`]."""
         features = self.get_image_features(pixel_values_latent, image_grid_thw_latent, return_dict=True).pooler_output
         merge = self.config.vision_config.spatial_merge_size
         grids = [(t, h // merge, w // merge) for t, h, w in image_grid_thw_latent.tolist()]
         size, strategy = self.config.latent_size, self.config.compress_strategy
         return torch.cat([compress_features(f, g, size, strategy) for f, g in zip(features, grids, strict=True)])
+
+    def check_target_frames(self, input_ids: torch.LongTensor, image_grid_thw_latent: torch.LongTensor) -> None:
+        """`ValueError` unless the target frames give one latent for each pad of `input_ids`."""
+        num_latents = len(image_grid_thw_latent) * self.config.latent_size
+        if num_latents != (num_pads := int((input_ids == self.config.latent_token_id).sum())):
+            raise ValueError(
+                f"The target frames give {num_latents} latents but input_ids hold {num_pads} <|latent_pad|> tokens"
+            )
 
     def get_mm_token_type_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
         """0 for text (latents too), 1 for images, 2 for videos; same shape as `input_ids`."""
@@ -207,44 +238,60 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return position_ids, torch.tensor(deltas, device=input_ids.device)[:, None]
 
 
-class LatentBlockLogitsProcessor(LogitsProcessor):
-    """The block rule, on the fully processed scores `(rows, vocab)`; reads the state of each row from its own tokens.
+def in_block(input_ids: torch.LongTensor, config: FourDThinkerConfig) -> torch.BoolTensor:
+    """Whether the next token of each row `(rows,)` belongs to a mental image: the last is its start or a pad."""
+    return (input_ids[:, -1] == config.latent_start_id) | (input_ids[:, -1] == config.latent_token_id)
 
-    Inside a block (the last token is `start` or `pad`) with fewer than `latent_size` pads: `pad`; then `end`. With
-    `early_end`, a choice of `end` ends the block before, and any other choice becomes `pad`: the probability of all
-    other tokens goes to `pad`. Outside a block neither can be chosen.
-    """
 
-    supports_continuous_batching = False
+class OutsideBlockLogitsProcessor(LogitsProcessor):
+    """Outside a block neither pad nor end can be chosen. Comes first of all: top-k and top-p must leave others."""
 
-    def __init__(self, config: FourDThinkerConfig, early_end: bool, do_sample: bool):
-        self.start, self.pad, self.end = config.latent_start_id, config.latent_token_id, config.latent_end_id
-        self.latent_size, self.early_end, self.do_sample = config.latent_size, early_end, do_sample
+    def __init__(self, config: FourDThinkerConfig):
+        self.config = config
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        tail = input_ids[:, -self.latent_size :]
-        num_pads = (tail == self.pad).flip(-1).cumprod(-1).sum(-1)  # trailing pads, at most latent_size
-        in_block = (tail[:, -1] == self.start) | (tail[:, -1] == self.pad)
-        full = num_pads >= self.latent_size
-        outside = scores.clone()
-        outside[:, [self.pad, self.end]] = -torch.inf
-        inside = torch.full_like(scores, -torch.inf)
-        inside[:, self.end] = torch.where(full, 0.0, scores[:, self.end] if self.early_end else -torch.inf)
-        others = scores.clone()
-        others[:, self.end] = -torch.inf
-        others = others.logsumexp(-1) if self.do_sample else others.amax(-1)
-        inside[:, self.pad] = torch.where(full, -torch.inf, others if self.early_end else 0.0)
-        return torch.where(in_block[:, None], inside, outside)
+        scores, outside = scores.clone(), ~in_block(input_ids, self.config)
+        for token in (self.config.latent_token_id, self.config.latent_end_id):
+            scores[:, token] = scores[:, token].masked_fill(outside, -torch.inf)
+        return scores
+
+
+class BlockLogitsProcessor(LogitsProcessor):
+    """What a choice inside a block means. Comes last of all, after temperature, top-k and top-p have made the choice.
+
+    With fewer than `latent_size` pads: `pad`; then `end`. With `early_end`, a choice of `end` ends the block before,
+    and any other choice becomes `pad`: `pad` gets the probability of all other tokens, or, where the largest score is
+    taken (`greedy`), the largest of theirs. A forced token scores 0, so beams neither gain nor lose by it.
+    """
+
+    def __init__(self, config: FourDThinkerConfig, early_end: bool, greedy: bool):
+        self.config, self.early_end, self.greedy = config, early_end, greedy
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        pad, end, size = self.config.latent_token_id, self.config.latent_end_id, self.config.latent_size
+        inside = in_block(input_ids, self.config)
+        full = (input_ids[:, -size:] == pad).sum(-1) == size
+        pad_score, end_score = torch.zeros_like(scores[:, 0]), torch.full_like(scores[:, 0], -torch.inf)
+        if self.early_end:
+            end_score = scores[:, end]
+            others = scores.clone()
+            others[:, end] = -torch.inf
+            pad_score = others.amax(-1) if self.greedy else others.logsumexp(-1)
+        ruled = scores.masked_fill(inside[:, None], -torch.inf)
+        ruled[:, pad] = pad_score.masked_fill(~inside | full, -torch.inf)
+        ruled[:, end] = torch.where(full, 0.0, end_score).masked_fill(~inside, -torch.inf)
+        return ruled
 
 
 @dataclass
 class LatentTrace:
-    """State of one call of `generate`; rides in `model_kwargs`."""
+    """State of one call of `generate`; rides in `model_kwargs`, and with the cache where beams reorder it."""
 
     hook: Callable | None
+    early_end: bool
     prompt_length: int = 0
-    state: torch.Tensor | None = None  # (rows, hidden): last hidden state of the newest forward
-    steps: list[torch.Tensor] = field(default_factory=list)  # per new token (rows, hidden), zeros if it is no pad
+    vectors: list[torch.Tensor] = field(default_factory=list)  # per new token (rows, hidden): fed for it if a pad
+    order: torch.Tensor | None = None  # (rows,) where each row, if a running beam, stood in the newest forward
 
 
 class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -263,20 +310,24 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.post_init()
 
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
-        video_grid_thw=None, mm_token_type_ids=None, second_per_grid_ts=None, logits_to_keep=0,
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, cache=None,
+        inputs_embeds=None, labels=None, use_cache=None, pixel_values=None, pixel_values_videos=None,
+        image_grid_thw=None, video_grid_thw=None, mm_token_type_ids=None, second_per_grid_ts=None, logits_to_keep=0,
         mm_encoder_outputs=None, pixel_values_latent=None, image_grid_thw_latent=None, latent_embeds=None, **kwargs,
     ) -> FourDThinkerOutput:  # fmt: skip
-        """Qwen2.5-VL's forward with the latent arguments of [`FourDThinkerModel.forward`]."""
+        """Qwen2.5-VL's forward with the latent arguments and errors of [`FourDThinkerModel.forward`].
+
+        `cache` and `past_key_values` are the same. `logits_to_keep` is an int (the last so many positions, 0 for all),
+        positions, or a mask `(batch, seq)`, whose logits come flattened to `(num_kept, vocab)`; `loss` needs them all.
+        """
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
-            pixel_values=pixel_values, pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw, mm_token_type_ids=mm_token_type_ids,
-            second_per_grid_ts=second_per_grid_ts, mm_encoder_outputs=mm_encoder_outputs,
-            pixel_values_latent=pixel_values_latent, image_grid_thw_latent=image_grid_thw_latent,
-            latent_embeds=latent_embeds, **{**kwargs, "return_dict": True},
+            inputs_embeds=inputs_embeds, use_cache=use_cache, pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids, second_per_grid_ts=second_per_grid_ts,
+            mm_encoder_outputs=mm_encoder_outputs, pixel_values_latent=pixel_values_latent,
+            image_grid_thw_latent=image_grid_thw_latent, latent_embeds=latent_embeds,
+            **{**kwargs, CACHE: past_key_values if cache is None else cache, "return_dict": True},
         )  # fmt: skip
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
@@ -284,101 +335,169 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return FourDThinkerOutput(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions, last_hidden_state=outputs.last_hidden_state,
-            latent_targets=outputs.latent_targets,
-        )  # fmt: skip
+        return FourDThinkerOutput(loss=loss, logits=logits, **outputs)
 
     @torch.no_grad()
-    def generate(self, *args, latent_early_end: bool | None = None, latent_hook=None, **kwargs):
-        """[`GenerationMixin.generate`], greedy or sampling, with mental images.
+    def generate(self, inputs=None, *args, latent_early_end: bool | None = None, latent_hook=None, **kwargs):
+        """[`GenerationMixin.generate`] with mental images: greedy, sampling or beams.
 
         Args (beyond those of `GenerationMixin.generate`):
             latent_early_end: overrides `config.latent_early_end`.
-            latent_hook: `f(latents (rows, hidden), rows, block, slot) -> latents`, called before latents are fed;
-                `rows`, `block` (mental images opened in the row before this one) and `slot` (place in the block) are
-                `(rows,)` integer tensors.
+            latent_hook: `f(latents (rows, hidden), rows, block, slot) -> latents`, called before latents are fed, once
+                for each; `rows`, `block` (mental images opened in the row before this one) and `slot` (place in the
+                block) are `(rows,)` integer tensors. What it returns is fed, after `config.latent_scale`.
             latent_embeds: `(batch, prompt, hidden)`, the latents of pads in the prompt (earlier turns).
+            pixel_values_latent, image_grid_thw_latent: target frames for them instead, as `forward` takes them.
 
-        With `return_dict_in_generate=True` returns [`FourDThinkerGenerateOutput`]. Raises `ValueError` for what
-        cannot be exact: beam search, assisted decoding, `use_cache=False`, paged caches, prompts given as
-        `inputs_embeds` alone.
+        With `return_dict_in_generate=True` returns [`FourDThinkerGenerateOutput`] or [`FourDThinkerBeamOutput`].
+        Raises `ValueError`, before anything is computed, for what would not be exact: see docs/decoding.md.
         """
-        trace = LatentTrace(latent_hook)
-        output = super().generate(*args, latent_early_end=latent_early_end, latent_trace=trace, **kwargs)
+        if kwargs.get("custom_generate") is not None:
+            raise ValueError("custom_generate replaces the decoding loop and would drop the latents")
+        if kwargs.get("inputs_embeds") is not None:
+            raise ValueError("Prompts are input_ids: in inputs_embeds alone the latents have no place")
+        if inputs is not None or kwargs.get("input_ids") is not None:
+            self._check_prompt(**({"input_ids": inputs} | kwargs))
+        early_end = self.config.latent_early_end if latent_early_end is None else latent_early_end
+        trace = LatentTrace(latent_hook, early_end)
+        output = super().generate(inputs, *args, latent_trace=trace, **kwargs)
         if isinstance(output, GenerateDecoderOnlyOutput):
-            num_new = output.sequences.shape[1] - trace.prompt_length
-            if len(trace.steps) < num_new:  # the newest token was chosen but never fed
-                self._next_latents(output.sequences, trace)
-            output = FourDThinkerGenerateOutput(**output, latents=torch.stack(trace.steps[:num_new], 1))
+            return FourDThinkerGenerateOutput(**output, latents=self._recorded(output.sequences, trace))
+        if isinstance(output, GenerateBeamDecoderOnlyOutput):
+            latents = self._recorded(output.sequences, trace, output.beam_indices)
+            return FourDThinkerBeamOutput(**output, latents=latents)
         return output
 
     def generate_batch(self, *args, **kwargs):
         raise ValueError("Continuous batching passes token ids only and would drop the latents: use generate()")
 
+    def _check_prompt(
+        self, input_ids, attention_mask=None, past_key_values=None, cache=None, latent_embeds=None,
+        pixel_values_latent=None, mm_encoder_outputs=None, **kwargs,
+    ) -> None:  # fmt: skip
+        """Refuse a prompt that would be read wrongly, or blindly."""
+        cache = past_key_values if cache is None else cache
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if cached >= input_ids.shape[1] or (
+            cached and attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]
+        ):
+            raise ValueError(
+                f"input_ids must hold the whole prompt, the {cached} cached tokens included, got {input_ids.shape[1]}"
+            )
+        if pixel_values_latent is not None:
+            if latent_embeds is not None:
+                raise ValueError("Give the latents once: either pixel_values_latent or latent_embeds, not both")
+            self.model.check_target_frames(input_ids, kwargs["image_grid_thw_latent"])
+        if latent_embeds is not None and latent_embeds.shape[:2] != input_ids.shape:
+            raise ValueError(
+                f"latent_embeds must be as long as the prompt, what is cached of it included: input_ids have "
+                f"{tuple(input_ids.shape)}, latent_embeds {tuple(latent_embeds.shape[:2])}"
+            )
+        new = input_ids[:, cached:]
+        no_latents = pixel_values_latent is None and latent_embeds is None
+        if no_latents and (num_pads := int((new == self.config.latent_token_id).sum())):
+            raise ValueError(
+                f"The prompt holds {num_pads} <|latent_pad|> tokens but no latents came with them: give latent_embeds "
+                "(vectors, as generate returns them) or pixel_values_latent (target frames)"
+            )
+        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            token, grid = getattr(self.config, f"{kind}_token_id"), f"{kind}_grid_thw"
+            blind = kwargs.get(pixels) is None and mm_encoder_outputs is None and bool((new == token).any())
+            if blind or (kwargs.get(grid) is None and bool((input_ids == token).any())):
+                raise ValueError(f"The prompt holds <|{kind}_pad|> tokens: give their {pixels} and {grid} (of what is "
+                                 f"cached {grid} alone)")  # fmt: skip
+
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        exact = ("greedy_search", "sample", "beam_search", "beam_sample")
+        refused = (
+            (generation_mode.value not in exact, f"{generation_mode.value} feeds several tokens at once"),
+            (not generation_config.use_cache, "use_cache=False computes earlier latents again"),
+            (generation_config.cache_implementation == "paged", "cache_implementation='paged' passes token ids only"),
+            (generation_config.guidance_scale not in (None, 1), "guidance_scale runs a second prompt"),
+            (generation_config.token_healing, "token_healing rewrites the prompt"),
+        )
+        for applies, reason in refused:
+            if applies:
+                raise ValueError(f"Mental images cannot be decoded so: {reason}, without their vectors")
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
-        if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-            raise ValueError(f"Mental images are decoded greedily or by sampling, not by {generation_mode.value}")
-        if not generation_config.use_cache:
-            raise ValueError("Mental images are decoded with a cache: set use_cache=True")
-        if generation_mode_kwargs.get("custom_generate") is not None:
-            raise ValueError("custom_generate replaces the decoding loop and would drop the latents")
 
     def _get_logits_processor(self, generation_config, input_ids_seq_length=None, model_kwargs=None, **kwargs):
         processors = super()._get_logits_processor(
             generation_config, input_ids_seq_length=input_ids_seq_length, model_kwargs=model_kwargs, **kwargs
         )
-        model_kwargs["latent_trace"].prompt_length = input_ids_seq_length
-        early_end = model_kwargs["latent_early_end"]
-        early_end = self.config.latent_early_end if early_end is None else early_end
-        # Last of all, after temperature, top-k and top-p: the choice is made, the block rule decides what it means.
-        processors.append(LatentBlockLogitsProcessor(self.config, early_end, generation_config.do_sample))
+        trace, beams = model_kwargs["latent_trace"], generation_config.num_beams > 1
+        trace.prompt_length = input_ids_seq_length
+        if beams:
+            model_kwargs[CACHE].latent_trace = trace  # what reorders their cache reorders their latents
+        processors.insert(0, OutsideBlockLogitsProcessor(self.config))
+        greedy = not generation_config.do_sample and not beams
+        processors.append(BlockLogitsProcessor(self.config, trace.early_end, greedy))
         return processors
 
-    def _next_latents(self, input_ids: torch.LongTensor, trace: LatentTrace) -> torch.Tensor:
-        """Record and return what to feed for the last token of each row, `(rows, hidden)`; zeros if it is no pad."""
-        is_pad = input_ids[:, -1] == self.config.latent_token_id
-        fed = self.model.scale_latents(trace.state).masked_fill(~is_pad[:, None], 0)
-        if trace.hook is not None and is_pad.any():
-            rows = is_pad.nonzero()[:, 0]
-            is_start = input_ids[rows] == self.config.latent_start_id
-            block = is_start.sum(-1) - 1
-            slot = is_start.flip(-1).int().argmax(-1) - 1  # pads since the last start, less this one
-            fed[rows] = self.model.scale_latents(trace.hook(fed[rows], rows, block, slot)).to(fed)
-        trace.steps.append(fed)
-        return fed
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        frames, grids = (model_kwargs.pop(name, None) for name in ("pixel_values_latent", "image_grid_thw_latent"))
+        if frames is not None:  # as vectors they follow their row when rows are repeated, and come in chunks
+            model_kwargs["latent_embeds"] = self.model.place_latents(
+                input_ids, self.model.get_latent_targets(frames, grids)
+            )
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
     def prepare_inputs_for_generation(
-        self, input_ids, is_first_iteration=False, latent_trace=None, latent_early_end=None, latent_embeds=None,
-        pixel_values_latent=None, image_grid_thw_latent=None, **kwargs,
-    ):  # fmt: skip
+        self, input_ids, is_first_iteration=False, latent_trace=None, latent_embeds=None, **kwargs
+    ):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:
             inputs["latent_embeds"] = self._next_latents(input_ids, latent_trace)[:, None]
         elif latent_embeds is not None:
-            if latent_embeds.shape[1] != input_ids.shape[1]:
-                raise ValueError(
-                    f"latent_embeds must be as long as the prompt, {input_ids.shape[1]} tokens, got "
-                    f"{latent_embeds.shape[1]}; they cannot be given in chunks (prefill_chunk_size)"
-                )
-            inputs["latent_embeds"] = latent_embeds[:, -inputs["input_ids"].shape[1] :]
-        elif pixel_values_latent is not None:
-            inputs["pixel_values_latent"] = pixel_values_latent
-            inputs["image_grid_thw_latent"] = image_grid_thw_latent
+            length = inputs["input_ids"].shape[1]
+            is_chunk = latent_embeds.shape[1] > input_ids.shape[1]  # of a prefill in chunks
+            start = kwargs[CACHE].get_seq_length() if is_chunk else input_ids.shape[1] - length
+            inputs["latent_embeds"] = latent_embeds[:, start : start + length]
         return inputs
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         # A clone: a view would keep the hidden states of the whole prompt alive.
-        model_kwargs["latent_trace"].state = outputs.last_hidden_state[:, -1].clone()
+        model_kwargs["latent_trace"].vectors.append(outputs.last_hidden_state[:, -1].clone())
         return model_kwargs
 
+    def _reorder_cache(self, cache, beam_idx):
+        cache.reorder_cache(beam_idx)
+        cache.latent_trace.order = beam_idx
+        return cache
+
+    def _next_latents(self, input_ids: torch.LongTensor, trace: LatentTrace) -> torch.Tensor:
+        """What to feed for the last token of each row if it is a pad, `(rows, hidden)`; asks the hook."""
+        vectors = trace.vectors[-1]
+        order = torch.arange(len(vectors), device=vectors.device) if trace.order is None else trace.order
+        rows = (input_ids[:, -1] == self.config.latent_token_id).nonzero()[:, 0] if trace.hook is not None else ()
+        if len(rows):
+            is_start = input_ids[rows] == self.config.latent_start_id
+            block = is_start.sum(-1) - 1
+            slot = is_start.flip(-1).int().argmax(-1) - 1  # pads since the last start, less this one
+            latents = self.model.scale_latents(vectors[order[rows]])
+            vectors[order[rows]] = trace.hook(latents, rows, block, slot).to(vectors)
+        return vectors[order]
+
+    def _recorded(self, sequences: torch.LongTensor, trace: LatentTrace, beam_indices=None) -> torch.Tensor:
+        """The latents of the new tokens of `sequences`, `(rows, new_tokens, hidden)`."""
+        num_new = sequences.shape[1] - trace.prompt_length
+        if trace.hook is not None and len(trace.vectors) == num_new:  # the newest token was chosen but never fed
+            trace.order = None if beam_indices is None else beam_indices[:, -1]
+            self._next_latents(sequences, trace)
+        vectors = torch.stack(trace.vectors[:num_new], 1)
+        if beam_indices is not None:  # a token's vector is of the beam that it continued; -1 past the end, never a pad
+            vectors = vectors[beam_indices, torch.arange(num_new, device=vectors.device)]
+        is_pad = sequences[:, trace.prompt_length :] == self.config.latent_token_id
+        return self.model.scale_latents(vectors).masked_fill(~is_pad[..., None], 0)
+
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        if model_kwargs.get("mm_token_type_ids") is None and not inputs_tensor.is_floating_point():
+        if not model_kwargs["attention_mask"][:, -1].all():
+            raise ValueError("The prompt is padded on the right and would go on after its padding: pad on the left")
+        if model_kwargs.get("mm_token_type_ids") is None:
             model_kwargs["mm_token_type_ids"] = self.model.get_mm_token_type_ids(inputs_tensor)
-        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        # Without the cache: on one, Qwen2.5-VL goes on by the rope_deltas of whatever prompt the module saw last.
+        return super()._prepare_position_ids_for_generation(inputs_tensor, {**model_kwargs, CACHE: None})
 
 
 # Checkpoints in the layout of the Qwen2.5-VL repositories (`visual.*`, `model.layers.*`) load by this mapping. Custom

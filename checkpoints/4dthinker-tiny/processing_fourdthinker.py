@@ -7,6 +7,7 @@ One drawn line of what happens to the text of an assistant turn (latent_size 4):
     tensors   pixel_values_latent, image_grid_thw_latent: the target frame that belongs to those four pads
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from transformers import Qwen2_5_VLProcessor
 from .video_fourdthinker import load_video, second_per_grid
 
 OUTPUT_IMAGE = "<output_image>"
+# A part of a video, in seconds, as W3C's Media Fragments (section 4.2.1) and HTML name it: clip.mp4#t=1,2.5
+FRAGMENT = re.compile(r"(?P<path>.+)#t=(?P<start>-?[\d.]+)?(,(?P<end>-?[\d.]+))?")
 LATENT_PAD, LATENT_START, LATENT_END = "<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"
 
 
@@ -25,29 +28,32 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         latent_size (`int`): latent vectors in one mental image; the model's `config.latent_size`.
         fps (`float`): frames sampled per second of a video given by path.
         max_frames (`int`): of a longer video this many frames are taken, evenly.
+        second_per_grid (`float`, *optional*): seconds from one temporal patch to the next, whatever the real times:
+            what a checkpoint was trained with that never saw them (the published ones: 1.0).
         instruction (`str`): what every question ends with, as the checkpoint was trained.
     """
 
     def __init__(
         self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None, latent_size=4, fps=2.0,
-        max_frames=64, instruction="", **kwargs,
+        max_frames=64, second_per_grid=None, instruction="", **kwargs,
     ):  # fmt: skip
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
-        self.latent_size, self.fps, self.max_frames, self.instruction = latent_size, fps, max_frames, instruction
+        self.latent_size, self.fps, self.max_frames = latent_size, fps, max_frames
+        self.second_per_grid, self.instruction = second_per_grid, instruction
         self.latent_block = LATENT_START + LATENT_PAD * latent_size + LATENT_END
 
     def __call__(
-        self, images=None, text=None, videos=None, imagery=None, video_timestamps=None, start=None, end=None,
-        fps=None, num_frames=None, **kwargs,
+        self, images=None, text=None, videos=None, imagery=None, video_timestamps=None, fps=None, num_frames=None,
+        **kwargs,
     ):  # fmt: skip
         """Qwen2.5-VL's call, with
 
         Args:
-            videos: paths, or arrays `(frames, height, width, 3)` uint8 with `video_timestamps`.
+            videos: paths, whole or trimmed (`clip.mp4#t=1,2.5`: from 1 to 2.5 s; positions begin at the start), or
+                arrays `(frames, height, width, 3)` uint8 with `video_timestamps`.
             video_timestamps: for each video given as an array, the times of its frames in seconds.
             imagery: for each text, the target frames (PIL images or uint8 arrays) of its `<output_image>`s, in order.
                 Without it `<output_image>` still becomes a block of pads, for latents given as vectors.
-            start, end: seconds to which a video given by path is trimmed; its positions begin at `start`.
             fps, num_frames: how densely a path is sampled, instead of the processor's `fps`.
 
         Returns a `BatchFeature` with Qwen2.5-VL's keys, `second_per_grid_ts` `(num_videos,)` float32 from the real
@@ -55,7 +61,7 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         that is no video, `ValueError` for a count that does not fit.
         """
         if videos is not None:
-            videos, times = self._open_videos(videos, video_timestamps, start, end, fps, num_frames)
+            videos, times = self._open_videos(videos, video_timestamps, fps, num_frames)
             kwargs |= {"do_sample_frames": False, "cap_pixels_per_frame": True}
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
@@ -65,7 +71,8 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         batch = super().__call__(images=images, text=text, videos=videos, **kwargs)
         if videos is not None:
             patch = self.video_processor.temporal_patch_size
-            batch["second_per_grid_ts"] = torch.tensor([second_per_grid(t, patch) for t in times])
+            seconds = [self.second_per_grid or second_per_grid(t, patch) for t in times]
+            batch["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float32)
         frames = [frame for row in imagery or () for frame in row]
         if frames:
             latent = self.image_processor(frames, return_tensors="pt")
@@ -80,12 +87,13 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
             fps = self.fps
         return load_video(path, fps=fps, num_frames=num_frames, start=start, end=end, max_frames=self.max_frames)
 
-    def _open_videos(self, videos, video_timestamps, start, end, fps, num_frames):
+    def _open_videos(self, videos, video_timestamps, fps, num_frames):
         """Flatten nested videos to a list of arrays and their times, opening paths."""
         arrays, times, given = [], [], iter(video_timestamps or ())
         for video in _flatten(videos):
             if isinstance(video, (str, Path)):
-                video, seconds = self.open_video(video, start, end, fps, num_frames)
+                path, start, end = _span(str(video))
+                video, seconds = self.open_video(path, start, end, fps, num_frames)
             else:
                 seconds = next(given, None)
                 if seconds is None or len(seconds) != len(video):
@@ -105,10 +113,17 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         lines += [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options or ())]
         return "\n".join(lines + ([self.instruction] if self.instruction else []))
 
-    def conversation(self, video, question: str, options=None, answer: str | None = None, **span) -> list[dict]:
-        """Messages for one question about one video (a path or an array); with `answer`, the assistant's turn too."""
+    def conversation(
+        self, video, question: str, options=None, answer: str | None = None, start: float | None = None,
+        end: float | None = None,
+    ) -> list[dict]:  # fmt: skip
+        """Messages for one question about one video; with `answer`, the assistant's turn too. A path is trimmed to
+        `start` and `end`, in seconds of the source, and the text states them; an array is taken to be that span."""
+        if isinstance(video, (str, Path)) and (start, end) != (None, None):
+            bounds = ["" if bound is None else f"{bound:.6f}" for bound in (start, end)]
+            video = f"{video}#t={bounds[0]}" + (f",{bounds[1]}" if end is not None else "")
         content = [{"type": "video", "video": video}]
-        content.append({"type": "text", "text": self.format_question(question, options, **span)})
+        content.append({"type": "text", "text": self.format_question(question, options, start, end)})
         messages = [{"role": "user", "content": content}]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -137,6 +152,15 @@ def _flatten(videos) -> list:
             return [np.stack([np.asarray(frame) for frame in videos])]
         return [flat for video in videos for flat in _flatten(video)]
     raise ValueError(f"A video is a path, an array (frames, height, width, 3) or a list of frames, got {type(videos)}")
+
+
+def _span(video: str) -> tuple[str, float | None, float | None]:
+    """Path, start and end of a video given by path, whole or trimmed."""
+    match = FRAGMENT.fullmatch(video)
+    if match is None:
+        return video, None, None
+    start, end = (None if match[name] is None else float(match[name]) for name in ("start", "end"))
+    return match["path"], start, end
 
 
 def _check_imagery(texts: list[str], imagery) -> None:
