@@ -121,3 +121,19 @@ def maps(
         from .qa import BUNDLED
 
         typer.echo(json.dumps(map_test(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id: a Qwen2.5-VL base or a published 4DThinker.")],
+    dest: Annotated[Path, typer.Argument(help="Folder to make.")],
+    instruction: Annotated[Path | None, typer.Option(help="Text file with what every question ends with.")] = None,
+    latent_size: Annotated[int | None, typer.Option(min=1, help="For a base: latents in a mental image.")] = None,
+    compress_strategy: Annotated[str | None, typer.Option(help="For a base: average or grid.")] = None,
+) -> None:
+    """Make a 4DThinker folder DEST of the checkpoint SOURCE."""
+    with plain_errors():
+        from .hub import convert as make
+
+        line = make(source, dest, instruction, latent_size=latent_size, compress_strategy=compress_strategy)
+    typer.echo(line)
