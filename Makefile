@@ -1,12 +1,13 @@
 # make demo    serve the demo with the bundled checkpoint
 # make test    lint, then run every test
+# make test-lowest    every test, on the oldest versions that the requirements admit
 #
 # Python 3.11 or later and make are all that must be there. VENV=folder places the environment elsewhere.
 
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test
+.PHONY: demo test test-lowest
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python app.py
@@ -14,6 +15,9 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
+
+test-lowest: $(VENV)-lowest/test.stamp
+	$(VENV)-lowest/bin/python -m pytest
 
 # A stamp is written last, so an installation that was cut short is taken up again.
 $(VENV)/demo.stamp: requirements.txt
@@ -24,4 +28,11 @@ $(VENV)/demo.stamp: requirements.txt
 $(VENV)/test.stamp: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -e ".[dev]"
+	touch $@
+
+# pip cannot choose the oldest versions; uv can.
+$(VENV)-lowest/test.stamp: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install uv
+	$(VENV)-lowest/bin/uv pip install --python $(VENV)-lowest/bin/python --resolution lowest-direct -e ".[dev]"
 	touch $@

@@ -9,16 +9,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DECODING = (ROOT / "docs/decoding.md").read_text()
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["qa", "auto"])
-def test_snippets_run(snippet):
+def run(text, number):
+    """Lines printed by a snippet of `text`."""
+    snippet = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
     done = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["qa", "auto"])
+def test_snippets_run(number):
+    lines = run(README, number)
     assert "<output_image>" in lines[0]
     assert len(lines) >= 2
+
+
+def test_a_second_turn_runs():
+    assert run(DECODING, 0)
+
+
+def test_the_decoding_table_names_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", DECODING))
+    source = (ROOT / "tests/test_decoding.py").read_text()
+    assert named and named == set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
 
 
 def test_the_tree_is_the_disk():
