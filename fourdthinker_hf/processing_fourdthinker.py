@@ -18,16 +18,17 @@ from .video_fourdthinker import load_video, second_per_grid
 
 OUTPUT_IMAGE = "<output_image>"
 # A part of a video, in seconds, as W3C's Media Fragments (section 4.2.1) and HTML name it: clip.mp4#t=1,2.5
-FRAGMENT = re.compile(r"(?P<path>.+)#t=(?P<start>-?[\d.]+)?(,(?P<end>-?[\d.]+))?")
+FRAGMENT = re.compile(r"(?P<path>.+)#t=(?P<start>-?\d*\.?\d+)?(,(?P<end>-?\d*\.?\d+))?")
 LATENT_PAD, LATENT_START, LATENT_END = "<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"
 
 
 class FourDThinkerProcessor(Qwen2_5_VLProcessor):
     r"""
     Args (beyond those of [`Qwen2_5_VLProcessor`]):
-        latent_size (`int`): latent vectors in one mental image; the model's `config.latent_size`.
-        fps (`float`): frames sampled per second of a video given by path.
-        max_frames (`int`): of a longer video this many frames are taken, evenly.
+        latent_size (`int`, defaults to 4): latent vectors in one mental image; the model's `config.latent_size`.
+        fps (`float`, defaults to 2.0, Qwen2.5-VL's own): frames sampled per second of a video given by path.
+        max_frames (`int`, defaults to 64): of a longer video this many frames are taken, evenly. Our choice: at
+            448 x 448 pixels, 64 frames are 32 temporal patches of 16 x 16 tokens, 8,192 in all.
         second_per_grid (`float`, *optional*): seconds from one temporal patch to the next, whatever the real times:
             what a checkpoint was trained with that never saw them (the published ones: 1.0).
         instruction (`str`): what every question ends with, as the checkpoint was trained.
@@ -141,6 +142,7 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
 
     @property
     def model_input_names(self):
+        """Qwen2.5-VL's, and the two of the target frames."""
         return super().model_input_names + ["pixel_values_latent", "image_grid_thw_latent"]
 
 

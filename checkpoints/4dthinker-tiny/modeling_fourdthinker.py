@@ -117,8 +117,9 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         latent_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*):
             The latent of each pad at the pad's own position; other positions are ignored.
 
-        Raises `ValueError` if `input_ids` hold a `<|latent_pad|>` and not exactly one of the two sources is given,
-        or if the target frames give another number of latents than there are pads.
+        Returns [`FourDThinkerModelOutput`]. Raises `ValueError` if `input_ids` hold a `<|latent_pad|>` and not exactly
+        one of the two sources is given, if latents have another shape than the embeddings, or if the target frames
+        give another number of latents than there are pads.
         """
         if pixel_values_latent is not None and latent_embeds is not None:
             raise ValueError("Give the latents once: either pixel_values_latent or latent_embeds, not both")
@@ -158,7 +159,8 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return latents.new_zeros(*input_ids.shape, latents.shape[-1]).masked_scatter(is_pad[..., None], latents)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Apply `config.latent_scale` over the last dimension. Idempotent: a recorded latent replays as it was fed."""
+        """Apply `config.latent_scale` over the last dimension. Idempotent: a recorded latent replays as it was fed.
+        (eps: zero vectors stay zero; in no other latent is it felt.)"""
         if self.config.latent_scale == "none":
             return latents
         return F.rms_norm(latents, latents.shape[-1:], eps=1e-12)
@@ -187,6 +189,7 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return (input_ids == self.config.image_token_id).long() + 2 * is_video.long()
 
     def compute_3d_position_ids(self, input_ids=None, mm_token_type_ids=None, **kwargs):
+        """Qwen2.5-VL's, which without `mm_token_type_ids` would fall back to plain text positions."""
         if mm_token_type_ids is None and input_ids is not None:
             mm_token_type_ids = self.get_mm_token_type_ids(input_ids)
         return super().compute_3d_position_ids(input_ids=input_ids, mm_token_type_ids=mm_token_type_ids, **kwargs)
@@ -369,6 +372,7 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return output
 
     def generate_batch(self, *args, **kwargs):
+        """Refused, with a `ValueError`."""
         raise ValueError("Continuous batching passes token ids only and would drop the latents: use generate()")
 
     def _check_prompt(
@@ -445,6 +449,7 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     def prepare_inputs_for_generation(
         self, input_ids, is_first_iteration=False, latent_trace=None, latent_embeds=None, **kwargs
     ):
+        """Qwen2.5-VL's, with `latent_embeds`: those of the prompt (a chunk of it) at first, then those just made."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:
             inputs["latent_embeds"] = self._next_latents(input_ids, latent_trace)[:, None]
