@@ -56,18 +56,26 @@ def single(inputs, row):
     return one
 
 
-def reference(model, one, choose, steps, early_end=False, hook=None):
+def reference(model, one, choose, steps, early_end=False, hook=None, see_video=True):
     """The loop on one row: the whole sequence is computed again for each token.
 
     `choose(ids (1, seq), scores (1, vocab)) -> scores` is what the logits processors do; `hook(latent (hidden,),
-    block, slot) -> latent` what a `latent_hook` does. Returns tokens, logits `(steps, vocab)` and the vector to feed
-    for each token if it is a pad, `(steps, hidden)`.
+    block, slot) -> latent` what a `latent_hook` does; without `see_video`, new latents attend to no video. Returns
+    tokens, logits `(steps, vocab)` and the vector to feed for each token if it is a pad, `(steps, hidden)`.
     """
     c, ids, new, logits, vectors = model.config, one["input_ids"], [], [], []
     latents = one.get("latent_embeds", torch.zeros(1, ids.shape[1], c.text_config.hidden_size, dtype=model.dtype))
     for _ in range(steps):
+        now = {**one, "input_ids": ids, "latent_embeds": latents}
+        if not see_video:
+            types, is_new_latent = model.model.get_mm_token_type_ids(ids)[0], ids[0] == c.latent_token_id
+            is_new_latent[: one["input_ids"].shape[1]] = False
+            vision = {name: one[name] for name in ("video_grid_thw", "second_per_grid_ts")}
+            now["position_ids"], _ = model.model.get_rope_index(ids, **vision)
+            seen = torch.ones(len(types), len(types)).tril().bool() & ~(is_new_latent[:, None] & (types > 0))
+            now["attention_mask"] = seen[None, None]
         with torch.no_grad():
-            now = model(**one | {"input_ids": ids, "latent_embeds": latents}, use_cache=False)
+            now = model(**now, use_cache=False)
         tail = (one["input_ids"][0].tolist() + new)[::-1]
         pads = next((i for i, token in enumerate(tail) if token != c.latent_token_id), len(tail))
         scores = choose(ids, now.logits[:, -1].float()).clone()
@@ -116,7 +124,7 @@ def blocks(model, *places):
     return {place: model.config.latent_start_id for place in places}
 
 
-def assert_exact(model, inputs, output, schedule, early_end=False, hooks=None):
+def assert_exact(model, inputs, output, schedule, early_end=False, hooks=None, see_video=True):
     """Each row of a greedy `output` equals the cache-free loop on that row alone (with its own of `hooks`)."""
     prompt = inputs["input_ids"].shape[1]
     pad = model.config.latent_token_id
@@ -125,7 +133,7 @@ def assert_exact(model, inputs, output, schedule, early_end=False, hooks=None):
         mine = {(0, at): token for (r, at), token in schedule.items() if r == row}
         force = Force(model, one["input_ids"].shape[1], mine)
         hook = hooks[row] if hooks else None
-        new, logits, vectors = reference(model, one, force, len(tokens), early_end, hook)
+        new, logits, vectors = reference(model, one, force, len(tokens), early_end, hook, see_video)
         assert tokens == new, row
         assert (torch.stack(output.logits, 1)[row, : len(tokens)] - logits).abs().max() < TOLERANCE
         is_pad = torch.tensor(tokens)[:, None] == pad

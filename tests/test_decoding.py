@@ -290,6 +290,18 @@ def test_an_end_of_the_row_inside_a_block_is_a_latent(model, processor):
         assert (output.latents[0, 1:5] - vectors[1:5]).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_latents_that_do_not_see_the_video(model, processor, cache):
+    """Against full attention masks in the loop; words still see the video."""
+    inputs, schedule = prompts(processor, [4, 9]), blocks(model, (0, 2), (1, 5))
+    kwargs = {"cache_implementation": cache, "disable_compile": True}
+    blind = generate(model, inputs, schedule, latents_see_video=False, **kwargs)
+    assert_exact(model, inputs, blind, schedule, see_video=False)
+    seeing = generate(model, inputs, schedule)
+    assert (blind.latents[0, 3] - seeing.latents[0, 3]).abs().max() < TOLERANCE  # of the start, a word
+    assert (blind.latents[0, 4] - seeing.latents[0, 4]).abs().max() > 100 * TOLERANCE
+
+
 class AtFirstLatent(StoppingCriteria):
     def __init__(self, token):
         self.token = token

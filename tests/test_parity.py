@@ -88,7 +88,7 @@ def watch(model):
 
 
 def forward(model, case, padding="left") -> SimpleNamespace:
-    """One forward of a training case; `kept` holds what is compared, of attended positions alone."""
+    """One forward of a training case, its losses, and the positions that the language model got."""
     inputs, want_keep = dict(case["in"]), case["in"]["attention_mask"].bool()
     if padding == "right":  # as the collator pads
         order = inputs["attention_mask"].argsort(dim=1, descending=True, stable=True)

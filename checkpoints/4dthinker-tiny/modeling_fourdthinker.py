@@ -292,6 +292,7 @@ class LatentTrace:
 
     hook: Callable | None
     early_end: bool
+    see_video: bool
     prompt_length: int = 0
     vectors: list[torch.Tensor] = field(default_factory=list)  # per new token (rows, hidden): fed for it if a pad
     order: torch.Tensor | None = None  # (rows,) where each row, if a running beam, stood in the newest forward
@@ -341,7 +342,10 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return FourDThinkerOutput(loss=loss, logits=logits, **outputs)
 
     @torch.no_grad()
-    def generate(self, inputs=None, *args, latent_early_end: bool | None = None, latent_hook=None, **kwargs):
+    def generate(
+        self, inputs=None, *args, latent_early_end: bool | None = None, latent_hook=None,
+        latents_see_video: bool = True, **kwargs,
+    ):  # fmt: skip
         """[`GenerationMixin.generate`] with mental images: greedy, sampling or beams.
 
         Args (beyond those of `GenerationMixin.generate`):
@@ -349,6 +353,8 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             latent_hook: `f(latents (rows, hidden), rows, block, slot) -> latents`, called before latents are fed, once
                 for each; `rows`, `block` (mental images opened in the row before this one) and `slot` (place in the
                 block) are `(rows,)` integer tensors. What it returns is fed, after `config.latent_scale`.
+            latents_see_video: whether the new latents attend to the videos and pictures of the prompt. If not, what a
+                latent passes on is what the vector fed holds (and what words and earlier latents say).
             latent_embeds: `(batch, prompt, hidden)`, the latents of pads in the prompt (earlier turns).
             pixel_values_latent, image_grid_thw_latent: target frames for them instead, as `forward` takes them.
 
@@ -362,7 +368,7 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if inputs is not None or kwargs.get("input_ids") is not None:
             self._check_prompt(**({"input_ids": inputs} | kwargs))
         early_end = self.config.latent_early_end if latent_early_end is None else latent_early_end
-        trace = LatentTrace(latent_hook, early_end)
+        trace = LatentTrace(latent_hook, early_end, latents_see_video)
         output = super().generate(inputs, *args, latent_trace=trace, **kwargs)
         if isinstance(output, GenerateDecoderOnlyOutput):
             return FourDThinkerGenerateOutput(**output, latents=self._recorded(output.sequences, trace))
@@ -450,6 +456,11 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self, input_ids, is_first_iteration=False, latent_trace=None, latent_embeds=None, **kwargs
     ):
         """Qwen2.5-VL's, with `latent_embeds`: those of the prompt (a chunk of it) at first, then those just made."""
+        if not (is_first_iteration or latent_trace.see_video):
+            mask = kwargs.get("attention_mask")
+            is_vision = self.model.get_mm_token_type_ids(input_ids) > 0
+            hidden = is_vision & (input_ids[:, -1:] == self.config.latent_token_id)  # of this step's only query
+            kwargs["attention_mask"] = (torch.ones_like(input_ids) if mask is None else mask).masked_fill(hidden, 0)
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:
             inputs["latent_embeds"] = self._next_latents(input_ids, latent_trace)[:, None]
