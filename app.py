@@ -5,24 +5,17 @@
 The first question loads the checkpoint: the bundled one, or the folder or Hub id in FOURDTHINKER_MODEL.
 """
 
-import base64
 import functools
-import html
-import io
 import json
 import os
 import string
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 
 import gradio as gr
-import numpy as np
-from PIL import Image
 
-from fourdthinker_hf.imagery import overlay
-from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
-from fourdthinker_hf.qa import BUNDLED, Answer, MentalImage, VideoQA, check_question
+from fourdthinker_hf.qa import BUNDLED, Answer, VideoQA, check_question
+from fourdthinker_hf.show import STYLE, reasoning_html
 from fourdthinker_hf.video_fourdthinker import VideoError
 
 MODEL = os.environ.get("FOURDTHINKER_MODEL", BUNDLED)
@@ -32,21 +25,7 @@ It answers questions about moving scenes by *picturing* them: between the words 
 vectors that stand for how the scene evolves. Each is shown where it was pictured, over the frames it resembles."""
 WAITING = "<p class='waiting'>The reasoning and the mental images appear here.</p>"
 BUSY = "<p class='waiting'>Watching the video.</p>"
-CSS = """
-.reasoning, p.waiting { margin-top: 1.6rem; }
-.reasoning { line-height: 1.65; font-size: 1rem; overflow-wrap: anywhere; white-space: pre-wrap; }
-.reasoning figure { margin: .8rem 0; padding: .8rem; border-radius: 10px;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); white-space: normal; }
-.reasoning figcaption, .note { font-size: .85rem; margin-top: .4rem; }
-.reasoning .row { display: flex; gap: .8rem; flex-wrap: wrap; }
-.reasoning .best { height: 190px; max-width: 100%; border-radius: 6px; object-fit: contain; }
-.reasoning .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: .4rem;
-  flex: 1 1 240px; align-content: start; margin: 0; }
-.reasoning .step { text-align: center; font-size: .75rem; line-height: 1.4; }
-.reasoning .step img { width: 100%; border-radius: 4px; margin-bottom: .2rem; }
-.reasoning .step.most img { outline: 2px solid var(--color-accent); }
-.reasoning .step.most { font-weight: 600; }
-"""
+CSS = STYLE + "p.waiting { margin-top: 1.6rem; }"
 THEME = gr.themes.Soft().set(  # contrast: white on the button, and red messages beside the titles
     button_primary_background_fill="*primary_600", block_title_background_fill="none",
     block_title_background_fill_dark="none", block_title_text_color_dark="*neutral_50",
@@ -71,51 +50,6 @@ def check(video: str | None, question: str, options: str) -> list[dict]:
         gr.validate(bool(question and question.strip()), "Type a question"),
         gr.validate(not problem, problem),
     ]
-
-
-def _picture(frame: np.ndarray, similarity: np.ndarray, high: float, height: int) -> str:
-    """A `data:` address of the overlay, `height` pixels high."""
-    width = round(frame.shape[1] / frame.shape[0] * height)
-    frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-    file = io.BytesIO()
-    Image.fromarray(overlay(frame, similarity, high)).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def figure(number: int, image: MentalImage, answer: Answer) -> str:
-    """One mental image as HTML: over the step it resembles most, and a strip over every step."""
-    if image.maps is None:
-        return f"<figure><figcaption>Mental image {number} ended before it began.</figcaption></figure>"
-    high = float(image.maps.max())
-    steps = []
-    for step, similarity in enumerate(image.maps):
-        frames = answer.frames[2 * step : 2 * step + 2]  # a temporal step covers two frames; the later one is shown
-        times = answer.timestamps[2 * step : 2 * step + 2]
-        steps.append((frames[-1], similarity, f"{times[0]:.1f}&ndash;{times[-1]:.1f} s"))
-    frame, similarity, span = steps[image.best]
-    alt = f"Frame at {span} with the part that mental image {number} resembles lit up"
-    best = f"<img class='best' alt='{alt}' src='{_picture(frame, similarity, high, 240)}'>"
-    strip = "".join(
-        f"<div class='step{' most' if step == image.best else ''}'>"
-        f"<img alt='Overlay at {span}' src='{_picture(frame, similarity, high, 120)}'>"
-        f"{span}{'<br>&#9650; most alike' if step == image.best else ''}</div>"
-        for step, (frame, similarity, span) in enumerate(steps)
-    )
-    return (
-        f"<figure><div class='row'>{best}<div class='strip'>{strip}</div></div><figcaption>Mental image {number}: "
-        f"most like the video at {span} (cosine {high:.2f}). The brighter, the more alike.</figcaption></figure>"
-    )
-
-
-def reasoning_html(answer: Answer, figures: list[str]) -> str:
-    """The reasoning with each mental image in its place. Draws the figures that `figures` lacks into it."""
-    for number, image in enumerate(answer.images[len(figures) :], start=len(figures) + 1):
-        figures.append(figure(number, image, answer))
-    pieces = [html.escape(piece.strip()) for piece in answer.reasoning.split(OUTPUT_IMAGE)]
-    shown = [*figures[: len(pieces) - 1], "".join(figures[len(pieces) - 1 :])]  # the last: pictured past the reasoning
-    body = "".join(piece + between for piece, between in zip_longest(pieces, shown, fillvalue=""))
-    note = "<p class='note'>The reply was cut at its limit of tokens.</p>" if answer.truncated else ""
-    return f"<div class='reasoning'>{body}{note}</div>"
 
 
 def verdict(answer: Answer, options: list[str]) -> str:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 import app
 from fourdthinker_hf.qa import Answer, MentalImage, VideoQA
+from fourdthinker_hf.show import reasoning_html
 from fourdthinker_hf.video_fourdthinker import load_video
 
 REPLY = "<think>red <b>ball</b> <|latent_start|> moves left.</think><answer>to the left</answer><|im_end|>"
@@ -138,10 +139,10 @@ def test_every_example_can_be_asked():
 def test_a_mental_image_stands_where_it_was_pictured_even_if_the_reply_is_odd():
     image = MentalImage(np.zeros((0, 4)))
     answer = Answer(np.zeros((2, 8, 8, 3)), np.arange(2), reasoning="a <output_image> b", images=[image, image])
-    shown = app.reasoning_html(answer, [])
+    shown = reasoning_html(answer, [])
     assert shown.count("<figure>") == 2 and shown.index("<figure>") < shown.index("b<figure>")
     answer.reasoning, answer.images = "a <output_image> b <output_image> c", []
-    assert app.reasoning_html(answer, []) == "<div class='reasoning'>abc</div>"
+    assert reasoning_html(answer, []) == "<div class='reasoning'>abc</div>"
 
 
 def test_the_verdict_says_why_no_option_was_chosen():
