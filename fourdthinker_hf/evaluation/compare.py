@@ -1,0 +1,55 @@
+"""Two runs of the same questions side by side: paired differences with intervals and McNemar's test."""
+
+import math
+from collections.abc import Iterable
+
+from .report import wilson_interval
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided exact p of McNemar's test: `lost` and `won` count the questions that only one of two runs has right
+    (McNemar 1947; the binomial form)."""
+    total = lost + won
+    tail = sum(math.comb(total, k) for k in range(min(lost, won) + 1)) / 2**total
+    return min(1.0, 2 * tail)
+
+
+def paired_interval(both: int, lost: int, won: int, neither: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of the difference of two paired proportions, second less first (Newcombe 1998, method 10); `z` = 1.96
+    for 95%. `both`, `neither`: questions that both or neither have right; `lost` only the first, `won` only the
+    second."""
+    total = both + lost + won + neither
+    first, second = (both + lost) / total, (both + won) / total
+    (low_1, high_1), (low_2, high_2) = (wilson_interval(both + count, total, z) for count in (lost, won))
+    product = (both + lost) * (won + neither) * (both + won) * (lost + neither)
+    excess = both * neither - lost * won
+    if excess > 0:
+        excess = max(excess - total / 2, 0)  # Newcombe's correction
+    phi = excess / math.sqrt(product) if product else 0.0
+
+    def half(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    difference = second - first
+    low = difference - half(second - low_2, high_1 - first)
+    return max(low, -1.0), min(difference + half(high_2 - second, first - low_1), 1.0)
+
+
+def compare(first: Iterable[dict], second: Iterable[dict]) -> dict:
+    """Paired comparison of two runs' rows: `num`, both accuracies, `difference` (second less first) with `low` and
+    `high` (95%), `p` of McNemar's test, and `changed`, the share of questions with another prediction. `ValueError`
+    unless both hold the same questions."""
+    before, after = ({row["id"]: row for row in rows} for rows in (first, second))
+    if before.keys() != after.keys() or not before:
+        missing = len(before.keys() ^ after.keys())
+        raise ValueError(f"Runs are compared on the same questions, but {missing} of them are in one run only")
+    outcomes = [(before[key]["correct"], after[key]["correct"]) for key in before]
+    both, lost, won, neither = (outcomes.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    total = len(outcomes)
+    low, high = paired_interval(both, lost, won, neither)
+    changed = sum(before[key]["prediction"] != after[key]["prediction"] for key in before)
+    return {
+        "num": total, "first": (both + lost) / total, "second": (both + won) / total,
+        "difference": (won - lost) / total, "low": low, "high": high, "p": mcnemar(lost, won),
+        "changed": changed / total,
+    }  # fmt: skip
