@@ -60,7 +60,7 @@ def blocks_of(tokens: torch.LongTensor, latents: torch.Tensor, config) -> list[t
     """The mental images of one row, each `(latents, hidden)`: `tokens` `(new,)` and `latents` `(new, hidden)` as
     `generate` returns them. One that ended before its first latent is left out."""
     starts = (tokens == config.latent_start_id).nonzero()[:, 0].tolist()
-    ends = [*starts[1:], len(tokens)]
+    ends = [*starts, len(tokens)][1:]
     is_pad = tokens == config.latent_token_id
     blocks = [latents[a:b][is_pad[a:b]] for a, b in zip(starts, ends, strict=True)]
     return [block for block in blocks if len(block)]

@@ -112,3 +112,4 @@ def test_blocks_of_a_row():
     tokens = torch.tensor([5, 1, 0, 0, 2, 6, 1, 2, 1, 0])
     latents = torch.arange(10.0)[:, None]
     assert [block.flatten().tolist() for block in hooks.blocks_of(tokens, latents, config)] == [[2, 3], [9]]
+    assert hooks.blocks_of(tokens[:1], latents[:1], config) == []
