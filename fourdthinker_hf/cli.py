@@ -90,21 +90,41 @@ def simulate(
 
 @app.command()
 def evaluate(
-    benchmark: Annotated[Path, typer.Option(help="JSONL file of records.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and report.json; resumed if it holds any.")],
+    benchmark: Annotated[str, typer.Option(help="JSONL file of records, a folder with one, or DSR-Bench's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and reports; resumed if it holds this run.")],
     model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    video: Annotated[str, typer.Option(help="real; grey or none: a uniform video or none at all.")] = "real",
+    probe: Annotated[str, typer.Option(help="plain, or what is cut: no-video, zeros, blind, ...")] = "plain",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for speed.")] = "float32",
+    missing: Annotated[str, typer.Option(help="A question without its video: count as wrong, or refuse.")] = "count",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
-    """Ask every question of a file of records; print accuracies with 95% intervals."""
+    """Ask every question of a benchmark; print accuracies with 95% intervals."""
     with plain_errors():
         from .evaluation.report import format_table
         from .evaluation.runner import evaluate as run
         from .qa import BUNDLED
 
-        table = run(str(model or BUNDLED), str(benchmark), str(out), batch_size, video, max_new_tokens)
-    typer.echo(format_table(table))
+        report = run(
+            str(model or BUNDLED), benchmark, str(out), batch_size, probe=probe, dtype=dtype, missing=missing,
+            max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+    if report:  # one of several processes speaks
+        typer.echo(format_table(report["table"]))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the measure.")],
+    out: Annotated[Path, typer.Option(help="The page, HTML; the tables stand beside it as .md.")],
+    trained: Annotated[list[str] | None, typer.Option(help="A task that was trained; give it once for each.")] = None,
+    failures: Annotated[int, typer.Option(min=0, help="Wrong answers of the first run to show.")] = 8,
+) -> None:
+    """Draw a page that compares runs of `evaluate`: accuracies, paired differences, worst answers with imagery."""
+    with plain_errors():
+        from .evaluation.page import write_report
+
+        typer.echo(write_report(runs, out, trained, failures))
 
 
 @app.command()

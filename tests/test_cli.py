@@ -117,7 +117,11 @@ def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp
     arguments = ["--benchmark", records, "--out", tmp_path / "out", "--model", tiny_folder, "--max-new-tokens", 4]
     result = run("evaluate", *arguments)
     assert result.exit_code == 0, result.output
-    assert [line.split(" | ")[0] for line in result.stdout.splitlines()[2:]] == ["| way", "| pooled"]
+    rows = [line.split(" | ")[0] for line in result.stdout.splitlines()[2:]]
+    assert rows == ["| way", "| macro (mean of tasks)", "| micro (pooled)"]
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1
-    refused(run("evaluate", *arguments, "--video", "blue"), "real, grey, none", "blue")
+    refused(run("evaluate", *arguments, "--probe", "blue"), "no-video", "blue")
+    page = run("report", tmp_path / "out", "--out", tmp_path / "page.html")
+    assert page.stdout == f"{tmp_path / 'page.html'}\n" and (tmp_path / "page.md").exists()
+    refused(run("report", tmp_path, "--out", tmp_path / "other.html"), "no finished run")
     refused(run("maps", *arguments[:-2], "--source", "dreams"), "model", "targets", "dreams")

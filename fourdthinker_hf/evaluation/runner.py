@@ -1,110 +1,317 @@
-"""Ask a model every question of a file of records, greedily, in batches.
+"""Ask a model every question of a benchmark: greedily, in batches, in one or several processes.
 
-Predictions are written as they come, so a killed run goes on where it stopped; the report is written at the end.
+A batch is the same questions in every run, whatever was done before a kill and however many processes share the work:
+batch k is asked by process k modulo their number. So the same settings give the same bytes of `predictions.jsonl`.
+With another batch size padding changes the last bits of sums, and an answer only where two scores lie closer than
+that: such answers are listed. The numbers in a row are rounded so far that those bits hardly ever show.
+
+    fourdthinker evaluate --benchmark data/heldout --out outputs/heldout
+    accelerate launch --num_processes 2 --no_python fourdthinker evaluate --benchmark ... --out ...
+
+Without GPUs, `accelerate launch` takes `--cpu` too.
 """
 
-import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList, PretrainedConfig
 
 from ..answers import match_option, parse
-from ..data.records import Record, read_records
-from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from ..data.records import Record
+from ..hooks import blocks_of
+from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-from .report import accuracy_table, format_table
+from .benchmarks import load_benchmark, missing_files, questions_hash
+from .outputs import Outputs, Processes, commit, find_model, model_hash, versions
+from .probes import PROBES, Probe
+from .report import NEAR_TIE
 
-VIDEO_MODES = ("real", "grey", "none")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MISSING = ("count", "refuse")
+
+
+@dataclass
+class Reply:
+    """What the model wrote for one question; `images` are its mental images, each `(latents, hidden)`; `margin` is
+    the smallest difference between the two best scores of a token that was a choice."""
+
+    text: str
+    num_tokens: int
+    truncated: bool
+    images: list[torch.Tensor]
+    margin: float
+
+
+Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their times (T,) in seconds
 
 
 def evaluate(
-    model: str, benchmark: str, out: str, batch_size: int = 32, video: str = "real", max_new_tokens: int = 256
-) -> dict[str, dict]:
-    """Evaluate the checkpoint `model` on the records file `benchmark`; returns [`accuracy_table`].
+    model: str, benchmark: str, out: str, batch_size: int = 32, probe: str = "plain", dtype: str = "float32",
+    missing: str = "count", max_new_tokens: int = 256,
+) -> dict | None:  # fmt: skip
+    """Evaluate the checkpoint `model` (folder or Hub id) on what [`load_benchmark`] finds at `benchmark`.
 
-    Writes `out/predictions.jsonl`, one line a question, and `out/report.json`. An `out` that holds predictions of the
-    same run is resumed; of another run, refused. `video`: `"real"`; `"grey"` gives every question a uniform grey
-    video of the same size and times; `"none"` leaves the video out of the prompt: both measure the blind model.
+    Writes `out/predictions.jsonl`, a line a question in the benchmark's order, as batches finish; then `report.json`,
+    which is returned (in the main process), and `report.md`. An `out` that holds a part of the same run is resumed;
+    of another run, refused. `probe`: one of `PROBES`. A question whose video is missing or cannot be read counts as
+    wrong and is listed (and is asked again by the next call if the file is there); with `missing="refuse"` a missing
+    file ends the run before anything is loaded, an unreadable one when it is met. `ValueError` for what cannot be run.
     """
-    if video not in VIDEO_MODES:
-        raise ValueError(f"video must be one of {', '.join(VIDEO_MODES)}, got {video!r}")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = {"model": str(model), "benchmark": str(benchmark), "video": video, "max_new_tokens": max_new_tokens}
-    _same_run(folder / "run.json", run)
-    path = folder / "predictions.jsonl"
-    done = _finished_rows(path)
-    network = FourDThinkerForConditionalGeneration.from_pretrained(model).eval()
-    processor = FourDThinkerProcessor.from_pretrained(model)
-    todo = [record for record in read_records(benchmark) if record.id not in done]
-    with path.open("a") as file, tqdm(total=len(todo), unit="question") as bar:
-        for first in range(0, len(todo), batch_size):
-            batch = todo[first : first + batch_size]
-            for record, reply in zip(
-                batch, answer_batch(network, processor, batch, video, max_new_tokens), strict=True
-            ):
-                file.write(json.dumps(judge(record, reply)) + "\n")
-            file.flush()
-            bar.update(len(batch))
-    table = accuracy_table(list(_finished_rows(path).values()))
-    (folder / "report.json").write_text(json.dumps({**run, "table": table}, indent=1))
-    (folder / "report.md").write_text(format_table(table) + "\n")
-    return table
+    for name, value, known in (("probe", probe, PROBES), ("dtype", dtype, DTYPES), ("missing", missing, MISSING)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    start = time.perf_counter()
+    records = load_benchmark(benchmark)
+    if missing == "refuse":
+        _refuse_missing(records)
+    processes = Processes()
+    folder = find_model(model)
+    settings = {
+        "model": str(model), "model_sha256": model_hash(folder), "benchmark": str(benchmark),
+        "questions_sha256": questions_hash(records), "num_questions": len(records), "probe": probe, "dtype": dtype,
+        "max_new_tokens": max_new_tokens, "device": processes.device.type,
+        "batch_size": batch_size if dtype == "bfloat16" else "any", **versions(),
+    }  # fmt: skip
+    outputs = Outputs(Path(out), processes, [record.id for record in records])
+    outputs.begin(settings, again={record.id for record in records if not missing_files(record)})
+    batches = [range(first, min(first + batch_size, len(records))) for first in range(0, len(records), batch_size)]
+    todo = [
+        batch for batch in batches[processes.index :: processes.count]
+        if not all(records[i].id in outputs.rows for i in batch)
+    ]  # fmt: skip
+    if todo:
+        network, processor = load_model(folder, DTYPES[dtype], processes.device)
+        asked = _Asked(network, processor, records, PROBES[probe], missing == "refuse", max_new_tokens)
+        _ask(asked, todo, outputs)
+    processes.wait()
+    num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
+    return outputs.finish({
+        "asked": num_asked, "seconds": round(seconds, 2), "questions_per_second": round(num_asked / seconds, 3),
+        "batch_size": batch_size, "num_processes": processes.count, "commit": commit(),
+    })  # fmt: skip
 
 
-def batch_inputs(processor: FourDThinkerProcessor, records: list[Record], video: str = "real"):
-    """Left-padded prompts of `records` as the model takes them."""
-    texts, videos, times = [], [], []
-    for record in records:
-        frames, timestamps = processor.open_video(record.video)
-        messages = processor.conversation(frames, record.question, record.options)
-        if video == "none":
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device):
+    """Model and processor of a 4DThinker folder. `ValueError` if one of them is not there."""
+    config, _ = PretrainedConfig.get_config_dict(str(folder))
+    if "latent_token_id" not in config:
+        raise ValueError(f"{folder}: config.json has no latent_token_id, so this is no 4DThinker checkpoint")
+    try:
+        processor = FourDThinkerProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: holds no processor that can be loaded: {error}") from error
+    network = FourDThinkerForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
+    return network, processor
+
+
+def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
+    """The frames of a record as densely as the checkpoint is fed, and their times. `ValueError` or `OSError` if the
+    file, or one of them, cannot be read."""
+    if record.frames is None:
+        return processor.open_video(record.video)
+    frames = [np.asarray(Image.open(path).convert("RGB")) for path in record.frames]
+    return np.stack(frames), np.asarray(record.timestamps)
+
+
+def batch_inputs(
+    processor: FourDThinkerProcessor, records: list[Record], probe: Probe = PROBES["plain"],
+    clips: list[Clip] | None = None,
+):  # fmt: skip
+    """Left-padded prompts of `records` as the model takes them; `clips` are opened if they are not given."""
+    clips = clips or [open_clip(processor, record) for record in records]
+    conversations, times = [], []
+    for record, (frames, timestamps) in zip(records, clips, strict=True):
+        seen = probe.video(frames, timestamps)
+        messages = processor.conversation(seen, record.question, record.options)
+        if seen is None:
             messages[0]["content"] = messages[0]["content"][1:]
         else:
-            videos.append(np.full_like(frames, 128) if video == "grey" else frames)
             times.append(timestamps)
-        texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return processor(
-        text=texts, videos=videos or None, video_timestamps=times, padding=True, padding_side="left",
-        add_special_tokens=False, return_tensors="pt",
+        conversations.append(messages)
+    settings = {"padding": True, "padding_side": "left"} | ({"video_timestamps": times} if times else {})
+    return processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+        sanitize_control_tokens=True, processor_kwargs=settings,
     )  # fmt: skip
 
 
-def answer_batch(network, processor, records: list[Record], video: str, max_new_tokens: int) -> list[str]:
-    """Replies to a batch, with `<output_image>` where a mental image stands."""
-    inputs = batch_inputs(processor, records, video).to(network.device)
-    with torch.inference_mode():
-        tokens = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return [processor.decode_with_images(row) for row in tokens[:, inputs["input_ids"].shape[1] :]]
+class Margins(LogitsProcessor):
+    """Changes nothing; keeps how far apart the two best scores of each step were, as greedy decoding sees them: inf
+    where the token was forced."""
+
+    def __init__(self, network: FourDThinkerForConditionalGeneration):
+        self.rule = BlockLogitsProcessor(network.config, network.config.latent_early_end, greedy=True)
+        self.steps: list[torch.Tensor] = []  # per new token (rows,)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        best = self.rule(input_ids, scores).topk(2).values
+        self.steps.append(best[:, 0] - best[:, 1])
+        return scores
 
 
-def judge(record: Record, reply: str) -> dict:
+def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> list[Reply]:
+    """Greedy replies to a batch of prompts."""
+    margins = Margins(network)
+    exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), exact:
+        output = network.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([margins]), **kwargs,
+        )  # fmt: skip
+    new, steps = output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(margins.steps, 1)
+    ends = network.generation_config.eos_token_id
+    is_end = torch.isin(new, torch.tensor(ends, device=new.device))
+    replies = []
+    for row, latents, differences, ended in zip(new, output.latents, steps, is_end, strict=True):
+        length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
+        opened = bool((row == network.config.latent_start_id).any())
+        images = blocks_of(row, latents, network.config) if opened else []
+        text, margin = processor.decode_with_images(row), float(differences[:length].min())
+        replies.append(Reply(text, length, not bool(ended.any()), images, margin))
+    return replies
+
+
+def judge(record: Record, reply: Reply) -> dict:
     """One line of `predictions.jsonl`."""
-    parsed = parse(reply)
+    parsed = parse(reply.text)
     choice, reason = match_option(parsed.answer, record.options)
+    prediction = None if choice is None else record.options[choice]
+    vectors = torch.cat(reply.images).float() if reply.images else None
     return {
-        "id": record.id, "task": record.task, "reply": reply, "answer": parsed.answer, "choice": choice,
-        "reason": reason, "expected": record.options.index(record.answer),
-        "correct": choice is not None and record.options[choice] == record.answer,
-        "num_images": reply.count(OUTPUT_IMAGE), "well_formed": parsed.well_formed,
+        **_row(record), "prediction": prediction, "correct": prediction == record.answer, "response": reply.text,
+        "reason": reason, "num_images": reply.text.count(OUTPUT_IMAGE), "well_formed": parsed.well_formed,
+        "truncated": reply.truncated, "num_tokens": reply.num_tokens,
+        "num_latents": 0 if vectors is None else len(vectors),
+        "latent_norm": None if vectors is None else float(f"{float(vectors.norm(dim=-1).mean()):.1e}"),
+        "margin": _coarse(reply.margin),
     }  # fmt: skip
 
 
-def _same_run(path: Path, run: dict) -> None:
-    if path.exists():
-        if (before := json.loads(path.read_text())) != run:
-            raise ValueError(f"{path.parent} holds another run ({before}): choose another folder than for {run}")
-        return
-    path.write_text(json.dumps(run))
+def unread(record: Record, reason: str) -> dict:
+    """The line of a question whose video could not be read."""
+    return {
+        **_row(record), "prediction": None, "correct": False, "response": None, "reason": reason, "num_images": 0,
+        "well_formed": False, "truncated": False, "num_tokens": 0, "num_latents": 0, "latent_norm": None,
+        "margin": None,
+    }  # fmt: skip
 
 
-def _finished_rows(path: Path) -> dict[str, dict]:
-    """Predictions on disk by id; a line cut by a kill is dropped from the file."""
-    if not path.exists():
-        return {}
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(lines))
-    rows = [json.loads(line) for line in lines]
-    return {row["id"]: row for row in rows}
+def _row(record: Record) -> dict:
+    task = record.task or "questions"
+    return {"id": record.id, "task": task, "expected": record.answer, "num_options": len(record.options)}
+
+
+def _coarse(margin: float) -> float | None:
+    """Rounded down to a power of ten, and to 0 where it is a near tie: the last bits of sums do not show."""
+    if math.isnan(margin):
+        raise ValueError("The model's scores are not numbers (NaN): try --dtype float32, or another checkpoint")
+    if math.isinf(margin):
+        return None
+    return 0.0 if margin < NEAR_TIE else float(f"1e{math.floor(math.log10(margin))}")
+
+
+@dataclass
+class _Asked:
+    """A loaded model and what it is asked."""
+
+    network: FourDThinkerForConditionalGeneration
+    processor: FourDThinkerProcessor
+    records: list[Record]
+    probe: Probe
+    refuse: bool
+    max_new_tokens: int
+
+    def open(self, numbers, opened: dict) -> tuple[dict[int, Clip], dict[int, str]]:
+        """The clips of the questions `numbers`, and why others could not be read. Those in `opened` are not opened
+        again: benchmarks ask several questions about a video."""
+        clips, reasons = {}, {}
+        for i in numbers:
+            record = self.records[i]
+            video = record.video or (*record.frames, *record.timestamps)
+            try:
+                clips[i] = opened[video] = opened.get(video) or open_clip(self.processor, record)
+            except (ValueError, OSError) as error:
+                if self.refuse:
+                    raise
+                reasons[i] = f"the video could not be read: {error}"
+        return clips, reasons
+
+    def prepare(self, batch: range):
+        """All of a batch that needs no model: its prompts, why some could not be made, and its donors' prompts."""
+        opened = {}
+        clips, reasons = self.open(batch, opened)
+        donors = self.donors(clips, opened) if self.probe.needs_donors else None
+        return batch, list(clips), self.inputs(clips, self.probe), reasons, donors
+
+    def inputs(self, clips: dict[int, Clip], probe: Probe):
+        records = [self.records[i] for i in clips]
+        return batch_inputs(self.processor, records, probe, list(clips.values())) if clips else None
+
+    def donors(self, numbers, opened: dict):
+        """Plain prompts of the benchmark's next question for each of `numbers`."""
+        following = [(i + 1) % len(self.records) for i in numbers]
+        clips, _ = self.open(following, opened)
+        return following, list(clips), self.inputs(clips, PROBES["plain"])
+
+    def answer(self, numbers, inputs, donors) -> list[Reply]:
+        if inputs is None:
+            return []
+        inputs = inputs.to(self.network.device)
+        records = [self.records[i] for i in numbers]
+        images = None if donors is None else self.images(*donors)
+        kwargs = self.probe.generation(self.network, self.processor, inputs, records, images)
+        return answer_batch(self.network, self.processor, inputs, self.max_new_tokens, **kwargs)
+
+    def images(self, following, numbers, inputs) -> list[list[torch.Tensor]]:
+        """The donors' mental images, none for one whose video could not be read."""
+        replies = []
+        if inputs is not None:
+            inputs = inputs.to(self.network.device)
+            replies = answer_batch(self.network, self.processor, inputs, self.max_new_tokens)
+        found = {i: reply.images for i, reply in zip(numbers, replies, strict=True)}
+        return [found.get(i, []) for i in following]
+
+
+def _ask(asked: _Asked, batches: list[range], outputs: Outputs) -> None:
+    bar = tqdm(total=sum(map(len, batches)), unit="question", disable=not outputs.processes.is_main)
+    with bar:
+        for batch, numbers, inputs, reasons, donors in _prepared(asked, batches):
+            replies = dict(zip(numbers, asked.answer(numbers, inputs, donors), strict=True))
+            outputs.write([
+                judge(asked.records[i], replies[i]) if i in replies else unread(asked.records[i], reasons[i])
+                for i in batch
+            ])  # fmt: skip
+            bar.update(len(batch))
+            bar.set_postfix_str(f"accuracy {outputs.accuracy:.1%}")
+
+
+def _prepared(asked: _Asked, batches: list[range]) -> Iterator:
+    """Batches ready to be answered. On the CPU, where opening videos and answering want the same cores, in turn
+    (measured: bench/evaluate.py)."""
+    return (map if asked.network.device.type == "cpu" else _one_ahead)(asked.prepare, batches)
+
+
+def _one_ahead(function, items: list) -> Iterator:
+    """`map(function, items)`, the next one always under way in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(function, items[0])
+        for item in [*items[1:], None]:
+            done, ahead = ahead, None if item is None else pool.submit(function, item)
+            yield done.result()
+
+
+def _refuse_missing(records: list[Record]) -> None:
+    absent = sorted({path for record in records for path in missing_files(record)})
+    if absent:
+        raise ValueError(
+            f"{len(absent)} files of the benchmark are missing (--missing count goes on without them): "
+            + ", ".join(absent)
+        )

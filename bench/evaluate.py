@@ -1,0 +1,197 @@
+"""How fast `fourdthinker evaluate` is, where the time goes, and what batch size, dtype and processes change.
+
+    python bench/evaluate.py                    # 60 simulated questions; four minutes on two CPU cores
+    python bench/evaluate.py --hd               # the same questions on 10 s of 1280 x 720, 30 frames a second
+    python bench/evaluate.py --benchmark data/heldout --model runs/mine
+
+Each run is `evaluate` itself, in a process of its own; its videos are opened in turn with the model's answers, so that
+parts can be told. `ahead` opens the next batch's while the model answers, as is done on a GPU. Exits with 1 if batch
+size, process count or opening ahead changes a byte in fp32.
+"""
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def make_questions(folder: Path, num: int) -> Path:
+    from fourdthinker_hf.data.simulation import simulate
+
+    return Path(simulate(num, 7, folder))
+
+
+def make_hd(benchmark: Path, folder: Path, num_clips: int = 8) -> Path:
+    """The same questions on clips as large as public benchmarks' (eight clips, taken in turn)."""
+    import av
+    import numpy as np
+    from PIL import Image
+
+    from fourdthinker_hf.video_fourdthinker import load_video
+
+    rows = [json.loads(line) for line in benchmark.read_text().splitlines()]
+    for number, row in enumerate(rows[:num_clips]):
+        frames, _ = load_video(benchmark.parent / row["video"], num_frames=8)
+        large = [np.asarray(Image.fromarray(frame).resize((1280, 720))) for frame in frames]
+        with av.open(str(folder / f"{number}.mp4"), "w") as out:
+            stream = out.add_stream("libx264", rate=30, options={"preset": "ultrafast", "crf": "23"})
+            stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+            for moment in range(300):
+                shifted = np.roll(large[moment * len(large) // 300], moment, 1)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(shifted), "rgb24")))
+            out.mux(stream.encode(None))
+    for number, row in enumerate(rows):
+        row |= {"video": f"{number % num_clips}.mp4", "imagery": [], "reasoning": None}
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@contextmanager
+def timed(times: Counter, owner, name: str):
+    """Add up what a function takes, in this process and thread."""
+    function = getattr(owner, name)
+
+    def wrapper(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            times[name] += time.perf_counter() - start
+
+    setattr(owner, name, wrapper)
+    yield
+    setattr(owner, name, function)
+
+
+def run(arguments: dict, ahead: bool, queue) -> None:
+    """One `evaluate`, and what its parts took (told apart only if batches are prepared in turn)."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
+
+    from fourdthinker_hf.evaluation import outputs, runner
+
+    prepare = runner._one_ahead if ahead else map
+    runner._prepared = lambda asked, batches: prepare(asked.prepare, batches)
+    times = Counter()
+    with (
+        timed(times, runner, "open_clip"), timed(times, runner, "batch_inputs"), timed(times, Tower, "forward"),
+        timed(times, runner, "answer_batch"), timed(times, runner, "load_model"), timed(times, runner, "judge"),
+        timed(times, outputs.Outputs, "write"), timed(times, outputs.Outputs, "finish"),
+    ):  # fmt: skip
+        report = runner.evaluate(**arguments)
+    queue.put((report, times))
+
+
+def evaluate(ahead: bool = False, **arguments) -> tuple[dict, Counter]:
+    """In a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=run, args=(arguments, ahead, queue))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(1)
+    return queue.get()
+
+
+def show(name: str, report: dict, times: Counter) -> None:
+    pooled, call = report["table"]["pooled"], report["this_call"]
+    seconds = call["seconds"] - times["load_model"]
+    typer.echo(
+        f"{name:<28} {call['asked'] / seconds:6.2f} questions/s, {seconds:6.2f} s and {times['load_model']:.2f} s to "
+        f"load; {pooled['accuracy']:.1%} right, {len(report['near_ties'])} near ties"
+    )
+
+
+def show_parts(report: dict, times: Counter) -> None:
+    seconds = report["this_call"]["seconds"] - times["load_model"]
+    parts = {
+        "opening videos": times["open_clip"],
+        "prompts and pixels": times["batch_inputs"],
+        "vision tower": times["forward"],
+        "prefill and decoding": times["answer_batch"] - times["forward"],
+        "judging": times["judge"],
+        "writing": times["write"] + times["finish"],
+    }
+    parts["the rest"] = seconds - sum(parts.values())
+    typer.echo(
+        "".join(f"  {name:<22} {part:6.2f} s  {part / seconds:6.1%}\n" for name, part in parts.items()), nl=False
+    )
+
+
+def launch(num_processes: int, arguments: dict) -> dict:
+    program = "import json, sys; from fourdthinker_hf.evaluation import evaluate; evaluate(**json.loads(sys.argv[1]))"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), "--master-port"]
+    command += ["29511", "--no-python", sys.executable, "-c", program, json.dumps(arguments)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return json.loads((Path(arguments["out"]) / "report.json").read_text())
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def main(
+    benchmark: Annotated[Path | None, typer.Option(help="60 simulated questions by default.")] = None,
+    model: Annotated[Path, typer.Option()] = ROOT / "checkpoints/4dthinker-tiny",
+    num: Annotated[int, typer.Option(min=1, help="Simulated questions.")] = 60,
+    hd: Annotated[bool, typer.Option(help="Ask them about large clips.")] = False,
+) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    typer.echo(f"commit {commit}, {os.cpu_count()} CPU cores, OMP_NUM_THREADS {threads}, {versions}")
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        benchmark = benchmark or make_questions(scratch / "questions", num)
+        if hd:
+            (scratch / "hd").mkdir()
+            benchmark = make_hd(benchmark, scratch / "hd")
+        raise SystemExit(not compare_runs(scratch, str(model), str(benchmark)))
+
+
+def compare_runs(scratch: Path, model: str, benchmark: str) -> bool:
+    from fourdthinker_hf.evaluation.compare import compare
+
+    def settings(name: str, **values) -> dict:
+        return {"model": model, "benchmark": benchmark, "out": str(scratch / name), **values}
+
+    for size in (1, 8, 32):
+        report, times = evaluate(**settings(f"batch{size}", batch_size=size))
+        show(f"fp32, batch {size}", report, times)
+        show_parts(report, times)
+    show("fp32, batch 8, ahead", *evaluate(ahead=True, **settings("ahead", batch_size=8)))
+    speed = launch(2, settings("two", batch_size=8))["this_call"]["questions_per_second"]
+    typer.echo(f"{'fp32, batch 8, 2 processes':<28} {speed:6.2f} questions/s, loading included")
+    show("bf16, batch 32", *evaluate(**settings("bf16", batch_size=32, dtype="bfloat16")))
+    files = {
+        name: (scratch / name / "predictions.jsonl").read_bytes() for name in ("batch1", "batch8", "ahead", "two")
+    }
+    first = (scratch / "batch32" / "predictions.jsonl").read_bytes()
+    same = {name: text == first for name, text in files.items()}
+    typer.echo(f"the same bytes as fp32, batch 32: {same}")
+    single, half = rows_of(scratch / "batch32"), rows_of(scratch / "bf16")
+    found = compare(single, half)
+    replies = sum(a["response"] != b["response"] for a, b in zip(single, half, strict=True))
+    typer.echo(
+        f"bf16 changes {replies} replies and {found['changed'] * found['num']:.0f} answers of {found['num']}; "
+        f"accuracy by {found['difference']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})"
+    )
+    return all(same.values())
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,55 @@
+"""DSR-Bench, of TencentARC's DSR Suite: 1,450 questions about how things move in 563 videos, in 13 sub-tasks.
+
+A folder with `benchmark.parquet` and the videos as `videos/{videoID}.mp4`, or beside it. Columns: `videoID` (in some
+copies `video`), `question`, `options`, `answer` (a letter), `type`. Options are a list of "A. text", or such a list
+written as JSON or Python; our prompt adds letters itself, so they are taken off.
+"""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+from ..data.records import LETTERS, Record
+
+FILE = "benchmark.parquet"
+SUB_TASKS = (
+    "abs_dis abs_dir abs_ori abs_spd abs_spd_comp abs_dir_pred rel_dis rel_dir rel_ori rel_spd rel_spd_comp "
+    "rel_dir_pred non_temp"
+).split()
+
+
+def load(path: Path) -> list[Record] | None:
+    """The questions in the file's order, or None if `path` is no folder with `benchmark.parquet`."""
+    file, videos = path / FILE, path / "videos"
+    if not file.is_file():
+        return None
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError('reading DSR-Bench needs pyarrow: pip install "fourdthinker-hf[train]"') from error
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        return [_record(i, row, videos if videos.is_dir() else path) for i, row in enumerate(rows)]
+    except KeyError as error:
+        raise ValueError(f"{file}: not DSR-Bench's schema: it has no column {error}") from error
+    except (pyarrow.ArrowException, ValueError, SyntaxError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: cannot be read as DSR-Bench: {error}") from error
+
+
+def _record(number: int, row: dict, folder: Path) -> Record:
+    video = str(row["videoID"] if "videoID" in row else row["video"]).removesuffix(".mp4")
+    options, answer, task = _options(row["options"]), row["answer"].strip().rstrip("."), row["type"]
+    if task not in SUB_TASKS or len(answer) != 1 or answer not in LETTERS[: len(options)]:
+        raise ValueError(f"row {number}: type {task!r}, answer {row['answer']!r} of {len(options)} options")
+    return Record(
+        id=f"{number:04}-{video}", question=row["question"].strip(), options=options,
+        answer=options[LETTERS.index(answer)], task=task, video=str(folder / f"{video}.mp4"),
+    )  # fmt: skip
+
+
+def _options(options: list[str] | str) -> list[str]:
+    if isinstance(options, str):
+        options = json.loads(options) if options.startswith('["') else ast.literal_eval(options)
+    lettered = [re.fullmatch(rf"\s*{LETTERS[i]}\s*[.:)](.*)", text, re.DOTALL) for i, text in enumerate(options)]
+    return [(match[1] if all(lettered) else text).strip() for match, text in zip(lettered, options, strict=True)]
