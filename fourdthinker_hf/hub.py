@@ -63,7 +63,7 @@ def convert(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest}: exists already and is no empty folder; name another")
     text = "" if instruction is None else _read_text(Path(instruction))
-    folder = _find(source)
+    folder = find_folder(source)
     chosen = {"latent_size": latent_size, "compress_strategy": compress_strategy}
     config, published = _read_config(folder, {name: value for name, value in chosen.items() if value is not None})
     processor = _read_processor(folder, config, published, text)
@@ -93,7 +93,8 @@ def convert(
     )
 
 
-def _find(source: str | PathLike) -> Path:
+def find_folder(source: str | PathLike) -> Path:
+    """The folder of a checkpoint: `source` itself or, if it is a Hub id, its files in the Hub's cache."""
     if Path(source).is_dir():
         return Path(source)
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt"]

@@ -222,6 +222,14 @@ def test_wherever_the_file_was_cut_the_run_ends_with_the_same_bytes(run, whole, 
         assert report["this_call"]["asked"] == 9 - whole[1][:cut].count(b"\n")
 
 
+def test_a_row_that_is_there_is_not_appended_again(tiny_folder, questions, whole, tmp_path, monkeypatch):
+    out = begun(whole, tmp_path / "out")
+    (out / "predictions.jsonl").write_bytes(whole[1].splitlines(keepends=True)[0])  # half of the first batch
+    monkeypatch.setattr(runner.Outputs, "finish", lambda outputs, this_call: None)  # before anything is joined
+    evaluate(str(tiny_folder), str(questions), str(out), batch_size=2, max_new_tokens=6)
+    assert (out / "predictions.jsonl").read_bytes() == whole[1]
+
+
 def test_parts_of_killed_processes_are_joined_and_rows_in_two_of_them_count_once(run, whole, tmp_path):
     out, lines = begun(whole, tmp_path / "out"), whole[1].splitlines(keepends=True)
     (out / "predictions.jsonl").write_bytes(b"".join(lines[0:2] + lines[4:6]))

@@ -51,7 +51,8 @@ class Record:
         self.imagery = list(self.imagery)
 
 
-def _from_ours(row: dict[str, Any]) -> dict[str, Any]:
+def from_ours(row: dict[str, Any]) -> dict[str, Any]:
+    """A `Record`'s fields of a row of our schema; paths as they stand in the file."""
     return {field.name: row[field.name] for field in fields(Record) if row.get(field.name) is not None}
 
 
@@ -71,7 +72,8 @@ def _from_dift(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
+def from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
+    """A `Record`'s fields of a row of the published RL set; its line is its id where it has none."""
     options = [row[letter] for letter in "ABCD" if row.get(letter) is not None]
     return {
         "id": row.get("id", f"line{line}"),
@@ -107,9 +109,9 @@ def _parse(text: str, line: int, folder: Path) -> Record:
     if "text_output" in row:
         values = _from_dift(row)
     elif "Correct" in row:
-        values = _from_rl(row, line)
+        values = from_rl(row, line)
     else:
-        values = _from_ours(row)
+        values = from_ours(row)
     values["id"] = str(values["id"])
     options, answer = values.get("options"), values["answer"]
     if options and answer not in options and answer in LETTERS[: len(options)] and len(answer) == 1:

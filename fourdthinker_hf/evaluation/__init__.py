@@ -1,4 +1,4 @@
-"""Evaluation of 4DThinker: deterministic free-running answers on a file of records, with and without the video."""
+"""Evaluation of 4DThinker: deterministic answers to a benchmark, with any path to the answer cut, and compared."""
 
 from .report import accuracy_table, wilson_interval
 from .runner import evaluate

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from ..data.records import LETTERS, Record, RecordError, _from_ours, _from_rl
+from ..data.records import LETTERS, Record, RecordError, from_ours, from_rl
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 
@@ -69,7 +69,7 @@ def _question(row, line: int, folder: Path) -> Record:
     """One row, without what answering does not need: reasoning and imagery."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    values = _from_rl(row, line) if "Correct" in row else _from_ours(row)
+    values = from_rl(row, line) if "Correct" in row else from_ours(row)
     values |= {"id": str(values["id"]), "reasoning": None, "imagery": []}
     options, answer = values.get("options") or [], values["answer"]
     if answer not in options and len(answer) == 1 and answer in LETTERS[: len(options)]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ..hub import _find
+from ..hub import find_folder
 from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
@@ -139,7 +139,7 @@ class Outputs:
 
 def find_model(model: str) -> Path:
     """The folder of a checkpoint, from the Hub's cache if it is a Hub id. `ValueError` if there is none."""
-    folder = _find(model)
+    folder = find_folder(model)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{model}: no checkpoint there (a folder or Hub id with a config.json)")
     return folder

@@ -6,9 +6,9 @@ With another batch size padding changes the last bits of sums, and an answer onl
 that: such answers are listed. The numbers in a row are rounded so far that those bits hardly ever show.
 
     fourdthinker evaluate --benchmark data/heldout --out outputs/heldout
-    accelerate launch --num_processes 2 --no_python fourdthinker evaluate --benchmark ... --out ...
+    accelerate launch --multi_gpu --num_processes 2 --no_python fourdthinker evaluate --benchmark ... --out ...
 
-Without GPUs, `accelerate launch` takes `--cpu` too.
+The same line, `--multi_gpu` included, runs on CPUs.
 """
 
 import math
@@ -172,8 +172,7 @@ def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> l
     replies = []
     for row, latents, differences, ended in zip(new, output.latents, steps, is_end, strict=True):
         length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
-        opened = bool((row == network.config.latent_start_id).any())
-        images = blocks_of(row, latents, network.config) if opened else []
+        images = blocks_of(row, latents, network.config)
         text, margin = processor.decode_with_images(row), float(differences[:length].min())
         replies.append(Reply(text, length, not bool(ended.any()), images, margin))
     return replies
