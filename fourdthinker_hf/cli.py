@@ -77,15 +77,34 @@ def simulate(
     num: Annotated[int, typer.Option(min=1, help="Questions to make.")],
     seed: Annotated[int, typer.Option(help="The same seed makes the same questions.")],
     out: Annotated[Path, typer.Option(help="Folder for records.jsonl, videos/ and images/.")],
-    level: int = 1,
-    tasks: Annotated[list[str] | None, typer.Option(help="A task; give it once for each. All by default.")] = None,
+    level: Annotated[int, typer.Option(help="Of difficulty: 1, 2 or 3.")] = 1,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="A task, or dsr for DSR-Sim's 13; once for each. Default: dsr, at level 1 its own 4."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, or unseen: other shapes, colours and speeds.")] = "train",
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
     with plain_errors():
-        from .data.simulation import TASKS
+        from .data.simulation import expand_tasks
         from .data.simulation import simulate as make
 
-        typer.echo(make(num, seed, out, level=level, tasks=tasks or TASKS))
+        more = {} if split == "train" else {"split": split}
+        typer.echo(make(num, seed, out, level=level, tasks=tasks or expand_tasks(None, level), **more))
+
+
+@app.command()
+def sheet(
+    records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
+    out: Annotated[Path, typer.Argument(help="PNG to write.")],
+    num: Annotated[int, typer.Option(min=1, help="Questions on it.")] = 20,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first one.")] = 0,
+) -> None:
+    """Draw a contact sheet OUT of RECORDS: frames, questions, options, and which one is right."""
+    with plain_errors():
+        from .data.sheet import contact_sheet
+
+        typer.echo(contact_sheet(records, out, num, first))
 
 
 @app.command()

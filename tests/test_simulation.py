@@ -1,6 +1,7 @@
 """Simulated clips: the same every time, and what the text says is what the pixels show."""
 
 import collections
+import hashlib
 import re
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
+from fourdthinker_hf.data import plain, scenes
 from fourdthinker_hf.data import simulation as sim
+from fourdthinker_hf.data.film import Question
 from fourdthinker_hf.data.records import read_records
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
@@ -30,7 +33,7 @@ def composed():
     made = {}
     for task in sim.TASKS:
         for index in range(28 if task == "camera_motion" else 16):
-            made[task, index] = sim._compose(np.random.default_rng([SEED, index]), task, index)[:4]
+            made[task, index] = plain.compose(np.random.default_rng([SEED, index]), task, index)[:4]
     return made
 
 
@@ -59,7 +62,7 @@ def test_depth_is_metric(clips):
 def test_masks_lie_where_centres_project(clips):
     checked = 0
     for clip in clips.values():
-        for t in range(sim.NUM_FRAMES):
+        for t in range(plain.NUM_FRAMES):
             for i, thing in enumerate(clip.scene.things):
                 mask = clip.masks[t] == i + 1
                 rows, columns = np.nonzero(mask)
@@ -111,10 +114,10 @@ def test_classes_and_letters_are_balanced(composed):
 
 def test_camera_distractors_do_not_tell_the_answer():
     """Any wrong motion is as likely as any other beside each answer."""
-    question = sim.Question("", "static", "", ())
+    question = Question("", "static", "", ())
     rng = np.random.default_rng(0)
     seen = collections.Counter(
-        o for _ in range(2000) for o in sim._options(rng, "camera_motion", question, ["a", "b"], 1)
+        o for _ in range(2000) for o in plain._options(rng, "camera_motion", question, ["a", "b"], 1)
     )
     assert seen.pop("static") == 2000 and len(seen) == 6
     assert all(abs(count - 1000) < 120 for count in seen.values())
@@ -172,7 +175,7 @@ def test_reasoning_adds_up(composed):
         assert text.count(OUTPUT_IMAGE) == len(question.targets) and "None" not in text
         paths = {}
         for i, thing in enumerate(scene.things):
-            for t in sim.PATH_FRAMES:
+            for t in plain.PATH_FRAMES:
                 cell = truth.centres[t, i] * 12 / 112
                 paths.setdefault(thing.name, []).append(tuple(np.floor(cell).astype(int)))
         said = re.findall(r"(\w+ (?:ball|cube|cylinder|cone)) ([\d out,]+)\.", text)
@@ -225,22 +228,200 @@ def test_written_files(written):
     for path, target in zip(record.imagery, record.source["targets"], strict=True):
         image = np.asarray(Image.open(path)).astype(int)
         names = [thing.name for thing in clip.scene.things]
-        mask = clip.masks[sim.TARGET_FRAME] == names.index(target["object"]) + 1
-        assert target["time"] == clip.timestamps[sim.TARGET_FRAME] and mask.any()
-        assert (image[mask] == clip.frames[sim.TARGET_FRAME][mask]).all()
+        mask = clip.masks[plain.TARGET_FRAME] == names.index(target["object"]) + 1
+        assert target["time"] == clip.timestamps[plain.TARGET_FRAME] and mask.any()
+        assert (image[mask] == clip.frames[plain.TARGET_FRAME][mask]).all()
         assert (np.ptp(image[~mask], axis=-1) == 0).all() and image[~mask].max() <= 0.35 * 255
 
 
-def test_records_do_not_depend_on_number_or_workers(written, tmp_path):
-    fewer = sim.simulate(6, SEED, tmp_path, workers=2, progress=False)
-    assert fewer.read_bytes().splitlines() == written.read_bytes().splitlines()[:6]
-    assert sorted(path.name for path in fewer.parent.iterdir()) == ["images", "records.jsonl", "videos"]
+def test_records_do_not_depend_on_number_or_workers(tmp_path):
+    tasks = ("faster_object", "abs_dis", "rel_spd_comp", "non_temp")
+    more = sim.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
+    few = sim.simulate(4, SEED, tmp_path / "few", tasks=tasks, workers=2, progress=False)
+    assert few.read_bytes().splitlines() == more.read_bytes().splitlines()[:4]
+    assert sorted(path.name for path in few.parent.iterdir()) == ["images", "records.jsonl", "videos"]
+
+
+# What the checkpoint was trained on: computed before DSR-Sim came, when all of it was in simulation.py
+
+FROZEN = {  # brightness of 4 x 4 tiles of the first and last frame, and pixels of each object in all masks
+    ("camera_motion", 2): (
+        [71, 70, 72, 72, 70, 72, 92, 80, 72, 72, 83, 74, 71, 73, 71, 72,
+         69, 68, 69, 69, 68, 66, 68, 68, 68, 69, 73, 74, 69, 70, 100, 76], [11140, 20454, 14332]),
+    ("object_direction", 1): (
+        [96, 95, 96, 97, 96, 91, 95, 95, 95, 116, 106, 96, 96, 128, 109, 96,
+         96, 95, 96, 96, 96, 96, 96, 87, 95, 116, 106, 96, 96, 128, 109, 96], [12226, 41504, 0]),
+    ("distance_change", 3): (
+        [106, 106, 106, 106, 107, 107, 108, 107, 102, 107, 108, 105, 103, 105, 89, 104,
+         106, 106, 106, 106, 107, 106, 101, 107, 112, 106, 101, 104, 113, 105, 104, 106], [22190, 9888, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", FROZEN)
+def test_the_checkpoints_pixels_stay_as_they_were(pair, clips):
+    """Within what another graphics driver may round."""
+    clip = clips[pair]
+    tiles = clip.frames[[0, 31]].astype(float).mean(-1).reshape(2, 4, 28, 4, 28).mean((2, 4))
+    assert np.abs(tiles.reshape(-1) - FROZEN[pair][0]).max() <= 1.5
+    assert np.allclose([(clip.masks == k).sum() for k in (1, 2, 3)], FROZEN[pair][1], rtol=0.01)
+
+
+def test_the_checkpoints_records_stay_as_they_were(tmp_path):
+    path = sim.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*sim.TASKS, "grounding"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "00cef862b2d781ca"
+
+
+# Scenes with physics
+
+
+def world(*things, moves=(), duration=3.0, level=2):
+    return scenes.World(things, moves, duration, level, 3.0, 30.0, 55.0, 5.2, 0.0, 3)
+
+
+def body(shape="ball", start=(0.0, 5.0, 0.4), **given):
+    return scenes.Body("red", shape, 0.4, 0.0, start, **given)
+
+
+def test_a_released_ball_falls_as_gravity_has_it_and_bounces():
+    truth, _ = scenes.run(world(body(start=(0.0, 5.0, 2.4), release=0.5, bounce=0.9)))
+    height = truth.positions[:, 0, 2]
+    assert np.allclose(height[:5], 2.4)  # held until 0.5 s
+    falling = np.arange(5) / 8  # 2 m take 0.64 s
+    assert np.allclose(height[4:9], 2.4 - 9.81 / 2 * falling**2, atol=0.03)
+    lowest = int(height[:14].argmin())
+    assert height[lowest : lowest + 8].max() > height[lowest] + 0.3 and height.min() > 0.25
+
+
+def test_a_pushed_cube_slides_as_far_as_friction_lets_it():
+    truth, _ = scenes.run(world(body("cube", velocity=(1.5, 0.0, 0.0), friction=0.2)))
+    assert truth.positions[-1, 0, 0] == pytest.approx(1.5**2 / (2 * 0.2 * 9.81), rel=0.1)
+    assert np.linalg.norm(truth.velocities[-1, 0]) < 0.05  # under half of what counts as no speed
+
+
+def test_a_driven_body_pushes_what_it_meets():
+    driven = body("cube", (-1.5, 5.0, 0.4), legs=(scenes.Leg(9.0, 1.0, 1.0, 0.0),))
+    truth, _ = scenes.run(world(driven, body("ball", friction=0.05)))
+    assert np.allclose(truth.positions[:6, 1], truth.positions[0, 1], atol=0.03)
+    assert truth.positions[-1, 1, 0] > 0.8
+    assert np.allclose(truth.positions[:, 0, 0], -1.5 + np.arange(32) / 8, atol=0.06)  # hardly slowed
+
+
+@pytest.mark.parametrize("shape", scenes.FRONTED)
+def test_what_has_a_front_drives_where_it_faces(shape):
+    truth, _ = scenes.run(world(body(shape, legs=(scenes.Leg(9.0, 0.8, 0.8, turn=40.0),))))
+    w, z = truth.quaternions[4:, 0, 0], truth.quaternions[4:, 0, 3]
+    facing = np.stack([w * w - z * z, 2 * w * z], -1)
+    step = truth.velocities[4:, 0, :2]
+    assert (np.einsum("ti,ti->t", facing, step) > 0.99 * np.linalg.norm(step, axis=-1)).all()
+    assert np.degrees(2 * np.arctan2(z[0], w[0])) == pytest.approx(20, abs=3)  # 0.5 s at 40 degrees a second
+
+
+def test_prediction_is_the_truth_where_nothing_touches():
+    legs = (scenes.Leg(1.0, 0.0, 1.0, 90.0), scenes.Leg(9.0, 1.0, 0.4, 90.0, 30.0))
+    scene = world(body("cone", legs=legs), body("car", (2.0, 6.0, 0.4), legs=(scenes.Leg(9.0, 0.5, 0.5, turn=-20.0),)))
+    assert np.abs(scenes.run(scene)[0].positions - scenes.predict(scene).positions).max() < 0.08
+
+
+@pytest.mark.parametrize("name", scenes.CAMERA_MOTIONS)
+def test_every_camera_motion_is_what_its_name_says(name):
+    what, _ = scenes.CAMERA_MOTIONS[name]
+    scene = world(
+        moves=(scenes.CameraMove(9.0, (name,), (10.0 if what in ("yaw", "pitch", "roll", "orbit") else 1.0,)),)
+    )
+    eye, rotation = scenes.camera_path(scene)
+    right, up, back = rotation[0].T
+    step, gaze = eye[8] - eye[0], -rotation[8, :, 2]
+    pivot = np.array([0.0, scene.pivot, 0.0])
+    measured = {
+        "pan left": -gaze @ right, "pan right": gaze @ right, "tilt up": gaze @ up, "tilt down": -gaze @ up,
+        "roll left": rotation[8, :, 0] @ up, "roll right": -rotation[8, :, 0] @ up,
+        "dolly in": -step @ back, "dolly out": step @ back, "truck left": -step @ right, "truck right": step @ right,
+        "pedestal up": step[2], "pedestal down": -step[2], "orbit left": -step @ right, "orbit right": step @ right,
+    }  # fmt: skip
+    assert measured[name] > 0.15
+    moved, turned = np.linalg.norm(step) > 1e-9, not np.allclose(rotation[8], rotation[0])
+    assert (moved, turned) == (what in ("ahead", "aside", "lift", "orbit"), what in ("yaw", "pitch", "roll", "orbit"))
+    if what == "orbit":
+        assert np.linalg.norm(eye[8] - pivot) == pytest.approx(np.linalg.norm(eye[0] - pivot))
+        assert np.allclose(rotation[8].T @ (pivot - eye[8]), rotation[0].T @ (pivot - eye[0]))
+
+
+def test_camera_motions_are_kept_with_their_spans():
+    moves = (
+        scenes.CameraMove(1.0, ("static",), (0.0,)),
+        scenes.CameraMove(99.0, ("pan left", "dolly in"), (5.0, 0.5)),
+    )
+    assert scenes.predict(world(body(), moves=moves)).camera_motions == (
+        (0.0, 1.0, ("static",)), (1.0, 3.0, ("pan left", "dolly in"))
+    )  # fmt: skip
+
+
+# DSR-Sim
+
+
+@pytest.mark.parametrize("level, index, split", [(1, 0, "train"), (2, 5, "train"), (3, 6, "train"), (2, 1, "unseen")])
+def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
+    path = sim.simulate(2, index, tmp_path, level, ["rel_dis", "abs_spd_comp"], 1, False, split)
+    for record in read_records(path):
+        clip, again = (sim.clip_from_record(record) for _ in range(2))
+        assert (clip.question.question, clip.options, clip.question.answer) == (
+            record.question, record.options, record.answer,
+        )  # fmt: skip
+        assert (clip.frames == again.frames).all() and len(clip.frames) == len(clip.truth.positions) == len(clip.masks)
+        assert clip.frames.shape[1] == scenes.SIZES[level] and 2 <= len(clip.frames) / 8 <= 20
+        names = [thing.name for thing in clip.scene.things]
+        assert len(record.imagery) == len(record.source["targets"]) == record.reasoning.count(OUTPUT_IMAGE) > 0
+        for target in record.source["targets"]:
+            assert (clip.masks[round(target["time"] * 8)] == names.index(target["object"]) + 1).sum() > 20
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_what_is_asked_about_is_seen(level):
+    clip = sim.simulate_clip(3, "abs_dis", 2, level)
+    asked = {i for i, _ in clip.question.targets}
+    share = {1: 1.0, 2: 0.8, 3: 0.6}[level]
+    for i in asked:
+        first, last = (
+            round(float(t) * 8) for t in re.findall(r"from ([\d.]+) s to ([\d.]+) s", clip.question.question)[0]
+        )
+        shown = [(clip.masks[min(t, len(clip.masks) - 1)] == i + 1).sum() > 20 for t in range(first, last + 1, 4)]
+        assert np.mean(shown) >= share - 0.15
+
+
+def test_level_one_has_one_motion_at_a_time():
+    for index in range(6):
+        made = sim.compose(2, "rel_dis", index)
+        camera = np.ptp(made.truth.camera_positions, axis=0).max() + np.ptp(made.truth.camera_rotations, axis=0).max()
+        things = np.ptp(made.truth.positions, axis=0).max()
+        assert min(camera, things) < 0.02 and 2 <= len(made.scene.things) <= 3
+
+
+def test_unseen_things_are_in_no_training_split():
+    train, unseen = scenes.SPLITS["train"], scenes.SPLITS["unseen"]
+    assert not {*train.plain, *train.fronted} & {*unseen.plain, *unseen.fronted}
+    assert not set(train.colours) & set(unseen.colours) and train.speeds[1] < unseen.speeds[0]
+    for index in range(4):
+        for thing in sim.compose(1, "abs_dis", index, 2, "unseen").scene.things:
+            assert thing.colour in unseen.colours and thing.shape in (*unseen.plain, *unseen.fronted)
+            assert all(
+                pace == 0 or abs(pace) >= unseen.speeds[0] for leg in thing.legs for pace in (leg.begin, leg.end)
+            )
+
+
+def test_default_tasks_go_by_level():
+    assert sim.expand_tasks(None, 1) == sim.TASKS and sim.expand_tasks(None, 2) == sim.DSR_TASKS
+    assert sim.expand_tasks(["dsr", "grounding"], 1) == (*sim.DSR_TASKS, "grounding") and len(sim.DSR_TASKS) == 13
 
 
 def test_what_cannot_work_says_so(tmp_path):
-    with pytest.raises(ValueError, match="level must be 1"):
-        sim.simulate(1, 0, tmp_path, level=2)
+    with pytest.raises(ValueError, match="level must be 1, 2 or 3"):
+        sim.simulate(1, 0, tmp_path, level=4)
     with pytest.raises(ValueError, match="unknown task 'chess'"):
         sim.simulate_clip(0, "chess")
-    with pytest.raises(ValueError, match="tasks among"):
+    with pytest.raises(ValueError, match="unknown task 'chess'; the tasks are dsr, camera_motion"):
         sim.simulate(1, 0, tmp_path, tasks=("chess",))
+    with pytest.raises(ValueError, match="unknown split 'test'; the splits are train, unseen"):
+        sim.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
+    with pytest.raises(ValueError, match="task 'faster_object' is at level 1, split train, only"):
+        sim.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
+    assert not list(tmp_path.iterdir())

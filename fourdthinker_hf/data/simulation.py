@@ -1,18 +1,25 @@
-"""Simulated 4D scenes: MuJoCo moves objects or the camera, so every question has an exact answer.
+"""Simulated 4D scenes: MuJoCo moves objects and the camera, so every question has an exact answer.
 
-A clip lasts 4 s at 8 fps and shows one motion: either the camera moves and the objects rest, or objects slide without
-friction at a constant velocity under a still camera. World frame, metres: the camera is above the origin, looks along
-+y and down, x is to its right, z up. The answer class is chosen first, round-robin over the index, and scenes are
-drawn until one fits it with the margins below; question `index` of a task depends on (seed, task, index) alone.
+Two families of questions. The four kinds of `plain.py`, on which the bundled checkpoint was trained, at level 1. And
+DSR-Sim: the 13 sub-tasks of DSR-Bench (`questions.py`, `varied.py`), at three levels of scenes (`scenes.py`):
+
+| level | objects | motion | clip | frames |
+| --- | --- | --- | --- | --- |
+| 1 | 2 or 3, untextured | the camera or the objects, nothing hidden | 4 s | 112 x 112 |
+| 2 | 2 to 4 | both together, falls and pushes; seen in 80% of the span | 5 to 10 s | 224 x 224 |
+| 3 | 2 to 6 | several camera moves, up to three runs; seen in 60% of the span | 2 to 20 s | 224 x 224 |
+
+All at 8 fps. The wording and the wanted answer are drawn first, apart from each other, and then scenes until one shows
+that answer clearly: so nothing in a question's text tells its answer. Question `index` of a task depends on (seed,
+task, index, level, split) alone. Split "unseen" has shapes, colours and speeds that "train" never has.
 """
 
 import functools
 import multiprocessing
 import os
-import sys
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,513 +27,237 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from . import plain, questions, varied
+from .film import FPS, Clip, Question, Studio, Truth, highlight
+from .plain import ALL_TASKS as PLAIN_TASKS
+from .plain import BINS, COLOURS, TASKS
+from .questions import DSR_TASKS, Ask
 from .records import Record, write_records
+from .scenes import CAMERA, FRONTED, SIZES, SPLITS, World, predict, run, template_model
+from .stage import plan, stage
 
-SIZE = 112  # pixels, both axes
-FPS = 8
-NUM_FRAMES = 32
-DURATION = NUM_FRAMES / FPS
-STEPS_PER_FRAME = 10
-BINS = 12
-PATH_FRAMES = (2, 10, 18, 26)  # 0.25, 1.25, 2.25, 3.25 s: mean times of the pairs of 8 frames sampled at 2 fps
-TARGET_FRAME = 28  # 3.5 s: the last of those 8 frames
+__all__ = ["ALL_TASKS", "BINS", "COLOURS", "DSR_TASKS", "SPLITS", "TASKS", "Clip", "check_request", "clip_from_record",
+           "compose", "highlight", "simulate", "simulate_clip", "write_video"]  # fmt: skip
 
-COLOURS = {
-    "red": (0.9, 0.05, 0.05), "green": (0.05, 0.75, 0.1), "blue": (0.1, 0.15, 0.95), "yellow": (0.95, 0.9, 0.05),
-    "purple": (0.55, 0.05, 0.75), "orange": (1.0, 0.5, 0.0), "cyan": (0.0, 0.85, 0.9), "white": (1.0, 1.0, 1.0),
-}  # fmt: skip
-SHAPES = {"ball": 1.0, "cube": 1.25, "cylinder": 1.1, "cone": 1.0}  # outline radius over half size
-
-CAMERA_MOTIONS = ("pan left", "pan right", "tilt up", "tilt down", "dolly in", "dolly out", "static")
-SEEN_AS = ("everything moves right", "everything moves left", "everything moves down", "everything moves up",
-           "everything spreads out", "everything closes in", "everything stays")  # fmt: skip
-DIRECTIONS = {"to the left": 180.0, "to the right": 0.0, "toward the camera": -90.0, "away from the camera": 90.0}
-DISTANCES = ("it grows", "it shrinks", "it stays the same", "it shrinks, then grows")
-TASKS = ("camera_motion", "object_direction", "faster_object", "distance_change")
-ALL_TASKS = (*TASKS, "grounding")
-
-# Margins of the answers, in degrees, ratios, metres.
-DIRECTION_TOLERANCE = 15.0
-SPEED_RATIO = 1.8
-DISTANCE_RATIO = 1.3  # between the ends, for grows and shrinks
-PASSING_RATIO = 1.4  # either end over the minimum, for shrinks then grows
-DISTANCE_CHANGE = 0.8
-SAME_DISTANCE = 0.05  # spread over mean
-CLEARANCE = 0.95  # least projected distance over the sum of the projected radii: nothing is much hidden
-MIN_BINS = 2  # what the picture must show of any change that the answer tells
+ALL_TASKS = (*PLAIN_TASKS, *DSR_TASKS)
+LEVELS = (1, 2, 3)
+CHECKED = 4  # every 4th frame is looked at for what is seen: twice a second
+SEEN_SHARE = {1: 1.0, 2: 0.8, 3: 0.6}  # of the moments of a span
+SEEN_PART = {1: 0.5, 2: 0.3, 3: 0.3}  # of an object's outline, at such a moment
+SEEN_PIXELS = 12  # of 112 x 112
+LEAST_SIZE = {1: 0.045, 2: 0.035, 3: 0.03}  # half height over the picture's, for what is asked about
+FRONT_SIZE = 0.045  # the same, for what has a front to be seen
+TRIES = 400  # scenes for one wording, before another is drawn
 
 
-@dataclass(frozen=True)
-class Thing:
-    """An object: `half` size in m, `start` (x, y) in m, `velocity` (x, y) in m/s, `yaw` in degrees."""
+def expand_tasks(tasks: Sequence[str] | None, level: int) -> tuple[str, ...]:
+    """Names given, "dsr" for all 13, or by default the plain tasks at level 1 and all 13 at the others."""
+    if tasks is None:
+        return TASKS if level == 1 else DSR_TASKS
+    return tuple(name for task in tasks for name in (DSR_TASKS if task == "dsr" else (task,)))
 
-    colour: str
-    shape: str
-    half: float
-    yaw: float
-    start: tuple[float, float]
-    velocity: tuple[float, float]
 
-    @property
-    def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+def check_request(tasks: Sequence[str], level: int, split: str) -> None:
+    """Raise a `ValueError` that says what of a request there is not."""
+    if level not in LEVELS:
+        raise ValueError(f"level must be 1, 2 or 3 (is {level})")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+    if not tasks:
+        raise ValueError("no tasks given")
+    for task in tasks:
+        if task not in ALL_TASKS:
+            raise ValueError(f"unknown task {task!r}; the tasks are dsr, {', '.join(ALL_TASKS)}")
+        if task in PLAIN_TASKS and (level, split) != (1, "train"):
+            raise ValueError(f"task {task!r} is at level 1, split train, only (is level {level}, split {split})")
+
+
+# One question
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What is simulated: `pitch` (down), `fov` (vertical) in degrees; `amount` of motion in degrees or m per clip."""
+class Composed:
+    """A question and the scene that shows it; `physics` is what a studio films, `tries` the scenes drawn for it."""
 
-    things: tuple[Thing, ...]
-    motion: str
-    amount: float
-    phase: float  # when the camera is at its nominal pose, 0 to 1: drawn, so that a single frame tells little
-    height: float
-    pitch: float
-    fov: float
-    look: int  # seed of the ground, sky and light
-
-    @property
-    def focal(self) -> float:
-        return SIZE / 2 / np.tan(np.radians(self.fov / 2))
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Exact state at each of the T frames, n objects; pixels run from 0 to SIZE, x right, y down."""
-
-    positions: np.ndarray  # (T, n, 3) m
-    velocities: np.ndarray  # (T, n, 3) m/s
-    quaternions: np.ndarray  # (T, n, 4) wxyz
-    camera_positions: np.ndarray  # (T, 3) m
-    camera_rotations: np.ndarray  # (T, 3, 3), columns right, up, backward in the world
-    centres: np.ndarray  # (T, n, 2) projected centres in pixels
-    depths: np.ndarray  # (T, n) m along the optical axis
-
-
-@dataclass(frozen=True)
-class Question:
-    question: str
-    answer: str
-    reasoning: str
-    targets: tuple[int, ...]  # objects highlighted at TARGET_FRAME, one per <output_image>
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A rendered scene. `masks` holds 0 for the background and i + 1 for object i, at `mask_frames`."""
-
-    scene: Scene
+    scene: Any
     truth: Truth
     question: Question
     options: list[str] | None
-    frames: np.ndarray  # (T, SIZE, SIZE, 3) uint8
-    timestamps: np.ndarray  # (T,) s
-    mask_frames: tuple[int, ...]
-    masks: np.ndarray  # (len(mask_frames), SIZE, SIZE) uint8
-    depth: np.ndarray | None  # (T, SIZE, SIZE) float32, m along the optical axis
+    physics: tuple[Any, np.ndarray]
+    tries: int = 0
 
 
-# Scenes
+def compose(seed: int, task: str, index: int = 0, level: int = 1, split: str = "train") -> Composed:
+    """Find question `index` of a task, simulated but not filmed."""
+    check_request([task], level, split)
+    if task in PLAIN_TASKS:
+        rng = np.random.default_rng([seed, zlib.crc32(task.encode()), index])
+        return Composed(*plain.compose(rng, task, index))
+    key = zlib.crc32(f"{task} {level} {split}".encode())
+    rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # tasks start at other classes
+    made = _varied(rng, turn, level, split) if task == questions.NON_TEMP else _template(rng, task, turn, level, split)
+    return replace(made, truth=_cut(made.truth, made.scene.num_frames))
 
 
-def camera_path(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Camera positions (T, 3) and rotations (T, 3, 3); the motion is steady, at its nominal pose at `phase`."""
-    amounts = scene.amount * (np.arange(NUM_FRAMES) / NUM_FRAMES - scene.phase)
-    sign = -1.0 if scene.motion in ("pan right", "tilt down", "dolly out") else 1.0
-    turn, tilt, dolly = (sign * amounts * (scene.motion.split()[0] == kind) for kind in ("pan", "tilt", "dolly"))
-    yaw, down = np.radians(turn), np.radians(scene.pitch - tilt)
-    right = np.stack([np.cos(yaw), np.sin(yaw), 0 * yaw], -1)
-    forward = np.stack([-np.sin(yaw) * np.cos(down), np.cos(yaw) * np.cos(down), -np.sin(down)], -1)
-    positions = np.array([0.0, 0.0, scene.height]) + dolly[:, None] * forward
-    return positions, np.stack([right, np.cross(right, forward), -forward], -1)
+def _cut(truth: Truth, frames: int) -> Truth:
+    arrays = {name: value[:frames] for name, value in vars(truth).items() if isinstance(value, np.ndarray)}
+    return replace(truth, **arrays)
 
 
-def _truth(scene: Scene, positions: np.ndarray, velocities: np.ndarray, quaternions: np.ndarray) -> Truth:
-    """Project the objects' centres."""
-    eye, rotation = camera_path(scene)
-    local = np.einsum("tij,tni->tnj", rotation, positions - eye[:, None])
-    depths = -local[..., 2]
-    centres = SIZE / 2 + scene.focal * local[..., :2] * [1, -1] / np.maximum(depths, 1e-6)[..., None]
-    return Truth(positions, velocities, quaternions, eye, rotation, centres, depths)
+def _turn(turn: int, num: int) -> tuple[int, int]:
+    """Class and letter: every class in turn, and with each class every letter."""
+    return turn % num, (turn % num + turn // num) % 4
 
 
-def _predict(scene: Scene) -> Truth:
-    """The truth without physics: cheap, to sift candidates."""
-    velocity = np.array([[*thing.velocity, 0.0] for thing in scene.things])
-    start = np.array([[*thing.start, thing.half] for thing in scene.things])
-    times = np.arange(NUM_FRAMES)[:, None, None] / FPS
-    shape = (NUM_FRAMES, len(scene.things))
-    return _truth(scene, start + velocity * times, np.broadcast_to(velocity, (*shape, 3)), np.zeros((*shape, 4)))
-
-
-def _visible(scene: Scene, truth: Truth) -> bool:
-    """Nothing touches or much hides anything else; objects stay in view, one of them at least if the camera moves."""
-    half = np.array([thing.half for thing in scene.things])
-    radius = half * [SHAPES[thing.shape] for thing in scene.things]
-    pixels = scene.focal * radius / np.maximum(truth.depths, 0.1)
-    first, second = np.triu_indices(len(half), 1)
-    ground = np.linalg.norm(truth.positions[:, first] - truth.positions[:, second], axis=-1)
-    image = np.linalg.norm(truth.centres[:, first] - truth.centres[:, second], axis=-1)
-    if (ground < 1.2 * (radius[first] + radius[second])).any():
-        return False
-    if (image < CLEARANCE * (pixels[:, first] + pixels[:, second])).any():
-        return False
-    inside = (np.abs(truth.centres - SIZE / 2).max(-1) < SIZE / 2 - 0.6 * pixels).all(0)
-    return bool(inside.any() if scene.motion != "static" else inside.all())
-
-
-def _place(
-    rng: np.random.Generator, scene: Scene, things: list[dict[str, Any]], when: float, passing: bool
-) -> tuple[Thing, ...]:
-    """Put each thing where its centre shows at a random pixel at `when`; if passing, the second beside the first."""
-    placed, points = [], []
-    for thing in things:
-        x, y = rng.uniform(20, 92) - SIZE / 2, rng.uniform(30, 96) - SIZE / 2
-        down = np.radians(scene.pitch)
-        ray = np.array(
-            [x, scene.focal * np.cos(down) - y * np.sin(down), -scene.focal * np.sin(down) - y * np.cos(down)]
-        )
-        point = ray[:2] * (thing["half"] - scene.height) / ray[2]
-        if passing and len(points) == 1:
-            along = np.subtract(thing["velocity"], things[0]["velocity"])
-            beside = np.array([-along[1], along[0]]) / np.linalg.norm(along)
-            point = points[0] + beside * rng.uniform(1.1, 2.0) * rng.choice([-1, 1])
-        points.append(point)
-        placed.append(Thing(**thing, start=tuple((point - np.array(thing["velocity"]) * when).tolist())))
-    return tuple(placed)
-
-
-def _heading(degrees: float, speed: float) -> tuple[float, float]:
-    return (float(speed * np.cos(np.radians(degrees))), float(speed * np.sin(np.radians(degrees))))
-
-
-def _velocities(rng: np.random.Generator, task: str, wanted: int) -> list[tuple[float, float]]:
-    """Velocities (x, y) in m/s of the two objects that a question can be about and of a third one."""
-
-    def anyhow(rests: float) -> tuple[float, float]:
-        return (0.0, 0.0) if rng.random() < rests else _heading(rng.uniform(0, 360), rng.uniform(0.4, 1.3))
-
-    if task == "camera_motion":
-        return [(0.0, 0.0)] * 3
-    if task == "object_direction":
-        axis = list(DIRECTIONS.values())[wanted]
-        speed = rng.uniform(0.5, 1.2) if wanted < 2 else rng.uniform(0.8, 1.6)
-        return [_heading(axis + rng.uniform(-12, 12), speed), anyhow(0.5), anyhow(0.5)]
-    if task == "faster_object":
-        slow = 0.0 if rng.random() < 0.25 else rng.uniform(0.2, 0.65)
-        fast = rng.uniform(max(SPEED_RATIO * slow, 0.4), 1.25)
-        equal = rng.uniform(0.35, 1.1)
-        speeds = ((fast, slow), (slow, fast), (equal, equal), (0.0, 0.0))[wanted]
-        headings = rng.choice([0, 180], 2) + rng.uniform(-25, 25, 2)
-        return [*map(_heading, headings, speeds), anyhow(0.5)]
-    together = anyhow(0.5)
-    pair = [together, together] if wanted == 2 else [anyhow(0.0), anyhow(0.4)]
-    return [*(pair[i] for i in rng.permutation(2)), anyhow(0.5)]
-
-
-def _propose(rng: np.random.Generator, task: str, wanted: int) -> Scene:
-    """A random scene of the kind that a task wants; the first objects are the ones asked about."""
-    colours = rng.permutation(list(COLOURS))
-    velocities = _velocities(rng, task, wanted)
-    things = []
-    for i in range(rng.integers(2, 4)):
-        shape = str(rng.choice(list(SHAPES)))
-        half = 0.5 if shape == "cone" else rng.uniform(0.40, 0.48) if shape == "cube" else rng.uniform(0.44, 0.54)
-        thing = {"colour": str(colours[i]), "shape": shape, "half": float(half), "yaw": float(rng.uniform(0, 90))}
-        things.append({**thing, "velocity": velocities[i]})
-    motion = CAMERA_MOTIONS[wanted] if task == "camera_motion" else "static"
-    low, high = {"pan": (18, 30), "tilt": (16, 26), "dolly": (3.0, 4.2), "static": (0, 0)}[motion.split()[0]]
-    view = {"height": rng.uniform(3.3, 4.0), "pitch": rng.uniform(30, 40), "fov": rng.uniform(49, 54)}
-    scene = Scene((), motion, rng.uniform(low, high), rng.random(), **view, look=int(rng.integers(2**31)))
-    passing = task == "distance_change" and wanted == 3
-    when = DURATION * (rng.uniform(0.4, 0.6) if passing else rng.integers(3) / 2)
-    return Scene(**{**vars(scene), "things": _place(rng, scene, things, when, passing)})
-
-
-# Questions
-
-
-def bins(centres: np.ndarray) -> list[tuple[int, int] | None]:
-    """Pixel positions (k, 2) to bins of a 12 x 12 grid; None outside the picture."""
-    inside = ((centres >= 0) & (centres < SIZE)).all(-1)
-    cells = np.floor(centres * BINS / SIZE).astype(int).tolist()
-    return [tuple(cell) if ok else None for cell, ok in zip(cells, inside, strict=True)]
-
-
-def path_text(name: str, path: Sequence[tuple[int, int] | None]) -> str:
-    """`red ball 3 4, 4 4, out, 7 4.`"""
-    return f"{name} {', '.join('out' if cell is None else f'{cell[0]} {cell[1]}' for cell in path)}."
-
-
-def _paths(truth: Truth) -> list[list[tuple[int, int] | None]]:
-    return [bins(truth.centres[list(PATH_FRAMES), i]) for i in range(truth.centres.shape[1])]
-
-
-def _left_to_right(truth: Truth) -> list[int]:
-    """Objects by x at the first path time; those out of the picture come last."""
-    paths = _paths(truth)
-    return sorted(range(len(paths)), key=lambda i: (paths[i][0] is None, truth.centres[PATH_FRAMES[0], i, 0]))
-
-
-def _ask_camera(scene: Scene, truth: Truth, wanted: int) -> Question | None:
-    order, paths = _left_to_right(truth), _paths(truth)
-    pixels = scene.focal * 0.5 / truth.depths[TARGET_FRAME]
-    shown = (np.abs(truth.centres[TARGET_FRAME] - SIZE / 2).max(-1) < SIZE / 2 - pixels).tolist()
-    target = next((i for i in order if shown[i]), None)
-    if target is None:
-        return None
-    said = [path_text(scene.things[i].name, paths[i]) + " <output_image>" * (i == target) for i in order]
-    reasoning = f"{' '.join(said)} {SEEN_AS[wanted]}. camera {scene.motion}."
-    return Question("How does the camera move?", scene.motion, reasoning, (target,))
-
-
-def _ask_direction(scene: Scene, truth: Truth, wanted: int) -> Question | None:
-    answer, axis = list(DIRECTIONS.items())[wanted]
-    name, path = scene.things[0].name, _paths(truth)[0]
-    velocity = truth.velocities[:, 0, :2]
-    if (
-        velocity @ _heading(axis, 1.0) < np.cos(np.radians(DIRECTION_TOLERANCE)) * np.linalg.norm(velocity, axis=-1)
-    ).any():
-        return None
-    x, y = path[-1][0] - path[0][0], path[-1][1] - path[0][1]
-    if (-x, x, y, -y)[wanted] < MIN_BINS + min(abs(x), abs(y)):
-        return None
-    reasoning = f"{path_text(name, path)} <output_image> x changes by {x}, y by {y}. it moves {answer}."
-    return Question(f"In which direction does the {name} move?", answer, reasoning, (0,))
-
-
-def _apart(first: tuple[int, int], second: tuple[int, int]) -> int:
-    """Steps between two cells along x plus along y: the sum a small model can do."""
-    return abs(first[0] - second[0]) + abs(first[1] - second[1])
-
-
-def _ask_faster(scene: Scene, truth: Truth, wanted: int) -> Question | None:
-    names, paths = [thing.name for thing in scene.things[:2]], _paths(truth)[:2]
-    speeds = np.linalg.norm(truth.velocities[PATH_FRAMES[0] :, :2, :2], axis=-1).mean(0)
-    moves = [_apart(path[0], path[-1]) for path in paths]
-    lead, ratio = moves[0] - moves[1], speeds[0] / max(speeds[1], 1e-9)
-    fits = (
-        lead >= MIN_BINS and ratio >= SPEED_RATIO - 0.01,
-        lead <= -MIN_BINS and ratio <= 1 / (SPEED_RATIO - 0.01),
-        abs(lead) < MIN_BINS and min(moves) >= MIN_BINS and abs(ratio - 1) < 0.01,
-        speeds.max() < 0.01,
-    )[wanted]
-    if not fits:
-        return None
-    answer = (f"the {names[0]}", f"the {names[1]}", "they are equally fast", "neither moves")[wanted]
-    said = " ".join(f"{path_text(name, path)} <output_image>" for name, path in zip(names, paths, strict=True))
-    end = answer + " is faster" if wanted < 2 else answer
-    reasoning = f"{said} {names[0]} moves {moves[0]}. {names[1]} moves {moves[1]}. {end}."
-    return Question(f"Which moves faster, the {names[0]} or the {names[1]}?", answer, reasoning, (0, 1))
-
-
-def _ask_distance(scene: Scene, truth: Truth, wanted: int) -> Question | None:
-    names, paths = [thing.name for thing in scene.things[:2]], _paths(truth)[:2]
-    gap = np.linalg.norm(truth.positions[:, 0, :2] - truth.positions[:, 1, :2], axis=-1)
-    steps, least = np.diff(gap), int(gap.argmin())
-    apart = [_apart(*cells) for cells in zip(*paths, strict=True)]
-    low = min(apart[1:3])
-    fits = (
-        (steps > -1e-3).all() and gap[-1] >= max(DISTANCE_RATIO * gap[0], gap[0] + DISTANCE_CHANGE)
-        and apart == sorted(apart) and apart[-1] - apart[0] >= MIN_BINS,
-        (steps < 1e-3).all() and gap[0] >= max(DISTANCE_RATIO * gap[-1], gap[-1] + DISTANCE_CHANGE)
-        and apart[::-1] == sorted(apart) and apart[0] - apart[-1] >= MIN_BINS,
-        np.ptp(gap) < SAME_DISTANCE * gap.mean() and max(apart) - min(apart) < MIN_BINS,
-        NUM_FRAMES / 4 <= least < NUM_FRAMES * 3 / 4
-        and min(gap[0], gap[-1]) >= max(PASSING_RATIO * gap[least], gap[least] + DISTANCE_CHANGE)
-        and min(apart[0], apart[-1]) - low >= MIN_BINS,
-    )[wanted]  # fmt: skip
-    if not fits:
-        return None
-    said = " ".join(f"{path_text(name, path)} <output_image>" for name, path in zip(names, paths, strict=True))
-    reasoning = f"{said} apart {', '.join(map(str, apart))}. {DISTANCES[wanted]}."
-    question = f"How does the distance between the {names[0]} and the {names[1]} change?"
-    return Question(question, DISTANCES[wanted], reasoning, (0, 1))
-
-
-ASK = dict(zip(TASKS, (_ask_camera, _ask_direction, _ask_faster, _ask_distance), strict=True))
-
-
-def _ground(scene: Scene, truth: Truth) -> Question:
-    said = [path_text(scene.things[i].name, path) for i, path in enumerate(_paths(truth))]
-    answer = " ".join([said[i] for i in _left_to_right(truth)] + [f"camera {scene.motion}."])
-    return Question("Where is everything over time?", answer, "", ())
-
-
-def _options(rng: np.random.Generator, task: str, question: Question, names: Sequence[str], letter: int) -> list[str]:
-    """Four options with the answer at place `letter`. Camera distractors are uniform: none tells the answer."""
-    everything = {
-        "camera_motion": CAMERA_MOTIONS,
-        "object_direction": tuple(DIRECTIONS),
-        "faster_object": (f"the {names[0]}", f"the {names[1]}", "they are equally fast", "neither moves"),
-        "distance_change": DISTANCES,
-    }[task]
-    others = rng.permutation([option for option in everything if option != question.answer])[:3].tolist()
-    return [*others[:letter], question.answer, *others[letter:]]
-
-
-def _compose(rng: np.random.Generator, task: str, index: int) -> tuple[Scene, Truth, Question, list[str] | None, Any]:
-    """Draw scenes until one shows the answer class that `index` calls for."""
-    kind, turn = task, index
-    if task == "grounding":  # half camera motion, half object motion
-        kind, turn = (TASKS[0], index // 2) if index % 2 == 0 else (TASKS[1 + index // 2 % 3], index // 6)
-    num_classes = len(CAMERA_MOTIONS) if kind == "camera_motion" else 4
-    wanted, letter = turn % num_classes, (turn % num_classes + turn // num_classes) % 4
+def _template(rng: np.random.Generator, task: str, turn: int, level: int, split: str) -> Composed:
+    drawn = 0
     while True:
-        scene = _propose(rng, kind, wanted)
-        expected = _predict(scene)
-        if not _visible(scene, expected) or ASK[kind](scene, expected, wanted) is None:
-            continue
-        truth, physics = _run(scene)
-        if np.abs(truth.positions - expected.positions).max() > 0.01:  # a contact kicked: 1 clip in 200, a cylinder's
-            continue
-        question = ASK[kind](scene, truth, wanted)
-        if question is None or not _visible(scene, truth):
-            continue
-        if task == "grounding":
-            return scene, truth, _ground(scene, truth), None, physics
-        options = _options(rng, task, question, [thing.name for thing in scene.things], letter)
-        return scene, truth, question, options, physics
+        ask, cast = plan(rng, task, level, split)
+        known = questions.classes(ask, level)
+        which, letter = _turn(turn, len(known))
+        names, wanted = [f"{colour} {shape}" for colour, shape in cast.names], known[which]
+        for _ in range(TRIES):
+            drawn += 1
+            world = stage(rng, ask, cast, wanted)
+            judge = functools.partial(questions.answer, ask=ask)
+            found = world and _show(world, judge, wanted, *_moments(ask, world))
+            targets = found and _targets(ask, found[2])
+            if not targets:
+                continue
+            truth, physics, _ = found
+            text = questions.reasoning(truth, ask, names, wanted, targets)
+            right = questions.option_text(wanted)
+            options = questions.with_distractors(rng, right, list(map(questions.option_text, known)), letter)
+            asked = Question(questions.wording(ask, names), right, text, targets)
+            return Composed(world, truth, asked, options, physics, drawn)
 
 
-# Physics and rendering
+def _moments(ask: Ask, world: World) -> tuple[dict[int, list[int]], bool]:
+    """For each object, the frames at which it should be seen; and whether free bodies may be predicted."""
+    span = ask.span
+    begin = span.start if ask.kind != "dir_pred" else max(0, round(ask.end * FPS) - 2 * FPS + CHECKED)
+    frames = sorted({*range(begin, span.stop, CHECKED), min(span.stop, world.num_frames) - 1})
+    needed = {i: frames for i in ask.asked}
+    if ask.x == CAMERA:  # the camera turns: something has to be in sight now and then
+        needed[0] = [frames[0], frames[-1]]
+    if ask.agent != CAMERA:
+        needed[ask.agent] = frames if ask.follows else [round(ask.at * FPS)]
+    return needed, all(world.things[i].legs for i in ask.asked)
 
 
-def _mujoco() -> Any:
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    try:
-        import mujoco
-    except ImportError as error:
-        raise ImportError('simulated scenes need MuJoCo and PyAV: pip install "fourdthinker-hf[sim]"') from error
-    return mujoco
+def _varied(rng: np.random.Generator, turn: int, level: int, split: str) -> Composed:
+    kinds = varied.VARIED[level]
+    kind, turn = kinds[turn % len(kinds)], turn // len(kinds)
+    known = varied.classes(kind, level, split)
+    which, letter = _turn(turn, max(1, len(known)))
+    word, drawn = known[which] if known else None, 0
+    while True:
+        cast = varied.cast_for(rng, kind, word, level, split)
+        for _ in range(TRIES):
+            drawn += 1
+            world = varied.propose(rng, kind, word, cast)
+            judge = functools.partial(varied.judge, kind, world)
+            guess = varied.guess(kind, world)
+            found = guess and _show(world, judge, word, varied.to_be_seen(kind, guess, world, CHECKED), False)
+            if not found:
+                continue
+            truth, physics, _ = found
+            right, names = judge(truth), [thing.name for thing in world.things]
+            options = questions.with_distractors(rng, right, varied.distractors(rng, kind, right, world, cast), letter)
+            asked = Question(varied.wording(kind, names), right, "", ())
+            return Composed(world, truth, asked, options, physics, drawn)
 
 
-def _xml(scene: Scene) -> str:
-    rng = np.random.default_rng(scene.look)
-    x, y, yaw, aim = *rng.uniform(-4, 4, 2), rng.uniform(0, 360), rng.uniform(0, 2 * np.pi)
-    bodies = []
-    for thing in scene.things:
-        kind = {
-            "ball": f'type="sphere" size="{thing.half}"',
-            "cube": f'type="box" size="{thing.half} {thing.half} {thing.half}"',
-            "cylinder": f'type="cylinder" size="{thing.half} {thing.half}"',
-            "cone": 'type="mesh" mesh="cone"',
-        }[thing.shape]
-        pose = f'pos="{thing.start[0]} {thing.start[1]} {thing.half}" euler="0 0 {thing.yaw}"'
-        rgb = " ".join(map(str, COLOURS[thing.colour]))
-        bodies.append(f'<body {pose}><freejoint/><geom {kind} rgba="{rgb} 1"/></body>')
-    # The plane's third size is its grid for drawing: coarse, or it costs 3 ms a frame. condim 1: no friction.
-    return f"""<mujoco><option timestep="{1 / FPS / STEPS_PER_FRAME}"/><statistic extent="5" center="0 5 0"/>
-<visual><global offwidth="{SIZE}" offheight="{SIZE}"/><quality shadowsize="0" offsamples="0"/>
-<headlight ambient=".45 .45 .45" diffuse=".15 .15 .15" specular="0 0 0"/></visual>
-<default><geom condim="1"/></default>
-<asset><texture name="ground" type="2d" builtin="flat" width="128" height="128"/>
-<texture name="sky" type="skybox" builtin="gradient" rgb1=".35 .5 .75" rgb2=".75 .8 .85" width="32" height="192"/>
-<material name="ground" texture="ground" texrepeat="20 20" specular="0"/>
-<mesh name="cone" builtin="cone" params="24 0" scale=".5 .5 .5"/></asset>
-<worldbody>
-<light castshadow="false" diffuse=".5 .5 .5" specular="0 0 0" directional="true"
-dir="{np.cos(aim)} {np.sin(aim)} -1.6"/>
-<geom type="plane" pos="{x} {y} 0" euler="0 0 {yaw}" size="40 40 40" material="ground"/>
-<body name="eye" mocap="true"><camera name="eye" fovy="{scene.fov}"/></body>{"".join(bodies)}</worldbody></mujoco>"""
+def _show(
+    world: World, judge: Callable[[Truth], Any], wanted: Any, needed: dict[int, list[int]], predictable: bool
+) -> tuple[Truth, tuple[Any, np.ndarray], dict[int, list[int]]] | None:
+    """The world's truth and physics, and when each needed object is seen, if it shows the wanted answer; else None.
+
+    Cheap tests come first: nothing overlaps, what is needed is within the picture, the answer as predicted.
+    """
+    expected = predict(world)
+    if not _apart(world, expected, needed) or not _within(world, expected, needed):
+        return None
+    if predictable and judge(expected) != wanted:
+        return None
+    truth, physics = run(world)
+    found = judge(truth)
+    if found is None or (wanted is not None and found != wanted) or not _within(world, truth, needed):
+        return None
+    seen = _seen(world, truth, physics, needed)
+    if not all(_often(frames, seen[i], SEEN_SHARE[world.level]) for i, frames in needed.items()):
+        return None
+    return truth, physics, seen
 
 
-def _paint_ground(model: Any, look: int) -> None:
-    """Fill the ground texture (the first) with tiles of two muted tones, 4 m a repeat."""
-    rng = np.random.default_rng(look)
-    base = rng.uniform(70, 125) + rng.uniform(-10, 10, 3)
-    cells = int(rng.choice([8, 16]))
-    pattern = rng.random((cells, cells)) if rng.random() < 0.5 else np.indices((cells, cells)).sum(0) % 2
-    tiles = np.kron(pattern - 0.5, np.ones((128 // cells, 128 // cells)))
-    pixels = np.clip(base + tiles[..., None] * rng.uniform(35, 60), 0, 255).astype(np.uint8)
-    model.tex_data[: pixels.size] = pixels.reshape(-1)
+def _often(frames: list[int], seen: list[int], share: float) -> bool:
+    """Whether `share` of `frames` are among the seen, and half of each third of them, so that no run is lost."""
+    thirds = np.array_split(frames, 3) if len(frames) > 3 else [frames]
+    return len(seen) >= share * len(frames) and all(np.isin(third, seen).mean() >= 0.5 for third in thirds)
 
 
-def _run(scene: Scene) -> tuple[Truth, Any]:
-    """Simulate; returns the truth and (model, joint positions (T, nq)) to render from."""
-    mujoco = _mujoco()
-    model = mujoco.MjModel.from_xml_string(_xml(scene))
-    _paint_ground(model, scene.look)
-    data, num = mujoco.MjData(model), len(scene.things)
-    for i, thing in enumerate(scene.things):
-        data.qvel[6 * i : 6 * i + 2] = thing.velocity
-    states, speeds = np.empty((NUM_FRAMES, model.nq)), np.empty((NUM_FRAMES, model.nv))
-    for t in range(NUM_FRAMES):
-        states[t], speeds[t] = data.qpos, data.qvel
-        mujoco.mj_step(model, data, STEPS_PER_FRAME)
-    poses = states.reshape(NUM_FRAMES, num, 7)
-    velocities = speeds.reshape(NUM_FRAMES, num, 6)[..., :3]
-    return _truth(scene, poses[..., :3], velocities, poses[..., 3:]), (model, states)
+def _apart(world: World, truth: Truth, needed: dict[int, list[int]]) -> bool:
+    """Bodies do not overlap at first, driven ones never; at level 1 nothing touches."""
+    for i, first in enumerate(world.things):
+        for j in range(i):
+            second = world.things[j]
+            gap = np.linalg.norm(truth.positions[:, i, :2] - truth.positions[:, j, :2], axis=-1)
+            least = gap.min() if first.legs and second.legs else gap[0]
+            if least < 1.1 * (first.reach + second.reach):
+                return False
+    return True
 
 
-class _Studio:
-    """One GL context per process: making one takes 160 ms, uploading a ground texture next to nothing."""
-
-    def __init__(self, model: Any) -> None:
-        self.mujoco = _mujoco()
-        context = self.mujoco.GLContext
-        if os.environ.get("MUJOCO_GL") == "egl":  # chosen here too: someone may have imported mujoco before us
-            from mujoco.egl import GLContext as context
-        self.gl = context(SIZE, SIZE)
-        self.gl.make_current()
-        self.context = self.mujoco.MjrContext(model, self.mujoco.mjtFontScale.mjFONTSCALE_50.value)
-        self.context.readDepthMap = self.mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-        self.mujoco.mjr_setBuffer(self.mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self.context)
-        self.rect = self.mujoco.MjrRect(0, 0, SIZE, SIZE)
-
-    def shoot(
-        self, model: Any, states: np.ndarray, truth: Truth, ids: Sequence[int], depth: bool
-    ) -> tuple[Any, Any, Any]:
-        """Render all frames (T, H, W, 3), object ids of the frames `ids`, and depth (T, H, W) if asked."""
-        mujoco = self.mujoco
-        self.gl.make_current()
-        mujoco.mjr_uploadTexture(model, self.context, 0)
-        data, option, still = mujoco.MjData(model), mujoco.MjvOption(), mujoco.MjvCamera()
-        scene = mujoco.MjvScene(model, maxgeom=50)
-        still.type, still.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, 0
-        frames = np.empty((NUM_FRAMES, SIZE, SIZE, 3), np.uint8)
-        masks = np.zeros((len(ids), SIZE, SIZE), np.uint8)
-        deep = np.empty((NUM_FRAMES, SIZE, SIZE), np.float32) if depth else None
-        labels = np.empty((SIZE, SIZE, 3), np.uint8)
-        for t in range(NUM_FRAMES):
-            data.qpos[:] = states[t]
-            data.mocap_pos[0] = truth.camera_positions[t]
-            mujoco.mju_mat2Quat(data.mocap_quat[0], truth.camera_rotations[t].reshape(-1))
-            mujoco.mj_kinematics(model, data)
-            mujoco.mj_camlight(model, data)
-            mujoco.mjv_updateScene(model, data, option, None, still, mujoco.mjtCatBit.mjCAT_ALL.value, scene)
-            self._draw(scene, frames[t], False)
-            if t in ids or depth:
-                self._draw(scene, labels, True, None if deep is None else deep[t])
-            if t in ids:  # a pixel's red is the drawn geom's segment + 1; geom 0 of the model is the ground
-                table = np.zeros(256, np.uint8)
-                for geom in scene.geoms[: scene.ngeom]:
-                    table[geom.segid + 1] = geom.objid
-                masks[list(ids).index(t)] = table[labels[::-1, :, 0]]
-        if deep is not None:
-            near, far = (model.stat.extent * plane for plane in (model.vis.map.znear, model.vis.map.zfar))
-            deep = near * far / (deep[:, ::-1] * (far - near) + near)
-        return frames[:, ::-1], masks, deep
-
-    def _draw(self, scene: Any, pixels: np.ndarray, ids: bool, depth: np.ndarray | None = None) -> None:
-        flags = self.mujoco.mjtRndFlag
-        scene.flags[flags.mjRND_SEGMENT.value] = scene.flags[flags.mjRND_IDCOLOR.value] = ids
-        self.mujoco.mjr_render(self.rect, scene, self.context)
-        self.mujoco.mjr_readPixels(pixels, depth, self.rect, self.context)
+def _within(world: World, truth: Truth, needed: dict[int, list[int]]) -> bool:
+    """What is needed is within the picture, before the camera and large enough, as often as it should be seen."""
+    for i, frames in needed.items():
+        radius = world.focal * world.things[i].half / np.maximum(truth.depths[frames, i], 0.3)
+        inside = np.abs(truth.centres[frames, i] - world.size / 2).max(-1) < world.size / 2 - 0.6 * radius
+        least = max(LEAST_SIZE[world.level], FRONT_SIZE * (world.things[i].shape in FRONTED)) * world.size
+        if (inside & (radius > least) & (truth.depths[frames, i] > 0.5)).mean() < SEEN_SHARE[world.level]:
+            return False
+    return True
 
 
 @functools.cache
-def _studio() -> _Studio:
-    thing = Thing("red", "ball", 0.4, 0.0, (0.0, 5.0), (0.0, 0.0))
-    model = _mujoco().MjModel.from_xml_string(_xml(Scene((thing,), "static", 0.0, 0.5, 3.6, 35.0, 50.0, 0)))
-    return _Studio(model)
+def _studio(level: int) -> Studio:
+    return Studio(template_model(level), SIZES[level])
 
 
-def highlight(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A target frame (H, W, 3): everything outside the mask (H, W) grey at 0.35 of its brightness."""
-    grey = 0.35 * frame @ np.array([0.299, 0.587, 0.114])
-    return np.where(mask[..., None], frame, grey[..., None]).astype(np.uint8)
+@functools.cache
+def _plain_studio() -> Studio:
+    return Studio(plain.template(), plain.SIZE)
+
+
+def _seen(
+    world: World, truth: Truth, physics: tuple[Any, np.ndarray], needed: dict[int, list[int]]
+) -> dict[int, list[int]]:
+    """Which of the needed frames show each object, by the rendered masks."""
+    frames = sorted({frame for wanted in needed.values() for frame in wanted})
+    if not frames:
+        return {}
+    small = SIZES[1]
+    masks = _studio(world.level).shoot(*physics, truth, [], frames, size=small)[1]
+    level, seen = world.level, {}
+    for i, wanted in needed.items():
+        area = (
+            np.pi
+            * (world.focal * small / world.size * world.things[i].half / np.maximum(truth.depths[:, i], 0.3)) ** 2
+        )
+        shown = {frame: int((masks[k] == i + 1).sum()) for k, frame in enumerate(frames)}
+        seen[i] = [frame for frame in wanted if shown[frame] >= max(SEEN_PIXELS, SEEN_PART[level] * area[frame])]
+    return seen
+
+
+def _targets(ask: Ask, seen: dict[int, list[int]]) -> tuple[tuple[int, int], ...] | None:
+    """What is pictured: each asked object early and late in the span, where it is seen; if the camera is, object 0."""
+    things = ask.asked or (0,)
+    if not all(seen[i] for i in things):
+        return None
+    if len(things) == 1:
+        frames = seen[things[0]]
+        return tuple((things[0], frame) for frame in sorted({frames[0], frames[-1]}))
+    return tuple((i, seen[i][-1]) for i in things)
 
 
 def simulate_clip(
@@ -534,19 +265,22 @@ def simulate_clip(
     task: str,
     index: int = 0,
     level: int = 1,
-    mask_frames: Sequence[int] = range(NUM_FRAMES),
+    mask_frames: Sequence[int] | None = None,
     depth: bool = False,
+    split: str = "train",
 ) -> Clip:
-    """Simulate and render question `index` of `task`: the same clip on every call."""
-    if level != 1:
-        raise ValueError(f"level {level} is not available; only level 1 is")
-    if task not in ALL_TASKS:
-        raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(ALL_TASKS)}")
-    rng = np.random.default_rng([seed, zlib.crc32(task.encode()), index])
-    scene, truth, question, options, (model, states) = _compose(rng, task, index)
-    frames, masks, deep = _studio().shoot(model, states, truth, mask_frames, depth)
-    times = np.arange(NUM_FRAMES) / FPS
-    return Clip(scene, truth, question, options, frames, times, tuple(mask_frames), masks, deep)
+    """Simulate and render question `index` of `task`: the same clip on every call; masks of all frames by default."""
+    made = compose(seed, task, index, level, split)
+    frames = range(len(made.truth.positions))
+    return _film(made, frames if mask_frames is None else mask_frames, depth)
+
+
+def _film(made: Composed, mask_frames: Sequence[int], depth: bool = False) -> Clip:
+    frames = range(len(made.truth.positions))
+    camera = _studio(made.scene.level) if isinstance(made.scene, World) else _plain_studio()
+    pictures, masks, deep = camera.shoot(*made.physics, made.truth, frames, mask_frames, depth)
+    times = np.arange(len(frames)) / FPS
+    return Clip(made.scene, made.truth, made.question, made.options, pictures, times, tuple(mask_frames), masks, deep)
 
 
 def clip_from_record(record: Record, depth: bool = False) -> Clip:
@@ -554,7 +288,8 @@ def clip_from_record(record: Record, depth: bool = False) -> Clip:
     source = record.source
     if not source or source.get("generator") != "simulation":
         raise ValueError(f"record {record.id} does not come from the simulation")
-    return simulate_clip(source["seed"], source["task"], source["index"], source["level"], depth=depth)
+    which = [source[name] for name in ("seed", "task", "index", "level")]
+    return simulate_clip(*which, depth=depth, split=source.get("split", "train"))
 
 
 # Files
@@ -574,17 +309,19 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = FPS
         container.mux(stream.encode())
 
 
-def _make(job: tuple[int, str, int, int, int, str]) -> Record:
+def _make(job: tuple[int, str, int, int, int, str, str]) -> Record:
     """Write the clip and target frames of one question."""
-    number, task, index, seed, level, out = job
-    clip = simulate_clip(seed, task, index, level, mask_frames=(TARGET_FRAME,))
+    number, task, index, seed, level, split, out = job
+    made = compose(seed, task, index, level, split)
+    clip = _film(made, sorted({frame for _, frame in made.question.targets}))
     video = os.path.join(out, "videos", f"{number:06d}.mp4")
     write_video(video, clip.frames)
     imagery, targets = [], []
-    for k, target in enumerate(clip.question.targets):
+    for k, (thing, frame) in enumerate(clip.question.targets):
         imagery.append(os.path.join(out, "images", f"{number:06d}_{k}.png"))
-        Image.fromarray(highlight(clip.frames[TARGET_FRAME], clip.masks[0] == target + 1)).save(imagery[-1])
-        targets.append({"object": clip.scene.things[target].name, "time": TARGET_FRAME / FPS})
+        mask = clip.masks[clip.mask_frames.index(frame)] == thing + 1
+        Image.fromarray(highlight(clip.frames[frame], mask)).save(imagery[-1])
+        targets.append({"object": clip.scene.things[thing].name, "time": frame / FPS})
     source = {
         "generator": "simulation",
         "level": level,
@@ -593,8 +330,11 @@ def _make(job: tuple[int, str, int, int, int, str]) -> Record:
         "index": index,
         "targets": targets,
     }
+    if task in DSR_TASKS:
+        source["split"] = split
+    kind = f"{level}" if split == "train" else f"{level}-{split}"
     return Record(
-        id=f"sim{level}-{seed}-{task}-{index}",
+        id=f"sim{kind}-{seed}-{task}-{index}",
         question=clip.question.question,
         answer=clip.question.answer,
         options=clip.options,
@@ -611,23 +351,21 @@ def simulate(
     seed: int,
     out: str | os.PathLike[str],
     level: int = 1,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] | None = None,
     workers: int | None = None,
     progress: bool = True,
+    split: str = "train",
 ) -> Path:
     """Write `num` questions, tasks in turn, to `out/records.jsonl` with `videos/` and `images/`; returns that path.
 
-    Question i depends on (seed, i, tasks) alone: not on `num`, not on `workers` (default: one per core).
+    Question i depends on (seed, i, tasks, level, split) alone: not on `num`, not on `workers` (default: one per core).
     """
     out = Path(out).absolute()
-    unknown = [task for task in tasks if task not in ALL_TASKS]
-    if level != 1 or unknown or not tasks:
-        raise ValueError(
-            f"level must be 1 (is {level}) and tasks among {', '.join(ALL_TASKS)} (are {', '.join(tasks)})"
-        )
+    tasks = expand_tasks(tasks, level)
+    check_request(tasks, level, split)
     for folder in ("videos", "images"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, str(out)) for i in range(num)]
+    jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, split, str(out)) for i in range(num)]
     workers = workers or min(os.cpu_count() or 1, max(1, num // 16))  # a worker costs seconds to start
     bar = functools.partial(tqdm, total=num, unit="clip", disable=not progress)
     if workers == 1:

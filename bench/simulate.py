@@ -1,0 +1,168 @@
+"""DSR-Sim measured: what a model that sees no video gets, and how fast questions are made.
+
+    python bench/simulate.py --num 1300 --level 1 --level 2 --level 3
+
+Blind baselines answer from question and options alone: the most frequent letter, the longest option, the option that
+shares most words with the others, and a logistic regression on words (each half of the questions is answered by the
+one trained on the other). Each is printed with Wilson's 95% interval, beside the chance of 25%. Then clips are made in
+full, in one process, and the seconds are printed by what they went to.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fourdthinker_hf.data import simulation
+from fourdthinker_hf.data.simulation import DSR_TASKS
+from fourdthinker_hf.evaluation.report import wilson_interval
+
+
+def question(job: tuple[int, int, int, str]) -> dict:
+    """Text, options, the right letter's place, and how many scenes it took; nothing is filmed."""
+    seed, number, level, split = job
+    task, index = DSR_TASKS[number % 13], number // 13
+    made = simulation.compose(seed, task, index, level, split)
+    right = made.options.index(made.question.answer)
+    return {"task": task, "question": made.question.question, "options": made.options, "right": right,
+            "tries": made.tries, "again": made.tries > simulation.TRIES}  # fmt: skip
+
+
+# Blind baselines: each gives a place 0 to 3 per question
+
+
+def majority_letter(rows: list[dict]) -> list[int]:
+    """The letter that is right most often, told from the answers themselves: the best that one letter can do."""
+    best = Counter(row["right"] for row in rows).most_common(1)[0][0]
+    return [best] * len(rows)
+
+
+def longest_option(rows: list[dict]) -> list[int]:
+    return [int(np.argmax([len(option) for option in row["options"]])) for row in rows]
+
+
+def most_shared(rows: list[dict]) -> list[int]:
+    """The option whose words are most often in the other options."""
+
+    def score(options: list[str], k: int) -> float:
+        words = options[k].split()
+        return sum(word in other.split() for word in words for other in options) / len(words)
+
+    return [int(np.argmax([score(row["options"], k) for k in range(4)])) for row in rows]
+
+
+def _features(row: dict, k: int) -> list[str]:
+    option, words = row["options"][k], row["options"][k].replace(",", "").split()
+    asked = set(row["question"].replace(",", "").replace("?", "").split())
+    alone = [f"place {k}", f"text {option}", *words, f"length {len(words)}"]
+    others = [f"{option} beside {other}" for other in row["options"] if other != option]
+    return alone + others + [f"{word} when asked {a}" for word in {*words, option} for a in asked]
+
+
+def classifier(rows: list[dict], epochs: int = 60, seed: int = 0) -> list[int]:
+    """Logistic regression over the four options, on words, words beside words and words of the question; by halves:
+    the first and the last, as each has every class and letter as often. (Random halves of a set that is balanced as a
+    whole have too few of what their others have too many of: that alone puts a classifier 3 points below chance.)"""
+    names: dict[str, int] = {}
+    bags = [[[names.setdefault(name, len(names)) for name in _features(row, k)] for k in range(4)] for row in rows]
+    right = torch.tensor([row["right"] for row in rows])
+    halves = torch.arange(len(rows)) < len(rows) // 2
+    chosen = torch.zeros(len(rows), dtype=torch.long)
+    for test in (halves, ~halves):
+        torch.manual_seed(seed)
+        weights = torch.nn.EmbeddingBag(len(names), 1, mode="sum")
+        torch.nn.init.zeros_(weights.weight)
+        optimizer = torch.optim.AdamW(weights.parameters(), lr=0.02, weight_decay=0.1)
+
+        def scores(which: torch.Tensor, weights=weights) -> torch.Tensor:
+            flat = [bag for i in which.nonzero()[:, 0].tolist() for bag in bags[i]]
+            starts = torch.tensor([0, *map(len, flat[:-1])]).cumsum(0)
+            return weights(torch.tensor([name for bag in flat for name in bag]), starts).view(-1, 4)
+
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(scores(~test), right[~test]).backward()
+            optimizer.step()
+        chosen[test] = scores(test).argmax(-1)
+    return chosen.tolist()
+
+
+BASELINES = {"majority letter": majority_letter, "longest option": longest_option,
+             "shares most words": most_shared, "text classifier": classifier}  # fmt: skip
+
+
+def report_blind(rows: list[dict], level: int, split: str, took: float) -> None:
+    again = sum(row["again"] for row in rows)
+    tries = np.array([row["tries"] for row in rows])
+    print(f"\nlevel {level}, split {split}: {len(rows)} questions in {took:.0f} s; scenes drawn for one: median "
+          f"{np.median(tries):.0f}, mean {tries.mean():.0f}; {again} worded again")  # fmt: skip
+    print("| baseline | right | accuracy | 95% interval |\n| --- | --- | --- | --- |")
+    for name, baseline in BASELINES.items():
+        right = sum(int(a == row["right"]) for a, row in zip(baseline(rows), rows, strict=True))
+        low, high = wilson_interval(right, len(rows))
+        print(f"| {name} | {right} | {right / len(rows):.1%} | {low:.1%} to {high:.1%} |")
+
+
+# Throughput
+
+
+def throughput(num: int, seed: int, level: int) -> None:
+    """Make `num` clips in this process; print seconds by part."""
+    spent: Counter[str] = Counter()
+
+    def timed(name: str, function):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    parts = {"run": "physics", "_seen": "masks of candidates", "_film": "rendering", "write_video": "encoding"}
+    kept = {name: getattr(simulation, name) for name in parts}
+    with tempfile.TemporaryDirectory() as out:
+        simulation.simulate(2, seed, out, level, ["dsr"], workers=1, progress=False)  # opens the studio
+        for name, part in parts.items():
+            setattr(simulation, name, timed(part, kept[name]))
+        start = time.perf_counter()
+        simulation.simulate(num, seed, out, level, ["dsr"], workers=1, progress=False)
+        total = time.perf_counter() - start
+        size = sum(path.stat().st_size for path in Path(out).rglob("*.mp4")) / num / 1e3
+    for name, function in kept.items():
+        setattr(simulation, name, function)
+    spent["proposing, judging, rest"] = total - sum(spent.values())
+    shares = ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in spent.most_common())
+    print(f"level {level}: {num / total:.1f} clips a second in one process, {size:.0f} kB a clip; {shares}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=int, default=1300)
+    parser.add_argument("--seed", type=int, default=900001)
+    parser.add_argument("--level", type=int, action="append")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--clips", type=int, default=52, help="made in full for the throughput; 0 for none")
+    arguments = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    print(f"commit {commit or 'unknown'}, {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
+    for level in arguments.level or (1, 2, 3):
+        start = time.perf_counter()
+        jobs = [(arguments.seed, number, level, arguments.split) for number in range(arguments.num)]
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+            rows = pool.map(question, jobs, chunksize=13)
+        report_blind(rows, level, arguments.split, time.perf_counter() - start)
+    for level in (arguments.level or (1, 2, 3)) if arguments.clips else ():
+        throughput(arguments.clips, arguments.seed, level)
+
+
+if __name__ == "__main__":
+    main()

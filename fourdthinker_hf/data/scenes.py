@@ -1,0 +1,386 @@
+"""Scenes with real physics: what stands where, what drives or pushes it, how the camera travels, and MuJoCo's run.
+
+World frame, metres: at its nominal pose the camera is above the origin and looks along +y and down; x is to its right,
+z up. A *driven* body follows `legs` on a servo and keeps upright (it pushes what it hits); a *free* body is held until
+its release and then falls, bounces, slides and rolls as gravity, friction and collisions have it. Bodies with a front
+(car, arrow, duck) face their own +x and drive where they face. Truth is the simulator's state, frame by frame, and
+runs `AHEAD` frames past the clip's end: what happens next is known as well.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .film import FPS, Truth, load_mujoco, project
+from .plain import COLOURS
+
+CAMERA = -1  # where an object's number is expected
+AHEAD = FPS  # frames simulated after the clip's end
+SUBSTEPS = 16  # 128 steps a second
+SLOTS = 6  # bodies at most: one texture and one mesh each
+SIZES = {1: 112, 2: 224, 3: 224}  # pixels, both axes
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a split is made of; `speeds` m/s of driven bodies."""
+
+    plain: tuple[str, ...]
+    fronted: tuple[str, ...]
+    colours: dict[str, tuple[float, float, float]]
+    speeds: tuple[float, float]
+
+
+SPLITS = {
+    "train": Kit(("ball", "cube", "cylinder", "cone", "pill"), ("car", "arrow"), COLOURS, (0.4, 1.4)),
+    "unseen": Kit(
+        ("pyramid", "egg"), ("duck",),
+        {"pink": (1.0, 0.45, 0.7), "brown": (0.42, 0.22, 0.08), "black": (0.06, 0.06, 0.07),
+         "mint": (0.6, 1.0, 0.75)}, (1.5, 2.1),
+    ),
+}  # fmt: skip
+FRONTED = tuple(shape for kit in SPLITS.values() for shape in kit.fronted)
+REACH = {"ball": 1.0, "cube": 1.42, "cylinder": 1.1, "cone": 1.0, "pill": 0.8, "car": 1.55, "arrow": 1.6,
+         "pyramid": 1.42, "egg": 1.0, "duck": 1.5}  # outline radius on the ground over half height  # fmt: skip
+TEXTURES = ("plain", "striped", "checked")
+
+# What each camera motion changes, in the units of `CameraMove`: degrees (yaw left, pitch up, roll to the left) or m.
+CAMERA_MOTIONS = {
+    "pan left": ("yaw", 1), "pan right": ("yaw", -1), "tilt up": ("pitch", 1), "tilt down": ("pitch", -1),
+    "roll left": ("roll", 1), "roll right": ("roll", -1), "dolly in": ("ahead", 1), "dolly out": ("ahead", -1),
+    "truck left": ("aside", -1), "truck right": ("aside", 1),
+    "pedestal up": ("lift", 1), "pedestal down": ("lift", -1),
+    "orbit left": ("orbit", -1), "orbit right": ("orbit", 1),
+}  # fmt: skip
+STATIC = "static"
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Until `until` s, speed from `begin` to `end` m/s along `course` (degrees from +x), turning by `turn` deg/s."""
+
+    until: float
+    begin: float
+    end: float
+    course: float = 0.0  # a body with a front has none: it drives where it faces
+    turn: float = 0.0
+
+
+@dataclass(frozen=True)
+class Body:
+    """`half` its height in m, `start` (x, y, z) of its centre, `yaw` in degrees from +x; driven if it has `legs`."""
+
+    colour: str
+    shape: str
+    half: float
+    yaw: float
+    start: tuple[float, float, float]
+    texture: str = "plain"
+    legs: tuple[Leg, ...] = ()
+    velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of a free body, m/s, given at `release` s
+    release: float = 0.0
+    friction: float = 0.3
+    bounce: float = 0.5  # 0 to 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def reach(self) -> float:
+        return self.half * REACH[self.shape]
+
+
+@dataclass(frozen=True)
+class CameraMove:
+    """Until `until` s, motions `names`, each at its rate of `rates` (degrees/s or m/s, positive)."""
+
+    until: float
+    names: tuple[str, ...]
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    things: tuple[Body, ...]
+    moves: tuple[CameraMove, ...]
+    duration: float  # s
+    level: int
+    height: float  # m
+    pitch: float  # degrees down
+    fov: float  # vertical, degrees
+    pivot: float  # m along +y: what the camera orbits around
+    phase: float  # share of the clip at which the camera is at its nominal pose
+    look: int  # seed of ground, sky and light
+
+    @property
+    def size(self) -> int:
+        return SIZES[self.level]
+
+    @property
+    def focal(self) -> float:
+        """In pixels."""
+        return self.size / 2 / np.tan(np.radians(self.fov / 2))
+
+    @property
+    def num_frames(self) -> int:
+        return round(self.duration * FPS)
+
+
+def camera_path(world: World) -> tuple[np.ndarray, np.ndarray]:
+    """Camera positions (T, 3) and rotations (T, 3, 3), columns right, up, backward, `AHEAD` frames included."""
+    count = world.num_frames + AHEAD
+    rates = {name: np.zeros(count) for name, _ in CAMERA_MOTIONS.values()}
+    middles, begin = (np.arange(count) + 0.5) / FPS, 0.0
+    for move in world.moves:
+        now = (middles >= begin) & (middles < move.until)
+        for name, rate in zip(move.names, move.rates, strict=True):
+            if name != STATIC:
+                what, sign = CAMERA_MOTIONS[name]
+                rates[what][now] += sign * rate
+        begin = move.until
+
+    def total(rate: np.ndarray) -> np.ndarray:
+        """The integral over time, 0 at the nominal frame; (T,) or (T, 3)."""
+        sums = np.concatenate([np.zeros_like(rate[:1]), np.cumsum(rate, 0)[:-1]]) / FPS
+        return sums - sums[round(world.phase * (world.num_frames - 1))]
+
+    yaw, roll, orbit = (np.radians(total(rates[name])) for name in ("yaw", "roll", "orbit"))
+    down = np.radians(world.pitch - total(rates["pitch"]))
+    right = np.stack([np.cos(yaw), np.sin(yaw), 0 * yaw], -1)
+    ahead = np.stack([-np.sin(yaw) * np.cos(down), np.cos(yaw) * np.cos(down), -np.sin(down)], -1)
+    up = np.cross(right, ahead)
+    travel = rates["aside"][:, None] * right + rates["ahead"][:, None] * ahead + rates["lift"][:, None] * [0, 0, 1]
+    cos, sin, zero = np.cos(roll)[:, None], np.sin(roll)[:, None], 0 * orbit
+    rotation = np.stack([cos * right + sin * up, cos * up - sin * right, -ahead], -1)
+    around = np.stack([np.cos(orbit), -np.sin(orbit), zero, np.sin(orbit), np.cos(orbit), zero, zero, zero, zero + 1])
+    around = around.T.reshape(-1, 3, 3)
+    pivot = np.array([0.0, world.pivot, 0.0])
+    base = np.array([0.0, 0.0, world.height]) + total(travel) - pivot
+    return pivot + np.einsum("tij,tj->ti", around, base), around @ rotation
+
+
+def drive(body: Body, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the servo of a driven body is told at each of `count` frames: velocity (count, 2) m/s, yaw rate rad/s; and
+    the yaw at each frame in rad."""
+    middles, begin = (np.arange(count) + 0.5) / FPS, 0.0
+    speed, turn, course = np.zeros(count), np.zeros(count), np.zeros(count)
+    for leg in body.legs:
+        now = (middles >= begin) & (middles < leg.until)
+        since = middles[now] - begin
+        speed[now] = leg.begin + (leg.end - leg.begin) * since / (leg.until - begin)
+        turn[now], course[now] = leg.turn, leg.course + leg.turn * since
+        begin = leg.until
+    spin = turn if body.shape in FRONTED else 0 * turn
+    yaw = body.yaw + (np.cumsum(spin) - spin) / FPS
+    course = np.radians(yaw + spin / 2 / FPS if body.shape in FRONTED else course)
+    return speed[:, None] * np.stack([np.cos(course), np.sin(course)], -1), np.radians(spin), np.radians(yaw)
+
+
+def motion_spans(world: World) -> tuple[tuple[float, float, tuple[str, ...]], ...]:
+    begins = (0.0, *(move.until for move in world.moves))
+    return tuple(
+        (begin, min(move.until, world.duration), move.names)
+        for begin, move in zip(begins, world.moves, strict=False)
+        if begin < world.duration
+    )
+
+
+def _truth(world: World, positions: np.ndarray, velocities: np.ndarray, quaternions: np.ndarray) -> Truth:
+    eye, rotation = camera_path(world)
+    centres, depths = project(positions, eye, rotation, world.size, world.fov)
+    return Truth(positions, velocities, quaternions, eye, rotation, centres, depths, motion_spans(world))
+
+
+def predict(world: World) -> Truth:
+    """The truth as if nothing touched anything, and free bodies slid on: cheap, to sift candidates."""
+    count = world.num_frames + AHEAD
+    positions, velocities = np.empty((2, count, len(world.things), 3))
+    quaternions = np.zeros((count, len(world.things), 4))
+    for i, body in enumerate(world.things):
+        if body.legs:
+            velocity, _, yaw = drive(body, count)
+            velocity = np.concatenate([velocity, np.zeros((count, 1))], 1)
+            moved = (np.cumsum(velocity, 0) - velocity) / FPS
+            velocity = np.concatenate([velocity[:1], (velocity[:-1] + velocity[1:]) / 2])
+        else:
+            since = np.maximum(np.arange(count) / FPS - body.release, 0)[:, None]
+            velocity, yaw = (since > 0) * np.array(body.velocity), np.full(count, np.radians(body.yaw))
+            moved = since * np.array([*body.velocity[:2], 0.0])
+        positions[:, i], velocities[:, i] = body.start + moved, velocity
+        quaternions[:, i, 0], quaternions[:, i, 3] = np.cos(yaw / 2), np.sin(yaw / 2)
+    return _truth(world, positions, velocities, quaternions)
+
+
+def run(world: World) -> tuple[Truth, tuple[Any, np.ndarray]]:
+    """Simulate; returns the truth and (model, joint positions (T, nq)) to render from."""
+    mujoco = load_mujoco()
+    model = make_model(world)
+    data, count, num = mujoco.MjData(model), world.num_frames + AHEAD, len(world.things)
+    joints = [int(model.body_jntadr[i + 2]) for i in range(num)]
+    places = [(int(model.jnt_qposadr[j]), int(model.jnt_dofadr[j])) for j in joints]
+    driven = [i for i, body in enumerate(world.things) if body.legs]
+    free = [i for i, body in enumerate(world.things) if not body.legs]
+    orders = np.empty((count, 3 * len(driven)))
+    for k, i in enumerate(driven):
+        velocity, spin, yaw = drive(world.things[i], count)
+        orders[:, 3 * k : 3 * k + 2], orders[:, 3 * k + 2] = velocity, spin
+        q, v = places[i]
+        data.qpos[q + 3], data.qvel[v : v + 2], data.qvel[v + 3] = yaw[0], velocity[0], spin[0]
+    states, speeds = np.empty((count, model.nq)), np.empty((count, model.nv))
+    poses = np.empty((count, num, 7))
+    held = data.qpos.copy()
+    release = {i: round(world.things[i].release * FPS) for i in free}
+    for t in range(count):
+        for i in free:
+            q, v = places[i]
+            if t <= release[i]:
+                data.qpos[q : q + 7], data.qvel[v : v + 6] = held[q : q + 7], 0
+            if t == release[i]:
+                data.qvel[v : v + 3] = world.things[i].velocity
+        mujoco.mj_kinematics(model, data)
+        states[t], speeds[t] = data.qpos, data.qvel
+        poses[t, :, :3], poses[t, :, 3:] = data.xpos[2:], data.xquat[2:]
+        data.ctrl[:] = orders[t]
+        mujoco.mj_step(model, data, SUBSTEPS)
+    velocities = np.stack([speeds[:, v : v + 3] for _, v in places], 1)
+    return _truth(world, poses[..., :3], velocities, poses[..., 3:]), (model, states)
+
+
+# Models
+
+
+def _geoms(body: Body, slot: int) -> list[tuple[str, tuple[float, float, float]]]:
+    """MJCF of a body's geoms, without appearance, and their colours; the first has the body's texture."""
+    h, rgb = body.half, body_rgb(body)
+    dark, light = (0.05, 0.05, 0.05), (0.95, 0.95, 0.9)
+
+    def box(x: float, y: float, z: float, *size: float) -> str:
+        return f'type="box" pos="{x * h} {y * h} {z * h}" size="{" ".join(str(s * h) for s in size)}"'
+
+    def ball(x: float, y: float, z: float, r: float) -> str:
+        return f'type="sphere" pos="{x * h} {y * h} {z * h}" size="{r * h}"'
+
+    mesh = f'type="mesh" mesh="mesh{slot}"'
+    if body.shape == "car":
+        size, cabin = f'euler="90 0 0" size="{0.35 * h} {0.12 * h}"', tuple(np.multiply(rgb, 0.6))
+        corners = [(x, y) for x in (-0.85, 0.85) for y in (-0.75, 0.75)]
+        wheels = [f'type="cylinder" pos="{x * h} {y * h} {-0.65 * h}" {size}' for x, y in corners]
+        return [(box(0, 0, -0.35, 1.4, 0.75, 0.4), rgb), (box(-0.35, 0, 0.45, 0.7, 0.62, 0.45), cabin),
+                (box(1.42, 0, -0.35, 0.1, 0.6, 0.25), dark), (ball(1.3, 0.5, 0.05, 0.2), light),
+                (ball(1.3, -0.5, 0.05, 0.2), light), *((wheel, dark) for wheel in wheels)]  # fmt: skip
+    if body.shape == "arrow":
+        return [(mesh, rgb), (box(-0.7, 0, -0.5, 0.75, 0.35, 0.48), rgb)]
+    if body.shape == "duck":
+        return [(f'type="ellipsoid" pos="0 0 {-0.4 * h}" size="{1.15 * h} {0.75 * h} {0.6 * h}"', rgb),
+                (ball(0.7, 0, 0.45, 0.5), rgb), (box(1.3, 0, 0.4, 0.25, 0.22, 0.1), (1.0, 0.6, 0.05)),
+                (ball(1.0, 0.28, 0.65, 0.12), light), (ball(1.0, -0.28, 0.65, 0.12), light)]  # fmt: skip
+    alone = {
+        "ball": f'type="sphere" size="{h}"',
+        "cube": box(0, 0, 0, 1, 1, 1),
+        "cylinder": f'type="cylinder" size="{h} {h}"',
+        "pill": f'type="capsule" size="{0.6 * h} {0.4 * h}"',
+        "egg": f'type="ellipsoid" size="{0.75 * h} {0.75 * h} {h}"',
+    }
+    return [(alone.get(body.shape, mesh), rgb)]
+
+
+def body_rgb(body: Body) -> tuple[float, float, float]:
+    return next(kit.colours[body.colour] for kit in SPLITS.values() if body.colour in kit.colours)
+
+
+def _mesh(body: Body | None, slot: int) -> str:
+    h = body.half if body else 0.1
+    corners = {
+        "arrow": [(x, y, z) for x, y in ((0.0, 1.0), (0.0, -1.0), (1.5, 0.0)) for z in (-1.0, 0.0)],
+        "pyramid": [(x, y, -1.0) for x in (-1, 1) for y in (-1, 1)] + [(0.0, 0.0, 1.0)],
+    }.get(body.shape if body else "")
+    if corners is None:
+        return f'<mesh name="mesh{slot}" builtin="cone" params="24 0" scale="{h} {h} {h}"/>'
+    return f'<mesh name="mesh{slot}" vertex="{" ".join(str(value * h) for corner in corners for value in corner)}"/>'
+
+
+def _body(body: Body, slot: int) -> str:
+    joints = '<freejoint/><inertial pos="0 0 0" mass="0.5" diaginertia="{0} {0} {0}"/>'.format(0.2 * body.half**2)
+    contact = (
+        f'condim="6" priority="1" friction="{body.friction} .005 {0.02 * body.half}" '
+        f'solref="-3600 {-120 * (1 - body.bounce) - 2}"'
+    )
+    if body.legs:
+        axes = zip("xyz", ("1 0 0", "0 1 0", "0 0 1"), strict=True)
+        joints = "".join(f'<joint name="{axis}{slot}" type="slide" axis="{way}"/>' for axis, way in axes)
+        joints += f'<joint name="yaw{slot}" type="hinge" axis="0 0 1"/>'
+        joints += '<inertial pos="0 0 0" mass="5" diaginertia=".6 .6 .6"/>'
+        contact = 'condim="1" friction="0 0 0"'
+    skins = [f'material="skin{slot}"', *[""] * 9]
+    geoms = "".join(
+        f'<geom {geom} {contact} rgba="{" ".join(map(str, rgb))} 1" {skin}/>'
+        for (geom, rgb), skin in zip(_geoms(body, slot), skins, strict=False)
+    )
+    yaw = "" if body.legs else f' euler="0 0 {body.yaw}"'
+    return f'<body pos="{" ".join(map(str, body.start))}"{yaw}>{joints}{geoms}</body>'
+
+
+def make_model(world: World) -> Any:
+    """MuJoCo's model: body 1 is the camera's, body i + 2 thing i; always `SLOTS` textures and meshes."""
+    rng = np.random.default_rng(world.look)
+    x, y, yaw, aim = *rng.uniform(-4, 4, 2), rng.uniform(0, 360), rng.uniform(0, 2 * np.pi)
+    plain = world.level == 1  # which looks as plain.py does
+    low, high = (
+        ((0.35, 0.5, 0.75), (0.75, 0.8, 0.85)) if plain else (rng.uniform(0.1, 0.8, 3), rng.uniform(0.4, 0.95, 3))
+    )
+    ambient, direct, steep = (
+        (0.45, 0.5, 1.6) if plain else (rng.uniform(0.3, 0.5), rng.uniform(0.35, 0.6), rng.uniform(1, 3))
+    )
+    driven = [i for i, body in enumerate(world.things) if body.legs]
+    slots = [*world.things, *[None] * (SLOTS - len(world.things))]
+    text = f"""<mujoco><option timestep="{1 / FPS / SUBSTEPS}" integrator="implicitfast"/>
+<statistic extent="5" center="0 5 0"/>
+<visual><global offwidth="{world.size}" offheight="{world.size}"/><quality shadowsize="0" offsamples="0"/>
+<headlight ambient="{ambient} {ambient} {ambient}" diffuse=".15 .15 .15" specular="0 0 0"/></visual>
+<asset><texture name="ground" type="2d" builtin="flat" width="128" height="128"/>
+<texture name="sky" type="skybox" builtin="gradient" rgb1="{" ".join(map(str, low))}" rgb2="{" ".join(map(str, high))}"
+width="32" height="192"/><material name="ground" texture="ground" texrepeat="20 20" specular="0"/>
+{"".join(f'<texture name="skin{k}" type="cube" builtin="flat" width="16" height="96"/>' for k in range(SLOTS))}
+{"".join(f'<material name="skin{k}" texture="skin{k}" specular="0"/>' for k in range(SLOTS))}
+{"".join(_mesh(body, k) for k, body in enumerate(slots))}</asset>
+<worldbody><light castshadow="false" diffuse="{direct} {direct} {direct}" specular="0 0 0" directional="true"
+dir="{np.cos(aim)} {np.sin(aim)} -{steep}"/>
+<geom type="plane" pos="{x} {y} 0" euler="0 0 {yaw}" size="40 40 40" material="ground" friction="0 0 0" condim="1"/>
+<body name="eye" mocap="true"><camera name="eye" fovy="{world.fov}"/></body>
+{"".join(_body(body, k) for k, body in enumerate(world.things))}</worldbody><actuator>
+{"".join(f'<velocity joint="{a}{i}" kv="{kv}"/>' for i in driven for a, kv in (("x", 250), ("y", 250), ("yaw", 40)))}
+</actuator></mujoco>"""
+    model = load_mujoco().MjModel.from_xml_string(text)
+    _paint(model, 0, ground_pixels(rng, plain))
+    for slot, body in enumerate(world.things):
+        _paint(model, 2 + slot, skin_pixels(body.texture))
+    return model
+
+
+def _paint(model: Any, texture: int, pixels: np.ndarray) -> None:
+    start = model.tex_adr[texture]
+    model.tex_data[start : start + pixels.size] = pixels.reshape(-1)
+
+
+def ground_pixels(rng: np.random.Generator, plain: bool) -> np.ndarray:
+    """Tiles of two muted tones, 4 m a repeat, (128, 128, 3) uint8; coloured and of more patterns unless `plain`."""
+    base = rng.uniform(70, 125) + rng.uniform(-10, 10, 3) * (1 if plain else 3)
+    cells = int(rng.choice([8, 16]))
+    kinds = [rng.random((cells, cells)), np.indices((cells, cells)).sum(0) % 2, np.indices((cells, cells))[0] % 2]
+    tiles = np.kron(kinds[rng.integers(2 if plain else 3)] - 0.5, np.ones((128 // cells, 128 // cells)))
+    return np.clip(base + tiles[..., None] * rng.uniform(35, 60), 0, 255).astype(np.uint8)
+
+
+def skin_pixels(texture: str) -> np.ndarray:
+    """The six faces of a body's texture, (96, 16, 3) uint8: its colour is multiplied by them."""
+    row, column = np.indices((96, 16)) // 4
+    dark = {"plain": 0 * row, "striped": row % 2, "checked": (row + column) % 2}[texture]
+    return np.repeat((255 - 120 * dark)[..., None], 3, -1).astype(np.uint8)
+
+
+def template_model(level: int) -> Any:
+    """Any model of a level, to open a studio with."""
+    body = Body("red", "ball", 0.4, 0.0, (0.0, 5.0, 0.4), legs=(Leg(1.0, 0.0, 0.0),))
+    return make_model(World((body,), (), 2.0, level, 3.6, 35.0, 50.0, 5.0, 0.5, 0))
