@@ -13,7 +13,7 @@ import torch
 from tiny_init import make_config, make_processor, make_tokenizer
 from transformers import LogitsProcessor
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.qa import VideoQA
 
 TEXTS = [
@@ -53,6 +53,18 @@ def tiny_folder(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     make_processor(tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tiny_folder):
+    """Of that checkpoint. Do not change it."""
+    return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_folder):
+    """Of that checkpoint. Do not change it."""
+    return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
 @pytest.fixture(scope="session")

@@ -22,18 +22,8 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.modeling_fourdthinker import CACHE
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
 def test_greedy_in_a_batch_whose_rows_open_blocks_at_other_steps(model, processor):

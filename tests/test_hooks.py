@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from reference_loop import STEPS, TOLERANCE, assert_exact, blocks, generate, prompts
 
-from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, FourDThinkerProcessor, hooks
+from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, hooks
 
 PLACES = [(0, 0), (0, 8), (1, 2)]
 
@@ -14,11 +14,6 @@ PLACES = [(0, 0), (0, 8), (1, 2)]
 @pytest.fixture(scope="module", params=["none", "rms"])
 def model(tiny_folder, request):
     return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder, latent_scale=request.param).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
 def test_a_hook_sees_each_latent_once_and_decides_what_is_fed(model, processor):

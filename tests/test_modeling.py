@@ -6,22 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_loop import prompts
 
-from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration
 from fourdthinker_hf.modeling_fourdthinker import (
     BlockLogitsProcessor,
     OutsideBlockLogitsProcessor,
     compress_features,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
 def test_average_drops_the_remainder_and_groups_in_raster_order():

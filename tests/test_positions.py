@@ -9,20 +9,10 @@ from hypothesis import strategies as st
 from test_video import write_video
 from transformers import LogitsProcessor
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf import FourDThinkerProcessor
 
 MERGE, TOKENS_PER_SECOND = 2, 2
 IRREGULAR = [0, 300, 900, 2500, 2600, 5200, 5300, 9100]  # milliseconds
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
 def rule(row):

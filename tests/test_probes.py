@@ -8,17 +8,12 @@ from hypothesis import strategies as st
 from reference_loop import TOLERANCE, blocks, generate, prompts
 from transformers import SequenceBiasLogitsProcessor
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, hooks
+from fourdthinker_hf import FourDThinkerProcessor, hooks
 from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.evaluation.probes import PROBES
 
 RECORDS = [Record(name, "where", "left") for name in ("one", "two")]
 PLACES = [(0, 2), (1, 5)]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
 
 
 @pytest.fixture(scope="module")

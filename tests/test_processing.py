@@ -9,11 +9,6 @@ from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.video_fourdthinker import VideoError
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return FourDThinkerProcessor.from_pretrained(tiny_folder)
-
-
 def frames(count, height=84, width=84):
     return np.zeros((count, height, width, 3), np.uint8)
 

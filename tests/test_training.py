@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer
 
 
@@ -21,11 +21,6 @@ def rows(clip, tmp_path):
         {**base, **none, "reasoning": "<output_image> then <output_image>", "imagery": [str(target)] * 2},
         {**base, **none, "reasoning": None, "imagery": []},
     ]
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
 def spoken(processor, labels):
