@@ -16,7 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..processing_fourdthinker import OUTPUT_IMAGE
+import numpy as np
+from PIL import Image
+
+from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +150,17 @@ def read_records(path: str | os.PathLike[str], skip_bad: bool = False) -> list[R
     if refused:
         logger.warning("skipped %d of %d records:\n%s", len(refused), len(refused) + len(records), "\n".join(refused))
     return records
+
+
+def open_frames(
+    processor: FourDThinkerProcessor, video: str | None, frames: list[str] | None, timestamps: list[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames `(T, H, W, 3)` uint8 of a record, as densely as the checkpoint is fed, and their times `(T,)` in seconds.
+    `ValueError` or `OSError` if the file, or one of them, cannot be read."""
+    if frames is None:
+        return processor.open_video(video)
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in frames]
+    return np.stack(images), np.asarray(timestamps)
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, PretrainedConfig
 
 from ..answers import match_option, parse
-from ..data.records import Record
+from ..data.records import Record, open_frames
 from ..hooks import blocks_of
 from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
@@ -113,12 +112,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device):
 
 
 def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
-    """The frames of a record as densely as the checkpoint is fed, and their times. `ValueError` or `OSError` if the
-    file, or one of them, cannot be read."""
-    if record.frames is None:
-        return processor.open_video(record.video)
-    frames = [np.asarray(Image.open(path).convert("RGB")) for path in record.frames]
-    return np.stack(frames), np.asarray(record.timestamps)
+    """The frames of a record and their times, as [`open_frames`] gives them."""
+    return open_frames(processor, record.video, record.frames, record.timestamps)
 
 
 def batch_inputs(

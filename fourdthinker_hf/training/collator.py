@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 
+from ..data.records import open_frames
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 IGNORED = -100
+CLIP = ("video", "frames", "timestamps")  # columns
 
 
 def completion_text(reasoning: str | None, answer: str) -> str:
@@ -35,7 +36,7 @@ class DIFTCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         texts, videos, times, imagery = [], [], [], []
         for row in rows:
-            frames, timestamps = self._video(row)
+            frames, timestamps = open_frames(self.processor, *(row.get(name) for name in CLIP))
             reasoning, targets = row.get("reasoning"), row.get("imagery") or []
             if reasoning and not self.imagery:
                 reasoning, targets = reasoning.replace(f" {OUTPUT_IMAGE}", "").replace(OUTPUT_IMAGE, ""), []
@@ -61,9 +62,3 @@ class DIFTCollator:
         last_turn = torch.where(input_ids == token("<|im_start|>"), places, -1).amax(1, keepdim=True)
         spoken = (places > last_turn + role_length) & attention_mask.bool() & (input_ids != token("<|latent_pad|>"))
         return input_ids.masked_fill(~spoken, IGNORED)
-
-    def _video(self, row: dict) -> tuple[np.ndarray, np.ndarray]:
-        if row.get("video"):
-            return self.processor.open_video(row["video"])
-        frames = [np.asarray(Image.open(path).convert("RGB")) for path in row["frames"]]
-        return np.stack(frames), np.asarray(row["timestamps"])
