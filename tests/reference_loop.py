@@ -23,12 +23,14 @@ def prompts(processor, lengths, kind="video", questions=range(9)):
 
 
 class Force(LogitsProcessor):
-    """Choose given tokens at (row, step), and of the rest forbid what would end a row, picture or open a block."""
+    """Choose given tokens at (row, step), and of the rest forbid those `banned`: by default what would end a row,
+    picture or open a block."""
 
-    def __init__(self, model, prompt_length, schedule):
+    def __init__(self, model, prompt_length, schedule, banned=None):
         c = model.config
         self.prompt_length, self.schedule = prompt_length, schedule
-        self.banned = [c.text_config.eos_token_id, c.image_token_id, c.video_token_id, c.latent_start_id]
+        default = [c.text_config.eos_token_id, c.image_token_id, c.video_token_id, c.latent_start_id]
+        self.banned = default if banned is None else banned
 
     def __call__(self, input_ids, scores):
         scores = scores.clone()

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fourdthinker_hf.data.questions import DSR_TASKS
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.evaluation import dsr_bench
 from fourdthinker_hf.evaluation.benchmarks import load_benchmark, missing_files, questions_hash
@@ -19,7 +20,7 @@ def dsr_row(number=0, options=LETTERED, **values):
     """One row in DSR-Bench's columns."""
     return {
         "videoID": f"vid_{number // 2}", "question": " How far? ", "options": options, "answer": "ABCD"[number % 4],
-        "type": dsr_bench.SUB_TASKS[number % 13], **values,
+        "type": DSR_TASKS[number % 13], **values,
     }  # fmt: skip
 
 
@@ -33,8 +34,8 @@ def test_dsr_bench_every_sub_task(tmp_path):
     folder = write_dsr(tmp_path / "dsr", [dsr_row(number) for number in range(26)])
     (folder / "videos").mkdir()
     records = load_benchmark(folder)
-    assert [record.task for record in records] == [*dsr_bench.SUB_TASKS, *dsr_bench.SUB_TASKS]
-    assert len(set(dsr_bench.SUB_TASKS)) == 13
+    assert [record.task for record in records] == [*DSR_TASKS, *DSR_TASKS]
+    assert len(set(DSR_TASKS)) == 13
     assert records[5] == Record(
         id="0005-vid_2", question="How far?", answer=TEXTS[1], options=TEXTS, task="abs_dir_pred",
         video=str(folder / "videos" / "vid_2.mp4"),
@@ -127,7 +128,9 @@ def test_jsonl_that_simulate_or_the_published_rl_set_writes(tmp_path, clip):
         (ours(id=1, options=None), "question '1' cannot be asked: it has no options"),
         (ours(id=1, answer="left"), "the answer 'left' is not among"),
         (ours(id=1, video=None), "either a video or frames"),
-        (ours(id=1, video=None, frames=["a.png"]), "0 timestamps for 1 frames"),
+        (ours(id=1, video=None, frames=["a.png"], timestamps=[0, 1]), "2 timestamps for 1 frames"),
+        ({"id": 1, "text_input": "?", "text_output": "<think></think><answer>A</answer>", "image_input": [],
+          "image_output": []}, "question '1' cannot be asked: it has no options"),
         (ours(id=1, question="What is <output_image>?"), "stands for the model's own"),
         (ours(), "question '7' cannot be asked: its id is also another's"),
     ],

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from fourdthinker_hf.data.records import Record, write_records
+from fourdthinker_hf.data.simulation import simulate
 from fourdthinker_hf.evaluation import accuracy_table, evaluate, runner, wilson_interval
-from fourdthinker_hf.evaluation.maps import _compare
+from fourdthinker_hf.evaluation.maps import _bootstrap, _compare, map_test
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
 from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import Reply, batch_inputs, judge, unread
-from fourdthinker_hf.qa import BUNDLED
+from fourdthinker_hf.qa import BUNDLED, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = sorted((ROOT / "examples").glob("sim_*.mp4"))
@@ -159,7 +160,7 @@ def test_mental_images_in_any_batch(simulated, tmp_path, probe):
 
 @pytest.fixture(scope="module")
 def bundled():
-    return runner.load_model(BUNDLED, torch.float32, torch.device("cpu"))
+    return load_model(BUNDLED, "cpu", "float32")
 
 
 @pytest.mark.parametrize("early_end", [False, True])
@@ -281,18 +282,24 @@ def test_killed_twice_at_any_moment(run, whole, tiny_folder, questions, tmp_path
     assert text == whole[1] and report["this_call"]["asked"] < 9 - 4
 
 
-def test_disk_full(run, whole, tiny_folder, questions, tmp_path):
-    """The system refuses to let the file grow: one plain error, rows of finished batches whole, then all of them."""
+@pytest.mark.parametrize(
+    ("room", "file", "least", "before"),
+    [(2 / 3, "predictions.jsonl", 4, 0), (0.5, "report.md.tmp", 9, 9)],
+    ids=["rows", "report"],
+)
+def test_disk_full(run, whole, tiny_folder, questions, tmp_path, room, file, least, before):
+    """The system refuses to let a file grow: one plain error, rows of finished batches whole, then all of them."""
     out = tmp_path / "out"
+    if before:
+        (begun(whole, out) / "predictions.jsonl").write_bytes(whole[1])
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(whole[1]) * 2 // 3}, -1))"
+    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({int(len(whole[1]) * room)}, -1))"
     done = subprocess.run(command(tiny_folder, questions, out, limit), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-        f"OSError: {out}/predictions.jsonl: File too large. The rows written before are safe: make room and run the "
-        "same command"
+        f"OSError: {out}/{file}: File too large. The rows written before are safe: make room and run the same command"
     )
     kept = (out / "predictions.jsonl").read_bytes()
-    assert kept.count(b"\n") >= 4 and whole[1].startswith(kept)
+    assert kept.count(b"\n") >= least and whole[1].startswith(kept)
     assert run(out)[1] == whole[1]
 
 
@@ -364,6 +371,17 @@ def test_unreadable_videos_count_as_wrong_and_are_listed(run, broken, tmp_path, 
     assert "counted as wrong: 2, gone, cut." in (tmp_path / "out" / "report.md").read_text()
     for batch_size in (1, 5):
         assert run(tmp_path / str(batch_size), benchmark=broken, probe=probe, batch_size=batch_size)[1] == text
+
+
+def test_a_video_damaged_in_its_middle_is_one_wrong_answer_with_the_frame(run, broken, tmp_path, clip):
+    data = bytearray(clip.read_bytes())
+    middle = slice(2 * len(data) // 5, 3 * len(data) // 5)
+    data[middle] = bytes(len(data[middle]))
+    (tmp_path / "gone.mp4").write_bytes(data)
+    shutil.copy(clip, tmp_path / "cut.mp4")
+    report, text = run(tmp_path / "out", benchmark=broken)
+    (reason,) = report["unread"].values()
+    assert "gone.mp4: frame" in reason and "cannot be decoded" in reason and text.count(b"\n") == 5
 
 
 def test_a_video_that_came_later_is_asked_about_by_the_next_call(run, broken, tmp_path, clip):
@@ -455,20 +473,59 @@ def test_unknown_settings(tiny_folder, questions, tmp_path):
             evaluate(str(tiny_folder), str(questions), str(tmp_path / "out"), **{setting: value})
 
 
+def map_case(rng, number=0):
+    """Two mental images a clip, each of one cell of random features."""
+    features = torch.from_numpy(rng.normal(size=(4, 3, 3, 16))).float()
+    step, row, column = rng.integers(4), rng.integers(3), rng.integers(3)
+    cover = np.zeros((4, 3, 3), np.float32)
+    cover[step, row, column] = 1
+    return {"clip": f"clip{number // 2}", "latents": features[step, row, column][None], "features": features,
+            "cover": cover, "step": int(step), "moves": True}  # fmt: skip
+
+
 def test_maps_that_point_at_the_object_beat_shuffled_ones_and_noise_does_not():
     rng = np.random.default_rng(0)
-    cases = []
-    for _ in range(40):
-        features = torch.from_numpy(rng.normal(size=(4, 3, 3, 16))).float()
-        step, row, column = rng.integers(4), rng.integers(3), rng.integers(3)
-        cover = np.zeros((4, 3, 3), np.float32)
-        cover[step, row, column] = 1
-        cases.append({"latents": features[step, row, column][None], "features": features, "cover": cover,
-                      "step": int(step), "moves": True})  # fmt: skip
+    cases = [map_case(rng, number) for number in range(100)]
     pointed = _compare(cases, None, np.random.default_rng(1))
-    assert pointed["best_step"]["own"] == 1.0 and pointed["mass"]["low"] > 0
-    assert pointed["area"] == pytest.approx(1 / 36)
+    assert pointed["best_step"]["own"] == pointed["near_step"]["own"] == 1.0 and pointed["mass"]["low"] > 0
+    assert pointed["mass"]["chance"] == pytest.approx(1 / 36) and pointed["best_step"]["chance"] == 0.25
+    steps = [case["step"] for case in cases]
+    assert pointed["near_step"]["chance"] == pytest.approx(np.mean([0.5 if s in (0, 3) else 0.75 for s in steps]))
     for case in cases:
         case["latents"] = torch.from_numpy(rng.normal(size=(1, 16))).float()
     noise = _compare(cases, None, np.random.default_rng(1))
-    assert noise["mass"]["low"] < 0 < noise["mass"]["high"]
+    assert all(noise[name]["low"] < 0 < noise[name]["high"] for name in ("mass", "best_step", "near_step"))
+
+
+@pytest.mark.parametrize(("target", "expected"), [(2, (1, 1)), (1, (0, 1)), (3, (0, 1)), (0, (0, 0))])
+def test_near_is_one_step_before_or_after(target, expected):
+    """Latents of the cell of step 2, whatever step they should picture; those of what stays in place do not count."""
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(size=(4, 3, 3, 16))).float()
+    case = {"latents": features[2, 1, 1][None], "features": features, "cover": np.ones((4, 3, 3), np.float32)}
+    cases = [{**case, "clip": str(i), "step": target, "moves": i < 3} for i in range(4)]
+    cases[3]["step"] = 2
+    found = _compare(cases, None, rng)
+    assert (found["best_step"]["own"], found["near_step"]["own"], found["num_moving"]) == (*expected, 3)
+    assert found["mass"]["own"] == found["mass"]["shuffled"] == found["mass"]["chance"] == 1
+    assert found["near_step"]["gain"] == found["near_step"]["low"] == found["near_step"]["high"] == 0
+
+
+def test_the_bootstrap_draws_clips_with_all_their_images():
+    rng = np.random.default_rng(0)
+    values = np.repeat([0.0, 1.0], 50)
+    low, high = _bootstrap(values, np.repeat(["a", "b"], 50), rng)  # two clips: one, the other, or both
+    assert (low, high) == (0, 1)
+    low, high = _bootstrap(values, np.arange(100), rng)
+    assert 0.38 < low < 0.43 < 0.57 < high < 0.62
+
+
+def test_maps_of_simulated_clips(tmp_path):
+    """The whole way, of the model's latents and of the true targets'."""
+    benchmark = simulate(4, 5, tmp_path / "data")
+    for source in ("model", "targets"):
+        result = map_test(str(BUNDLED), str(benchmark), str(tmp_path / source), 4, source)
+        assert result == {k: v for k, v in json.loads((tmp_path / source / "maps.json").read_text()).items()
+                          if k not in ("model", "benchmark")}  # fmt: skip
+        assert 4 <= result["num"] <= 6 and result["best_step"]["chance"] == 0.25
+        assert 0.02 < result["mass"]["chance"] < 0.1 and result["mass"]["own"] > result["mass"]["chance"]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from parity.weights import write
+from reference_loop import Force, single
 from safetensors.torch import load_file
-from transformers import LogitsProcessor
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.training import DIFTConfig, DIFTTrainer
@@ -165,29 +165,6 @@ def test_untied_weights_load_and_have_their_loss(reference, tmp_path, within):
         within(f"{name}, untied", losses[name].double() - UNTIED_B1[name], tolerance)
 
 
-class Schedule(LogitsProcessor):
-    """Choose given tokens at (row, step), and never another special token."""
-
-    def __init__(self, schedule, prompt_length: int):
-        self.schedule, self.prompt_length = schedule, prompt_length
-
-    def __call__(self, input_ids, scores):
-        scores = scores.clone()
-        scores[:, 151643:] = -torch.inf
-        for row, step, token in self.schedule:
-            if step == input_ids.shape[1] - self.prompt_length:
-                scores[row] = torch.full_like(scores[row], -torch.inf).index_fill(0, torch.tensor(token), 0.0)
-        return scores
-
-
-def alone(inputs, row: int) -> dict[str, torch.Tensor]:
-    """One row of a left-padded batch of videos, unpadded."""
-    keep, patches = inputs["attention_mask"][row].bool(), inputs["video_grid_thw"].prod(1).tolist()
-    single = {name: inputs[name][row : row + 1] for name in ("video_grid_thw", "second_per_grid_ts")}
-    single |= {name: inputs[name][row : row + 1, keep] for name in ("input_ids", "attention_mask")}
-    return single | {"pixel_values_videos": inputs["pixel_values_videos"].split(patches)[row]}
-
-
 @pytest.mark.parametrize(
     ("name", "rows"),
     [("b1_basic", [0]), ("b1_early_end", [0]), ("b1_eos_inside", [0]), ("b3_overlap", [0, 1, 2])]
@@ -196,13 +173,14 @@ def alone(inputs, row: int) -> dict[str, torch.Tensor]:
 def test_greedy_tokens_and_fed_latents(name, rows, model, reference, within):
     """`b3_overlap`: rows open their blocks at different steps, one never; the reference ran each row alone."""
     case = reference[f"gen.{name}"]
-    inputs = case["in"] if len(rows) == 3 else alone(case["in"], rows[0])
-    schedule = [(rows.index(row), step, token) for row, step, token in case["schedule"] if row in rows]
+    inputs = case["in"] if len(rows) == 3 else single(case["in"], rows[0])
+    schedule = {(rows.index(row), step): token for row, step, token in case["schedule"] if row in rows}
     length = inputs["input_ids"].shape[1]
+    force = Force(model, length, schedule, banned=slice(151643, None))  # no special token of the model's own choice
     with watch(model) as seen:
         output = model.generate(
             **inputs, max_new_tokens=case["max_new_tokens"], return_dict_in_generate=True,
-            latent_early_end=name in ("b1_early_end", "b1_eos_inside"), logits_processor=[Schedule(schedule, length)],
+            latent_early_end=name in ("b1_early_end", "b1_eos_inside"), logits_processor=[force],
         )  # fmt: skip
     tokens, fed = output.sequences[:, length:], torch.stack([call["inputs_embeds"][:, -1] for call in seen], 1)
     assert tokens.tolist() == [case[f"row{row}"]["tokens"][0].tolist() for row in rows]

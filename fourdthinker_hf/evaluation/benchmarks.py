@@ -9,9 +9,10 @@ video is not there is the runner's affair.
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from ..data.records import LETTERS, Record, RecordError, from_ours, from_rl
+from ..data.records import Record, read_records
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 
@@ -32,20 +33,12 @@ def load_benchmark(path: str | os.PathLike) -> list[Record]:
 
 
 def load_jsonl(path: Path) -> list[Record] | None:
-    """Records of our schema or of the published RL set: a JSONL file, or a folder that holds `records.jsonl`."""
+    """Records of our schema or of the published RL set: a JSONL file, or a folder that holds `records.jsonl`. What
+    answering does not need, reasoning and imagery, is dropped."""
     path = path / "records.jsonl" if path.is_dir() else path
     if path.suffix not in (".jsonl", ".json") or not path.exists():
         return None
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if text.strip():
-                try:
-                    records.append(_question(json.loads(text), line, path.parent))
-                except (ValueError, KeyError, TypeError) as error:
-                    reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-                    raise RecordError(f"{path}, line {line}: {reason}") from error
-    return records
+    return [replace(record, reasoning=None, imagery=[]) for record in read_records(path, check=None)]
 
 
 LOADERS = (dsr_bench.load, load_jsonl)
@@ -63,22 +56,6 @@ def questions_hash(records: list[Record]) -> str:
         for r in records
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _question(row, line: int, folder: Path) -> Record:
-    """One row, without what answering does not need: reasoning and imagery."""
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    values = from_rl(row, line) if "Correct" in row else from_ours(row)
-    values |= {"id": str(values["id"]), "reasoning": None, "imagery": []}
-    options, answer = values.get("options") or [], values["answer"]
-    if answer not in options and len(answer) == 1 and answer in LETTERS[: len(options)]:
-        values["answer"] = options[LETTERS.index(answer)]
-    if values.get("video") is not None:
-        values["video"] = os.path.normpath(folder / values["video"])
-    if values.get("frames") is not None:
-        values["frames"] = [os.path.normpath(folder / name) for name in values["frames"]]
-    return Record(**values)
 
 
 def _check(path: Path, records: list[Record]) -> None:
@@ -100,6 +77,6 @@ def _fault(record: Record) -> str | None:
         return f"{OUTPUT_IMAGE} stands for the model's own mental images and cannot be asked about"
     if (record.video is None) == (record.frames is None):
         return "it needs either a video or frames"
-    if record.frames is not None and len(record.timestamps or ()) != len(record.frames):
-        return f"{len(record.timestamps or ())} timestamps for {len(record.frames)} frames"
+    if record.timestamps is not None and len(record.timestamps) != len(record.frames or ()):
+        return f"{len(record.timestamps)} timestamps for {len(record.frames or ())} frames"
     return None

@@ -10,13 +10,10 @@ import json
 import re
 from pathlib import Path
 
+from ..data.questions import DSR_TASKS
 from ..data.records import LETTERS, Record
 
 FILE = "benchmark.parquet"
-SUB_TASKS = (
-    "abs_dis abs_dir abs_ori abs_spd abs_spd_comp abs_dir_pred rel_dis rel_dir rel_ori rel_spd rel_spd_comp "
-    "rel_dir_pred non_temp"
-).split()
 
 
 def load(path: Path) -> list[Record] | None:
@@ -40,7 +37,7 @@ def load(path: Path) -> list[Record] | None:
 def _record(number: int, row: dict, folder: Path) -> Record:
     video = str(row["videoID"] if "videoID" in row else row["video"]).removesuffix(".mp4")
     options, answer, task = _options(row["options"]), row["answer"].strip().rstrip("."), row["type"]
-    if task not in SUB_TASKS or len(answer) != 1 or answer not in LETTERS[: len(options)]:
+    if task not in DSR_TASKS or len(answer) != 1 or answer not in LETTERS[: len(options)]:
         raise ValueError(f"row {number}: type {task!r}, answer {row['answer']!r} of {len(options)} options")
     return Record(
         id=f"{number:04}-{video}", question=row["question"].strip(), options=options,

@@ -1,8 +1,8 @@
 """Do the maps point at something? A test on simulated clips, where the object of each mental image is known.
 
-The model answers; each mental image is compared with the video's frames (`imagery.py`), and two things are asked:
-what share of the map's mass lies inside the object's exact mask, and whether the step it resembles most is the one
-pictured.
+The model answers; each mental image is compared with the video's frames (`imagery.py`), and three things are asked:
+what share of the map's mass lies inside the object's exact mask, whether the temporal step it resembles most is the
+one pictured, and whether it is at most one step from it.
 The same is asked of *shuffled* latents: those of another clip's mental image, laid over this clip. A map means
 something as far as it does better than those. `source` says which latents: the model's own or the target frames'.
 """
@@ -16,11 +16,9 @@ from PIL import Image
 
 from ..data.records import Record, read_records
 from ..data.simulation import clip_from_record
-from ..hooks import blocks_of
 from ..imagery import best_frame, similarity_maps, video_features
-from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
-from ..processing_fourdthinker import FourDThinkerProcessor
-from .runner import batch_inputs
+from ..qa import load_model
+from .runner import answer_batch, batch_inputs
 
 
 def map_test(
@@ -28,14 +26,14 @@ def map_test(
 ) -> dict:
     """Score the maps of the first `num` records of `benchmark` that have imagery; write `out/maps.json`.
 
-    Returns, for own and shuffled latents, `mass` (share of the positive map inside the object's mask, mean over mental
-    images) and `best_step` (share whose best step is the target's, over images of objects that move); the paired
-    `gain` in both with 95% bootstrap intervals; and `area`, the mask's own share of the video: what a flat map gets.
+    Returns three scores, means over mental images: `mass` (share of the positive map inside the object's mask),
+    `best_step` (the best step is the target's) and `near_step` (it is at most one from it), the last two over images
+    of objects that move. Each with `own` and `shuffled` latents, what `chance` gets (a flat map; any step, equally
+    likely), and the paired `gain` of own over shuffled with its 95% bootstrap interval, resampled by clip.
     """
     if source not in ("model", "targets"):
         raise ValueError(f"source must be 'model' or 'targets', got {source!r}")
-    network = FourDThinkerForConditionalGeneration.from_pretrained(model).eval()
-    processor = FourDThinkerProcessor.from_pretrained(model)
+    network, processor = load_model(model, dtype="float32")
     records = [record for record in read_records(benchmark) if record.imagery][:num]
     cases = []
     for first in range(0, len(records), batch_size):
@@ -57,9 +55,7 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
     inputs = batch_inputs(processor, records).to(network.device)
     features = video_features(network, inputs)
     if source == "model":
-        output = network.generate(**inputs, max_new_tokens=256, do_sample=False, return_dict_in_generate=True)
-        new = output.sequences[:, inputs["input_ids"].shape[1] :]
-        blocks = [blocks_of(t, v, network.config) for t, v in zip(new, output.latents, strict=True)]
+        blocks = [reply.images for reply in answer_batch(network, processor, inputs, max_new_tokens=256)]
     else:
         blocks = [_target_blocks(network, processor, record) for record in records]
     patch = processor.video_processor.temporal_patch_size
@@ -76,7 +72,7 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
             cover = np.stack([np.asarray(Image.fromarray(m).resize((w, h), Image.Resampling.BOX)) for m in mask])
             path = clip.truth.centres[:, number]
             cases.append({
-                "latents": image.float(), "features": clip_features.float(), "cover": cover,
+                "clip": record.id, "latents": image.float(), "features": clip_features.float(), "cover": cover,
                 "step": int(np.abs(times - target["time"]).argmin() // patch),
                 "moves": bool(np.linalg.norm(path[-1] - path[0]) > clip.frames.shape[1] / 6),
             })  # fmt: skip
@@ -85,29 +81,50 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
 
 def _target_blocks(network, processor, record: Record) -> list[torch.Tensor]:
     images = [Image.open(path).convert("RGB") for path in record.imagery]
-    frames = processor.image_processor(images, return_tensors="pt")
+    frames = processor.image_processor(images, return_tensors="pt").to(network.device)
     targets = network.model.get_latent_targets(frames["pixel_values"], frames["image_grid_thw"])
     return list(targets.split(network.config.latent_size))
 
 
-def _scores(case: dict, latents: torch.Tensor, latent_mean: list[float] | None) -> tuple[float, float]:
-    maps = similarity_maps(latents, case["features"], latent_mean).numpy()
+SCORES = ("mass", "best_step", "near_step")
+
+
+def _scores(case: dict, latents: torch.Tensor, latent_mean: list[float] | None) -> tuple[float, float, float]:
+    maps = similarity_maps(latents, case["features"], latent_mean).cpu().numpy()
     positive = maps.clip(min=0)
     mass = float((positive * case["cover"]).sum() / max(positive.sum(), 1e-12))
-    return mass, float(best_frame(maps) == case["step"])
+    apart = abs(best_frame(maps) - case["step"])
+    return mass, float(apart == 0), float(apart <= 1)
+
+
+def _chance(case: dict) -> tuple[float, float, float]:
+    apart = np.abs(np.arange(len(case["cover"])) - case["step"])
+    return float(case["cover"].mean()), float((apart == 0).mean()), float((apart <= 1).mean())
 
 
 def _compare(cases: list[dict], latent_mean: list[float] | None, rng: np.random.Generator) -> dict:
-    shift = int(rng.integers(1, len(cases)))
+    far = len(cases) // 2  # in another clip
+    others = [cases[(i + far) % len(cases)]["latents"] for i in range(len(cases))]
     own = np.array([_scores(case, case["latents"], latent_mean) for case in cases])
-    others = [cases[(i + shift) % len(cases)]["latents"] for i in range(len(cases))]
-    shuffled = np.array([_scores(c, latents, latent_mean) for c, latents in zip(cases, others, strict=True)])
+    shuffled = np.array([_scores(case, latents, latent_mean) for case, latents in zip(cases, others, strict=True)])
+    chance = np.array([_chance(case) for case in cases])
     moving = np.array([case["moves"] for case in cases])
-    report = {"area": float(np.mean([case["cover"].mean() for case in cases])), "num_moving": int(moving.sum())}
-    for name, column, rows in (("mass", 0, np.ones(len(cases), bool)), ("best_step", 1, moving)):
-        a, b = own[rows, column], shuffled[rows, column]
-        resampled = rng.integers(0, len(a), (2000, len(a)))
-        low, high = np.percentile((a - b)[resampled].mean(1), [2.5, 97.5])
-        report[name] = {"own": float(a.mean()), "shuffled": float(b.mean()), "gain": float((a - b).mean()),
-                        "low": float(low), "high": float(high)}  # fmt: skip
+    clips = np.array([case["clip"] for case in cases])
+    report = {"num_moving": int(moving.sum())}
+    for column, name in enumerate(SCORES):
+        rows = np.ones(len(cases), bool) if name == "mass" else moving
+        gains = (own - shuffled)[rows, column]
+        low, high = _bootstrap(gains, clips[rows], rng)
+        means = {key: float(of[rows, column].mean()) for key, of in
+                 (("own", own), ("shuffled", shuffled), ("chance", chance))}  # fmt: skip
+        report[name] = {**means, "gain": float(gains.mean()), "low": low, "high": high}
     return report
+
+
+def _bootstrap(values: np.ndarray, clips: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """95% percentile interval of the mean of `values`, drawn 2000 times by clip: images of one clip are alike."""
+    names, clip = np.unique(clips, return_inverse=True)
+    sums, counts = np.bincount(clip, values), np.bincount(clip)
+    drawn = rng.integers(0, len(names), (2000, len(names)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)

@@ -13,11 +13,12 @@ import os
 import platform
 import subprocess
 from datetime import timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 
-from ..hub import find_folder
+from ..hub import LOADED, find_folder
 from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
@@ -72,15 +73,7 @@ class Outputs:
     def write(self, rows: list[dict]) -> None:
         """Append to this process's file, those rows that are not there yet, and force them to disk."""
         rows = [row for row in rows if row["id"] not in self.rows]
-        try:
-            with self.own.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(
-                f"{self.own}: {error.strerror}. The rows written before are safe: make room and run the same command"
-            ) from error
+        _write(self.own, "a", "".join(json.dumps(row) + "\n" for row in rows))
         self.num_answered += len(rows)
         self.num_correct += sum(row["correct"] for row in rows)
 
@@ -149,7 +142,7 @@ def model_hash(folder: Path) -> str:
     """SHA-256 over names and contents of what a checkpoint is loaded from."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".safetensors", ".txt"):
+        if any(fnmatch(path.name, pattern) for pattern in LOADED):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -179,8 +172,18 @@ def commit() -> str | None:
 def _replace(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(aside, "w", text)
     os.replace(aside, path)
+
+
+def _write(path: Path, mode: str, text: str) -> None:
+    """Onto the disk, or an `OSError` that says where there was no room."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            f"{path}: {error.strerror}. The rows written before are safe: make room and run the same command"
+        ) from error

@@ -21,19 +21,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, PretrainedConfig
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..answers import match_option, parse
 from ..data.records import Record, open_frames
 from ..hooks import blocks_of
 from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
+from ..qa import load_model
 from .benchmarks import load_benchmark, missing_files, questions_hash
 from .outputs import Outputs, Processes, commit, find_model, model_hash, versions
 from .probes import PROBES, Probe
 from .report import NEAR_TIE
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "bfloat16")
 MISSING = ("count", "refuse")
 
 
@@ -87,7 +88,7 @@ def evaluate(
         if not all(records[i].id in outputs.rows for i in batch)
     ]  # fmt: skip
     if todo:
-        network, processor = load_model(folder, DTYPES[dtype], processes.device)
+        network, processor = load_model(folder, processes.device, dtype)
         asked = _Asked(network, processor, records, PROBES[probe], missing == "refuse", max_new_tokens)
         _ask(asked, todo, outputs)
     processes.wait()
@@ -96,19 +97,6 @@ def evaluate(
         "asked": num_asked, "seconds": round(seconds, 2), "questions_per_second": round(num_asked / seconds, 3),
         "batch_size": batch_size, "num_processes": processes.count, "commit": commit(),
     })  # fmt: skip
-
-
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device):
-    """Model and processor of a 4DThinker folder. `ValueError` if one of them is not there."""
-    config, _ = PretrainedConfig.get_config_dict(str(folder))
-    if "latent_token_id" not in config:
-        raise ValueError(f"{folder}: config.json has no latent_token_id, so this is no 4DThinker checkpoint")
-    try:
-        processor = FourDThinkerProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: holds no processor that can be loaded: {error}") from error
-    network = FourDThinkerForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
-    return network, processor
 
 
 def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
@@ -229,7 +217,7 @@ class _Asked:
         clips, reasons = {}, {}
         for i in numbers:
             record = self.records[i]
-            video = record.video or (*record.frames, *record.timestamps)
+            video = record.video or (*record.frames, *(record.timestamps or ()))
             try:
                 clips[i] = opened[video] = opened.get(video) or open_clip(self.processor, record)
             except (ValueError, OSError) as error:

@@ -1,0 +1,22 @@
+"""Functions of the task `dsr_sim`. A document is a line of `records.jsonl`, in the schema of `data/records.py`."""
+
+import os
+
+from fourdthinker_hf.answers import match_option, parse
+from fourdthinker_hf.data.records import LETTERS
+
+
+def doc_to_visual(doc: dict, lmms_eval_specific_kwargs: dict) -> list[str]:
+    return [os.path.join(lmms_eval_specific_kwargs["folder"], doc["video"])]
+
+
+def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
+    """The question and its lettered options, a line each, as `fourdthinker evaluate` asks them."""
+    options = [f"{LETTERS[i]}. {option}" for i, option in enumerate(doc["options"])]
+    return "\n".join([doc["question"], *options]) + lmms_eval_specific_kwargs["post_prompt"]
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1.0 if the reply's `<answer>` names the right option, by its letter, its text, or both."""
+    choice, _ = match_option(parse(results[0]).answer, doc["options"])
+    return {"accuracy": float(choice is not None and doc["options"][choice] == doc["answer"])}

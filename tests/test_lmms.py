@@ -1,0 +1,142 @@
+"""The model and the task for lmms-eval, without lmms-eval: docs/lmms-eval.md shows a run in it."""
+
+import importlib.util
+import json
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from fourdthinker_hf.data.simulation import simulate
+from fourdthinker_hf.evaluation import evaluate, lmms
+from fourdthinker_hf.qa import BUNDLED
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ROOT / "fourdthinker_hf/evaluation/lmms_tasks"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOC = {"question": "Way?", "options": ["left", "right"], "answer": "right", "video": "videos/0.mp4"}
+
+
+def load_task(path=TASKS / "dsr_sim.yaml"):
+    """The task as lmms-eval reads it: `!function file.name` is a function of the file beside it."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def function(loader, node):
+        file, name = loader.construct_scalar(node).split(".")
+        spec = importlib.util.spec_from_file_location(file, path.with_name(f"{file}.py"))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+
+    Loader.add_constructor("!function", function)
+    return yaml.load(path.read_text(), Loader)
+
+
+@pytest.fixture
+def in_lmms(monkeypatch):
+    """lmms-eval's three classes that ours are made of, by their fields."""
+    registry = SimpleNamespace(ModelManifest=SimpleNamespace)
+    for name in ("lmms_eval", "lmms_eval.models"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", registry)
+    monkeypatch.setattr(lmms, "GenerationResult", lambda text, counts: (text, counts), raising=False)
+    monkeypatch.setattr(lmms, "TokenCounts", dict, raising=False)
+    monkeypatch.setattr(lmms.FourDThinker, "rank", 0, raising=False)
+
+
+def test_the_entry_point_leads_to_the_model(in_lmms):
+    (entry,) = PROJECT["entry-points"]["lmms_eval.models"].items()
+    manifest = EntryPoint(*entry, "lmms_eval.models").load()()
+    assert manifest.model_id == "fourdthinker"
+    module, _, name = manifest.chat_class_path.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is lmms.FourDThinker
+    assert lmms.FourDThinker.is_simple is False
+
+
+def test_lmms_eval_is_no_part_of_the_tests_environment():
+    dev = PROJECT["optional-dependencies"]["dev"]
+    assert PROJECT["optional-dependencies"]["lmms"] and not any("lmms" in requirement for requirement in dev)
+
+
+def test_what_a_task_may_ask():
+    video, text = {"type": "video", "url": "a.mp4"}, {"type": "text", "text": "Way?"}
+    record = lmms.question([{"role": "user", "content": [video, text, {"type": "text", "text": "A. left"}]}])
+    assert (record.video, record.question, record.options) == ("a.mp4", "Way?\nA. left", None)
+    refused = [
+        [{"role": "user", "content": [text]}],
+        [{"role": "user", "content": [video, video, text]}],
+        [{"role": "user", "content": [video | {"start_time": 1.0}, text]}],
+        [{"role": "user", "content": [video | {"url": {"path": "a.mp4", "video_start": 1}}, text]}],
+        [{"role": "user", "content": [video, {"type": "image", "url": "a.png"}, text]}],
+        [{"role": "system", "content": [text]}, {"role": "user", "content": [video, text]}],
+    ]
+    for messages in refused:
+        with pytest.raises(ValueError, match="one whole video, given by its path; got"):
+            lmms.question(messages)
+
+
+def test_the_task_on_one_record():
+    task = load_task()
+    settings = task["lmms_eval_specific_kwargs"]
+    assert task["dataset_kwargs"]["data_files"] == {"test": f"{settings['folder']}/records.jsonl"}
+    assert task["doc_to_visual"](DOC, settings) == ["data/dsr_sim/videos/0.mp4"]
+    assert task["doc_to_text"](DOC, settings) == "Way?\nA. left\nB. right"
+    assert task["doc_to_text"](DOC, settings | {"post_prompt": "\nSay."}) == "Way?\nA. left\nB. right\nSay."
+    assert DOC[task["doc_to_target"]] == "right"
+    assert [metric["metric"] for metric in task["metric_list"]] == ["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "accuracy"),
+    [
+        ("<think>x</think><answer>right</answer>", 1.0),
+        ("<answer>B</answer>", 1.0),  # lmms-eval takes the reasoning away before
+        ("<answer>left</answer>", 0.0),
+        ("right", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_task_judges_as_evaluate_does(reply, accuracy):
+    assert load_task()["process_results"](DOC, [reply]) == {"accuracy": accuracy}
+
+
+def test_same_replies_and_verdicts_as_evaluate(in_lmms, tmp_path):
+    """On real questions, in two batches, as lmms-eval's evaluator would ask them."""
+    folder, task = tmp_path / "data", load_task()
+    records = Path(simulate(4, 5, folder))
+    docs = [json.loads(line) for line in records.read_text().splitlines()]
+    settings = {**task["lmms_eval_specific_kwargs"], "folder": str(folder)}
+
+    def messages(doc):  # lmms-eval's own, of a task that gives visuals and text
+        (video,) = task["doc_to_visual"](doc, settings)
+        text = {"type": "text", "text": task["doc_to_text"](doc, settings)}
+        return [{"role": "user", "content": [{"type": "video", "url": video}, text]}]
+
+    model = lmms.FourDThinker(batch_size="3", device="cpu")
+    model.task_dict = {"dsr_sim": {"test": docs}}
+    kwargs = task["generation_kwargs"]
+    requests = [SimpleNamespace(args=("", messages, kwargs, i, "dsr_sim", "test")) for i in range(len(docs))]
+    given = model.generate_until(requests)
+    evaluate(str(BUNDLED), str(folder), str(tmp_path / "out"), max_new_tokens=kwargs["max_new_tokens"])
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    for doc, (text, counts), row in zip(docs, given, rows, strict=True):
+        assert text == row["response"]
+        assert counts == {"output_tokens": row["num_tokens"], "reasoning_tokens": row["num_latents"]}
+        assert task["process_results"](doc, [text]) == {"accuracy": float(row["correct"])}
+    assert sum(row["num_latents"] for row in rows) >= 16
+    requests[0].args[2]["do_sample"] = True
+    with pytest.raises(ValueError, match="greedily"):
+        model.generate_until(requests)
+
+
+def test_a_video_that_cannot_be_read_ends_the_run_with_its_name(tmp_path):
+    model = lmms.FourDThinker(device="cpu")
+    asked = lmms.question([{"role": "user", "content": [{"type": "video", "url": f"{tmp_path}/gone.mp4"}]}])
+    with pytest.raises(ValueError, match="gone.mp4: no such file"):
+        model.answer([asked], 4)
