@@ -83,14 +83,15 @@ def simulate(
         typer.Option(help="A task, or dsr for DSR-Sim's 13; once for each. Default: dsr, at level 1 its own 4."),
     ] = None,
     split: Annotated[str, typer.Option(help="train, or unseen: other shapes, colours and speeds.")] = "train",
+    reasoning: Annotated[str, typer.Option(help="Of the 4: paths writes coordinates, pictures only shows.")] = "paths",
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
     with plain_errors():
         from .data.simulation import expand_tasks
         from .data.simulation import simulate as make
 
-        more = {} if split == "train" else {"split": split}
-        typer.echo(make(num, seed, out, level=level, tasks=tasks or expand_tasks(None, level), **more))
+        tasks = tasks or expand_tasks(None, level)
+        typer.echo(make(num, seed, out, level=level, tasks=tasks, split=split, reasoning=reasoning))
 
 
 @app.command()
@@ -163,6 +164,25 @@ def maps(
 
 
 @app.command()
+def memory(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of train/sft.py.")],
+    accelerate: Annotated[Path | None, typer.Option(help="Its hardware, a file of train/accelerate/.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs, instead of the hardware file's number.")] = None,
+    config: Annotated[str | None, typer.Option(help="Config to use if the model is not here yet.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the video of a row.")] = 16,
+    pixels: Annotated[int, typer.Option(min=784, help="Pixels of a frame, and of a target frame.")] = 256 * 28 * 28,
+    images: Annotated[int, typer.Option(min=0, help="Target frames of a row.")] = 2,
+    text: Annotated[int, typer.Option(min=1, help="Tokens of text of a row.")] = 500,
+    spoken: Annotated[int, typer.Option(min=1, help="Those among them that have a label.")] = 300,
+) -> None:
+    """Tell the memory that each GPU needs to train by RECIPE; nothing is loaded or trained."""
+    with plain_errors():
+        from .training.memory import Shape, describe
+
+        typer.echo(describe(recipe, Shape(frames, pixels, images, text, spoken), accelerate, gpus, config))
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or Hub id: a Qwen2.5-VL base or a published 4DThinker.")],
     dest: Annotated[Path, typer.Argument(help="Folder to make.")],
@@ -176,3 +196,51 @@ def convert(
 
         line = make(source, dest, instruction, latent_size=latent_size, compress_strategy=compress_strategy)
     typer.echo(line)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, or a folder that simulate wrote.")],
+    run: Annotated[list[Path] | None, typer.Option(help="Folder of an evaluate run; once for each.")] = None,
+    maps: Annotated[list[Path] | None, typer.Option(help="A maps.json; once for each.")] = None,
+    registered: Annotated[
+        str | None, typer.Option(help="OWNER/DATASET:TASK, what the plain run is among the Hub's benchmarks.")
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the model that it was made of.")] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="It was made of none.")] = False,
+    license: Annotated[str | None, typer.Option(help="As the Hub abbreviates it: apache-2.0, mit, ...")] = None,
+    trained_on: Annotated[list[str] | None, typer.Option(help="Hub id of a data set; once for each.")] = None,
+) -> None:
+    """Make FOLDER/README.md, or render its figures anew, from the runs given and those given before."""
+    with plain_errors():
+        from .card import keep_figures, make_card, renew_card, write_split_card
+
+        if (folder / "records.jsonl").is_file():
+            typer.echo(write_split_card(folder))
+            return
+        if run or maps:
+            keep_figures(folder, run or [], maps or [], registered)
+        write = renew_card if (folder / "README.md").is_file() else make_card
+        typer.echo(write(folder, base_model, license, from_scratch, trained_on or ()))
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint; see --dataset and --space for others.")],
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, and send nothing.")] = False,
+    dataset: Annotated[bool, typer.Option("--dataset", help="FOLDER is what simulate wrote.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="FOLDER is a checkout; its demo becomes a Space.")] = False,
+) -> None:
+    """Check FOLDER and upload what others need of it to the Hub; the same command goes on after a break."""
+    with plain_errors():
+        from .publish import check_repo_id, make_plan, upload
+
+        if dataset and space:
+            raise ValueError("--dataset and --space: it is one of the two")
+        check_repo_id(repo_id)
+        plan = make_plan(folder, "dataset" if dataset else "space" if space else "model")
+        typer.echo(plan.describe(repo_id))
+        if not dry_run:
+            typer.echo(upload(plan, repo_id, private))

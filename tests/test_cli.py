@@ -85,6 +85,7 @@ def test_ask_refuses_what_is_no_checkpoint(clip, tmp_path):
 def test_simulate_refuses_an_unknown_task_and_a_missing_extra(tmp_path, monkeypatch):
     arguments = ("simulate", "--num", 1, "--seed", 0, "--out", tmp_path)
     refused(run(*arguments, "--tasks", "juggling"), "juggling", "camera_motion")
+    refused(run(*arguments, "--reasoning", "words"), "unknown reasoning 'words'; it is paths or pictures")
 
     def missing(*args, **kwargs):
         raise ImportError('simulating needs MuJoCo: pip install "fourdthinker-hf[sim]"')
@@ -102,11 +103,14 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
 
     monkeypatch.setattr(simulation, "simulate", make)
     run("simulate", "--num", 3, "--seed", 7, "--out", tmp_path, "--tasks", "faster_object", "--tasks", "camera_motion")
-    result = run("simulate", "--num", 1, "--seed", 0, "--out", tmp_path)
+    run("simulate", "--num", 2, "--seed", 1, "--out", tmp_path, "--level", 3, "--split", "unseen")
+    result = run("simulate", "--num", 1, "--seed", 0, "--out", tmp_path, "--reasoning", "pictures")
     assert result.stdout == "records.jsonl\n"
+    usual = {"level": 1, "split": "train", "reasoning": "paths"}
     assert calls == [
-        ((3, 7, tmp_path), {"level": 1, "tasks": ["faster_object", "camera_motion"]}),
-        ((1, 0, tmp_path), {"level": 1, "tasks": simulation.TASKS}),
+        ((3, 7, tmp_path), {**usual, "tasks": ["faster_object", "camera_motion"]}),
+        ((2, 1, tmp_path), {**usual, "level": 3, "split": "unseen", "tasks": simulation.DSR_TASKS}),
+        ((1, 0, tmp_path), {**usual, "tasks": simulation.TASKS, "reasoning": "pictures"}),
     ]
 
 
@@ -125,3 +129,15 @@ def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp
     assert page.stdout == f"{tmp_path / 'page.html'}\n" and (tmp_path / "page.md").exists()
     refused(run("report", tmp_path, "--out", tmp_path / "other.html"), "no finished run")
     refused(run("maps", *arguments[:-2], "--source", "dreams"), "model", "targets", "dreams")
+
+
+def test_memory_tells_what_a_recipe_needs(tiny_folder):
+    recipe, hardware = "train/recipes/tiny_dift.yaml", "train/accelerate/zero2.yaml"
+    shape = ("--config", tiny_folder, "--frames", 8, "--pixels", 84 * 84, "--text", 60, "--spoken", 40)
+    result = run("memory", recipe, *shape, "--accelerate", hardware, "--gpus", 2)
+    assert result.exit_code == 0, result.output
+    head, *rows = result.stdout.splitlines()
+    assert head.startswith("runs/tiny_base on each of 2 GPU(s), ZeRO-2, gradient checkpointing off; 16 row(s) of 36 ")
+    assert [row.split()[0] for row in rows] == ["weights", "gradients", "optimizer", "communication", "step", "total"]
+    refused(run("memory", recipe), "runs/tiny_base", "--config")
+    refused(run("memory", recipe, *shape, "--spoken", 61), "61 spoken tokens", "60")

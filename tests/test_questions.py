@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -90,6 +91,7 @@ CASES = {
     "comes nearer and left": (ask("abs_dir_pred"), truth_of([along(-TIME, 9 - TIME)]), ["backward left"]),
     "ahead of a car that faces it": (ask("rel_dir_pred", agent=1), truth_of([along(x=TIME), along()]), ["forward"]),
     "falls": (ask("abs_dir_pred"), truth_of([along(y=4, z=9 - TIME)]), ["down"]),
+    "sinks for a camera that rises": (ask("rel_dir_pred"), truth_of([along(y=4)], eye=along(z=0.5 * TIME)), ["down"]),
     "rests": (ask("rel_dir_pred"), truth_of([along(y=4)]), [questions.STAYS]),
     "is overtaken": (ask("rel_dir_pred"), truth_of([along(y=4 + 0.3 * TIME)], eye=along(y=TIME)), ["backward"]),
 }  # fmt: skip
@@ -213,10 +215,21 @@ def test_classes_are_distinct_texts_and_enough(level):
     for task, agent in itertools.product(questions.TEMPLATES, (CAMERA, 1)):
         for end in (3.0, 12.0):
             known = [questions.option_text(path) for path in questions.classes(ask(task, agent, end=end), level)]
-            assert len(known) == len(set(known)) >= 9
+            assert len(known) == len(set(known)) >= 7
     for kind in varied.VARIED[level]:
         known = varied.classes(kind, level, "unseen")
         assert len(known) == len(set(known)) and (len(known) >= 4 or not known)
+
+
+def test_an_answer_that_is_hard_to_stage_comes_as_often(monkeypatch):
+    """Worded again, a question keeps its class: with one try for a wording, every class still comes in turn."""
+    monkeypatch.setattr(sim, "TRIES", 1)
+    for index in range(8):
+        made = sim.compose(3, "abs_dir", index)
+        text = made.question.question
+        known = questions.classes(ask("abs_dir", agent=CAMERA if "the camera" in text else 1), 1)
+        key = zlib.crc32(b"abs_dir 1 train")
+        assert made.question.answer == questions.option_text(known[(index + (3 + key) % 997) % len(known)])
 
 
 def test_any_wrong_answer_is_as_likely_as_any_other():
@@ -277,8 +290,9 @@ def test_the_blind_classifier_sees_a_bias_where_there_is_one():
         return {"question": f"How does {k % 7} move?", "options": options, "right": right}
 
     def share(rows):
-        return np.mean([a == row["right"] for a, row in zip(classifier(rows), rows, strict=True)])
+        training, rows = rows[::2], rows[1::2]
+        return np.mean([a == row["right"] for a, row in zip(classifier(rows, training), rows, strict=True)])
 
-    assert share([row(k, True) for k in range(300)]) > 0.6
-    assert share([row(k, False) for k in range(300)]) < 0.35
+    assert share([row(k, True) for k in range(600)]) > 0.6
+    assert share([row(k, False) for k in range(600)]) < 0.35
     assert longest_option([{"options": ["a", "abc", "ab", "a"]}]) == [1]

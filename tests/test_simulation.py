@@ -1,8 +1,11 @@
 """Simulated clips: the same every time, and what the text says is what the pixels show."""
 
 import collections
+import ctypes
+import functools
 import hashlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import pytest
 pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
-from fourdthinker_hf.data import plain, scenes
+from fourdthinker_hf.data import plain, scenes, stage
 from fourdthinker_hf.data import simulation as sim
 from fourdthinker_hf.data.film import Question
 from fourdthinker_hf.data.records import read_records
@@ -234,12 +237,93 @@ def test_written_files(written):
         assert (np.ptp(image[~mask], axis=-1) == 0).all() and image[~mask].max() <= 0.35 * 255
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's mallopt")
+def test_the_same_frames_are_the_same_file_whatever_memory_held(clips, tmp_path):
+    """With x264's mbtree they were not: it used what malloc handed out as it was."""
+    fill_memory, files = functools.partial(ctypes.CDLL(None).mallopt, -6), collections.defaultdict(set)  # M_PERTURB
+    try:
+        for value in (85, 170, 255):
+            fill_memory(value)
+            for pair in clips:
+                sim.write_video(tmp_path / "clip.mp4", clips[pair].frames)
+                files[pair].add((tmp_path / "clip.mp4").read_bytes())
+    finally:
+        fill_memory(0)
+    assert {pair: len(found) for pair, found in files.items()} == dict.fromkeys(clips, 1)
+
+
 def test_records_do_not_depend_on_number_or_workers(tmp_path):
     tasks = ("faster_object", "abs_dis", "rel_spd_comp", "non_temp")
     more = sim.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
     few = sim.simulate(4, SEED, tmp_path / "few", tasks=tasks, workers=2, progress=False)
     assert few.read_bytes().splitlines() == more.read_bytes().splitlines()[:4]
+    for path in (*few.parent.glob("videos/*"), *few.parent.glob("images/*")):
+        assert path.read_bytes() == (more.parent / path.relative_to(few.parent)).read_bytes()
     assert sorted(path.name for path in few.parent.iterdir()) == ["images", "records.jsonl", "videos"]
+
+
+# Reasoning in pictures
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same 8 questions with either reasoning."""
+    paths, pictures = (tmp_path_factory.mktemp(name) for name in sim.REASONINGS)
+    sim.simulate(8, SEED, paths, workers=1, progress=False)
+    return read_records(paths / "records.jsonl"), read_records(
+        sim.simulate(8, SEED, pictures, workers=1, progress=False, reasoning="pictures")
+    )
+
+
+def test_pictures_are_of_the_same_clips_and_questions(both):
+    for paths, pictures in zip(*both, strict=True):
+        for name in ("question", "answer", "options", "task"):
+            assert getattr(pictures, name) == getattr(paths, name)
+        with open(paths.video, "rb") as one, open(pictures.video, "rb") as other:
+            assert one.read() == other.read()
+        assert pictures.id == paths.id.replace("sim1-", "sim1-pictures-") != paths.id
+        assert "reasoning" not in paths.source and pictures.source["reasoning"] == "pictures"
+
+
+def test_pictures_show_first_and_last_and_write_no_coordinates(both):
+    for record in both[1]:
+        looks = [(target["object"], target["time"]) for target in record.source["targets"]]
+        assert record.reasoning.count(OUTPUT_IMAGE) == len(record.imagery) == len(looks)
+        assert not re.search(r"\d [\d,]", record.reasoning)
+        if record.task == "camera_motion":
+            assert len({name for name, _ in looks}) == 1 and [time for _, time in looks] == [0, 3.5]
+            assert record.reasoning.endswith(f"camera {record.answer}.")
+            continue
+        times = [0, 2, 3.5] if record.task == "distance_change" else [0, 3.5]
+        named = re.findall(r"the (\w+ (?:ball|cube|cylinder|cone))", record.question)
+        assert looks == [(name, time) for name in named for time in times]
+        assert record.answer in record.reasoning.split("> ")[-1]
+    assert sim.clip_from_record(both[1][3]).question.reasoning == both[1][3].reasoning
+
+
+def test_what_is_pictured_is_in_the_picture():
+    for task in sim.TASKS:
+        for index in range(7):
+            made = sim.compose(SEED, task, index, reasoning="pictures")
+            frames = sorted({frame for _, frame in made.question.targets})
+            masks = sim._plain_studio().shoot(*made.physics, made.truth, [], frames)[1]
+            for i, frame in made.question.targets:
+                mask, half = masks[frames.index(frame)] == i + 1, made.scene.things[i].half
+                radius = made.scene.focal * half / made.truth.depths[frame, i]
+                room = 56 - np.abs(made.truth.centres[frame, i] - 56).max()
+                assert room > (0.9 if task == "camera_motion" else 0.5) * radius  # objects may reach over the edge
+                assert mask.sum() > (0.9 if task == "camera_motion" else 0.7) * np.pi * radius**2 * (
+                    0.55 if made.scene.things[i].shape == "cone" else 1.0
+                )
+
+
+def test_the_longest_shown_object_is_pictured_when_the_camera_moves():
+    truth = plain._predict(scene := plain.Scene(
+        tuple(plain.Thing("red", "ball", 0.5, 0.0, (x, 6.0), (0.0, 0.0)) for x in (-1.6, 0.0)),
+        "pan left", 30.0, 0.0, 3.6, 35.0, 50.0, 0,
+    ))  # fmt: skip
+    assert truth.centres[[0, 28], 0, 0].round().tolist() == [27, 78] and truth.centres[28, 1, 0].round() == 108
+    assert plain._longest_shown(scene, truth) == (0, (0, 28))  # the second leaves before the end
 
 
 # What the checkpoint was trained on: computed before DSR-Sim came, when all of it was in simulation.py
@@ -388,6 +472,43 @@ def test_what_is_asked_about_is_seen(level):
         assert np.mean(shown) >= share - 0.15
 
 
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_push_is_aimed_at_what_it_then_hits(level, monkeypatch):
+    counts = {}
+    for chance in (0.0, 1.0):
+        monkeypatch.setitem(stage.AIMED, level, chance)
+        counts[chance] = 0
+        for number in range(30):
+            rng = np.random.default_rng(number)
+            asked, cast = stage.plan(rng, "abs_ori", level, "train")
+            made = stage.stage(rng, asked, cast, ("turns left",))
+            counts[chance] += any(collisions(made, scenes.run(made)[0]))
+    assert counts[1.0] >= counts[0.0] + 10
+
+
+def test_about_one_clip_in_five_has_a_collision():
+    """A free thing's course breaks off within reach of another, both in the picture."""
+    seen = 0
+    for index in range(48):
+        made = sim.compose(4, sim.DSR_TASKS[index % 12], index // 12, 2)
+        seen += any(collisions(made.scene, made.truth))
+    assert 6 <= seen <= 16
+
+
+def collisions(made, truth):
+    """(frame, free thing, other thing) where a free thing's velocity breaks within reach of another, both in view."""
+    for i, thing in enumerate(made.things):
+        broken = np.linalg.norm(truth.velocities[2:, i, :2] - truth.velocities[:-2, i, :2], axis=-1) > 0.3
+        for t in (np.nonzero(broken)[0] + 1).tolist() if not thing.legs else ():
+            if any(thing.velocity) and abs(t - round(thing.release * 8)) <= 1:  # that is the push
+                continue
+            for j, other in enumerate(made.things):
+                gap = np.linalg.norm(truth.positions[t, i] - truth.positions[t, j])
+                in_view = np.abs(truth.centres[t, [i, j]] - made.size / 2).max() < made.size / 2
+                if j != i and gap < thing.reach + other.reach + 0.25 and in_view:
+                    yield t, i, j
+
+
 def test_level_one_has_one_motion_at_a_time():
     for index in range(6):
         made = sim.compose(2, "rel_dis", index)
@@ -424,4 +545,10 @@ def test_what_cannot_work_says_so(tmp_path):
         sim.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
     with pytest.raises(ValueError, match="task 'faster_object' is at level 1, split train, only"):
         sim.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
+    with pytest.raises(ValueError, match="^unknown reasoning 'words'; it is paths or pictures$"):
+        sim.simulate(1, 0, tmp_path, reasoning="words")
+    four = "camera_motion, object_direction, faster_object, distance_change"
+    for task in ("grounding", "abs_dis"):
+        with pytest.raises(ValueError, match=rf"^reasoning in pictures is for {four} \(tasks hold {task}\)$"):
+            sim.simulate(1, 0, tmp_path, tasks=("camera_motion", task), reasoning="pictures")
     assert not list(tmp_path.iterdir())

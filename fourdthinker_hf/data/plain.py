@@ -306,6 +306,36 @@ def _ask_distance(scene: Scene, truth: Truth, wanted: int) -> Question | None:
 ASK = dict(zip(TASKS, (_ask_camera, _ask_direction, _ask_faster, _ask_distance), strict=True))
 
 
+def pictured(scene: Scene, truth: Truth, task: str, question: Question) -> Question:
+    """The same question with a reasoning that pictures instead of writing coordinates: each object asked about at
+    0 and 3.5 s (at 2 s too, where the distance may turn), or one when the camera moves, first and last seen whole;
+    and then what the words of `question` conclude."""
+    if task == "camera_motion":
+        thing, frames = _longest_shown(scene, truth)
+        looks = [(thing, frame) for frame in frames]
+        end = [SEEN_AS[CAMERA_MOTIONS.index(scene.motion)], f"camera {scene.motion}."]
+    else:
+        frames = (0, 16, TARGET_FRAME) if task == "distance_change" else (0, TARGET_FRAME)
+        looks = [(i, frame) for i in dict.fromkeys(i for i, _ in question.targets) for frame in frames]
+        end = question.reasoning.split(". ")[-1:]
+    said, last = [], None
+    for i, frame in looks:
+        said.append(f"{'' if i == last else scene.things[i].name + ' '}at {frame / FPS:g} s <output_image>")
+        last = i
+    return Question(question.question, question.answer, f"{' '.join(said)} {'. '.join(end)}", tuple(looks))
+
+
+def _longest_shown(scene: Scene, truth: Truth) -> tuple[int, tuple[int, ...]]:
+    """The object that is whole in the picture longest, and the first and last of the sampled frames that show it.
+    Whole is half a metre about its centre, as for `_ask_camera`, which has made sure that one is so at the last."""
+    radius = scene.focal * 0.5 / truth.depths
+    shown = np.abs(truth.centres - SIZE / 2).max(-1) < SIZE / 2 - radius  # (T, n)
+    frames = np.arange(0, TARGET_FRAME + 1, 4)
+    spans = [frames[shown[frames, i]] for i in range(len(scene.things))]
+    longest = max(range(len(spans)), key=lambda i: np.ptp(spans[i]) if len(spans[i]) else -1)
+    return longest, tuple(dict.fromkeys((int(spans[longest][0]), int(spans[longest][-1]))))
+
+
 def _ground(scene: Scene, truth: Truth) -> Question:
     said = [path_text(scene.things[i].name, path) for i, path in enumerate(_paths(truth))]
     answer = " ".join([said[i] for i in _left_to_right(truth)] + [f"camera {scene.motion}."])

@@ -234,7 +234,8 @@ def _faster(one: float, two: float) -> str | None:
 def classes(ask: Ask, level: int) -> list[tuple[str, ...]]:
     """Every answer that a question of this wording may have at a level; each is made equally often."""
     if ask.kind == "dir_pred":
-        return [(label,) for label in (*WAY_RING, STAYS)]
+        lifted = ("up", "down") if ask.follows and ask.agent == CAMERA else ()  # by a camera that sinks or rises
+        return [(label,) for label in (*WAY_RING, *lifted, STAYS)]
     if ask.kind == "dir":
         if ask.agent != CAMERA:
             pairs = [(RING[k], RING[(k + step) % 8]) for k in range(8) for step in (1, -1)]
@@ -242,7 +243,7 @@ def classes(ask: Ask, level: int) -> list[tuple[str, ...]]:
         below = [("front left below", "front below", "front right below")]
         rows = below if level == 1 else [*below, ("front left", "front", "front right")]
         near = [pair for row in rows for a, b in itertools.pairwise(row) for pair in ((a, b), (b, a))]
-        across = [path for row in rows for path in (row, row[::-1])]
+        across = [path for row in rows for path in (row, row[::-1])] if level > 1 else []  # too wide for that view
         return [*((label,) for row in rows for label in row), *near, *across]
     words, most = WORDS[ask.kind], 3 if level == 3 and ask.end - ask.start >= LONG else 2
     every = (path for num in range(1, most + 1) for path in itertools.product(words, repeat=num))

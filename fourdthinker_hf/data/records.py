@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ class RecordError(ValueError):
 
 @dataclass
 class Record:
-    """One question. Paths are absolute; `timestamps` are seconds, one per entry of `frames`.
+    """One question. Paths are absolute; `timestamps` are seconds, one per entry of `frames`. Frames without any are
+    taken to be as far apart as those that the checkpoint's processor takes of a video (published ones: 1 s).
 
     `reasoning` holds one `<output_image>` per entry of `imagery` (target frames); `answer` is an option's text.
     """
@@ -54,8 +57,7 @@ class Record:
         self.imagery = list(self.imagery)
 
 
-def from_ours(row: dict[str, Any]) -> dict[str, Any]:
-    """A `Record`'s fields of a row of our schema; paths as they stand in the file."""
+def _from_ours(row: dict[str, Any]) -> dict[str, Any]:
     return {field.name: row[field.name] for field in fields(Record) if row.get(field.name) is not None}
 
 
@@ -75,8 +77,7 @@ def _from_dift(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
-    """A `Record`'s fields of a row of the published RL set; its line is its id where it has none."""
+def _from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
     options = [row[letter] for letter in "ABCD" if row.get(letter) is not None]
     return {
         "id": row.get("id", f"line{line}"),
@@ -89,8 +90,8 @@ def from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
     }
 
 
-def _check(record: Record) -> None:
-    """Raise a `ValueError` that says why the record cannot be used."""
+def check_trainable(record: Record) -> None:
+    """Raise a `ValueError` that says why one cannot train on the record; its files must be there."""
     count = (record.reasoning or "").count(OUTPUT_IMAGE)
     if count != len(record.imagery):
         raise ValueError(f"{count} {OUTPUT_IMAGE} in the reasoning but {len(record.imagery)} images in imagery")
@@ -100,21 +101,23 @@ def _check(record: Record) -> None:
         raise ValueError(f"{len(record.timestamps)} timestamps for {len(record.frames or ())} frames")
     if record.options is not None and record.answer not in record.options:
         raise ValueError(f"the answer {record.answer!r} is not among the options {record.options}")
+    if record.timestamps and any(b <= a for a, b in pairwise(record.timestamps)):
+        raise ValueError(f"timestamps must increase: {record.timestamps}")
     for path in [record.video, *(record.frames or ()), *record.imagery]:
         if path is not None and not os.path.isfile(path):
             raise ValueError(f"missing file {path}")
 
 
-def _parse(text: str, line: int, folder: Path) -> Record:
+def _parse(text: str | bytes, line: int, folder: Path) -> Record:
     row = json.loads(text)
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     if "text_output" in row:
         values = _from_dift(row)
     elif "Correct" in row:
-        values = from_rl(row, line)
+        values = _from_rl(row, line)
     else:
-        values = from_ours(row)
+        values = _from_ours(row)
     values["id"] = str(values["id"])
     options, answer = values.get("options"), values["answer"]
     if options and answer not in options and answer in LETTERS[: len(options)] and len(answer) == 1:
@@ -124,15 +127,16 @@ def _parse(text: str, line: int, folder: Path) -> Record:
     for name in ("frames", "imagery"):
         if values.get(name) is not None:
             values[name] = [os.path.normpath(folder / path) for path in values[name]]
-    record = Record(**values)
-    _check(record)
-    return record
+    return Record(**values)
 
 
-def read_records(path: str | os.PathLike[str], skip_bad: bool = False) -> list[Record]:
+def read_records(
+    path: str | os.PathLike[str], skip_bad: bool = False, check: Callable[[Record], None] | None = check_trainable
+) -> list[Record]:
     """Read a JSONL file of any of the three schemas.
 
-    A bad record raises `RecordError`; with `skip_bad` it is left out, and one warning says how many and why.
+    A bad record, one that cannot be read or fails `check`, raises `RecordError`; with `skip_bad` it is left out, and
+    one warning says how many and why.
     """
     path = Path(path).absolute()
     records, refused = [], []
@@ -141,26 +145,89 @@ def read_records(path: str | os.PathLike[str], skip_bad: bool = False) -> list[R
             if not text.strip():
                 continue
             try:
-                records.append(_parse(text, line, path.parent))
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-                refused.append(f"{path}, line {line}: {reason}")
+                records.append(_read(text, path, line, check))
+            except RecordError as error:
+                refused.append(str(error))
                 if not skip_bad:
-                    raise RecordError(refused[-1]) from error
+                    raise
     if refused:
         logger.warning("skipped %d of %d records:\n%s", len(refused), len(refused) + len(records), "\n".join(refused))
     return records
 
 
+def _read(text: str | bytes, path: Path, line: int, check: Callable[[Record], None] | None) -> Record:
+    try:
+        record = _parse(text, line, path.parent)
+        if check is not None:
+            check(record)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(f"{path}, line {line}: {reason}") from error
+    return record
+
+
+class RecordFiles:
+    """Records to train on, of JSONL files of any of the three schemas, read when they are asked for.
+
+    Only where each line begins is kept: 24 bytes a record. So a file of any size is ready at once, every order is as
+    quick as any other, and a run goes on where it was. What is wrong with a record shows when it is read.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]]):
+        self.paths = [Path(path).absolute() for path in paths]
+        places = array("q")
+        for number, path in enumerate(self.paths):
+            with open(path, "rb") as file:
+                place = 0
+                for line, text in enumerate(file, start=1):
+                    if text.strip():
+                        places.extend((number, line, place))
+                    place += len(text)
+        self.places = np.array(places).reshape(-1, 3)  # (records, [file, line, byte])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Record:
+        """`RecordError` if the line is not a record that one can train on."""
+        number, line, place = self.places[index].tolist()
+        with open(self.paths[number], "rb") as file:
+            file.seek(place)
+            text = file.readline()
+        return _read(text, self.paths[number], line, check_trainable)
+
+    def where(self, index: int) -> str:
+        """File and line of a record."""
+        return f"{self.paths[self.places[index, 0]]}, line {self.places[index, 1]}"
+
+
 def open_frames(
-    processor: FourDThinkerProcessor, video: str | None, frames: list[str] | None, timestamps: list[float] | None
+    processor: FourDThinkerProcessor, video: str | None, frames: list | None, timestamps: list[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames `(T, H, W, 3)` uint8 of a record, as densely as the checkpoint is fed, and their times `(T,)` in seconds.
-    `ValueError` or `OSError` if the file, or one of them, cannot be read."""
+
+    `frames` are paths, PIL images or arrays; of more than the processor's `max_frames`, that many are opened, evenly.
+    Pixels are bounded where they are bounded for every video, in the processor's call. `ValueError` or `OSError` if
+    the file, or one of them, cannot be read, or frames differ in size.
+    """
     if frames is None:
         return processor.open_video(video)
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in frames]
-    return np.stack(images), np.asarray(timestamps)
+    times = np.arange(len(frames)) / processor.fps if timestamps is None else np.asarray(timestamps, np.float64)
+    kept = np.linspace(0, len(frames) - 1, min(len(frames), processor.max_frames)).round().astype(np.int64)
+    images = [open_image(frames[i]) for i in kept]
+    if len(sizes := {image.shape for image in images}) > 1:
+        raise ValueError(f"the frames of a clip must be of one size, got (height, width, 3) {sorted(sizes)}")
+    return np.stack(images), times[kept]
+
+
+def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+    """`(H, W, 3)` uint8 of a file, a PIL image or an array. `OSError` if the file cannot be read."""
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    with Image.open(image) as opened:
+        return np.asarray(opened.convert("RGB"))
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:

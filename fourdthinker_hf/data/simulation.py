@@ -42,6 +42,10 @@ __all__ = ["ALL_TASKS", "BINS", "COLOURS", "DSR_TASKS", "SPLITS", "TASKS", "Clip
 ALL_TASKS = (*PLAIN_TASKS, *DSR_TASKS)
 LEVELS = (1, 2, 3)
 CHECKED = 4  # every 4th frame is looked at for what is seen: twice a second
+REASONINGS = ("paths", "pictures")
+# Without mbtree: what x264's assembly for it returns varies with what memory held before (its C code's does not), and
+# the same frames became other bytes. crf 19 errs by as much without it as 18 did with it, 2.4 of 255 at 112 x 112.
+ENCODING = {"crf": "19", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
 SEEN_SHARE = {1: 1.0, 2: 0.8, 3: 0.6}  # of the moments of a span
 SEEN_PART = {1: 0.5, 2: 0.3, 3: 0.3}  # of an object's outline, at such a moment
 SEEN_PIXELS = 12  # of 112 x 112
@@ -57,12 +61,14 @@ def expand_tasks(tasks: Sequence[str] | None, level: int) -> tuple[str, ...]:
     return tuple(name for task in tasks for name in (DSR_TASKS if task == "dsr" else (task,)))
 
 
-def check_request(tasks: Sequence[str], level: int, split: str) -> None:
+def check_request(tasks: Sequence[str], level: int, split: str, reasoning: str = "paths") -> None:
     """Raise a `ValueError` that says what of a request there is not."""
     if level not in LEVELS:
         raise ValueError(f"level must be 1, 2 or 3 (is {level})")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+    if reasoning not in REASONINGS:
+        raise ValueError(f"unknown reasoning {reasoning!r}; it is {' or '.join(REASONINGS)}")
     if not tasks:
         raise ValueError("no tasks given")
     for task in tasks:
@@ -70,6 +76,8 @@ def check_request(tasks: Sequence[str], level: int, split: str) -> None:
             raise ValueError(f"unknown task {task!r}; the tasks are dsr, {', '.join(ALL_TASKS)}")
         if task in PLAIN_TASKS and (level, split) != (1, "train"):
             raise ValueError(f"task {task!r} is at level 1, split train, only (is level {level}, split {split})")
+        if reasoning == "pictures" and task not in TASKS:
+            raise ValueError(f"reasoning in pictures is for {', '.join(TASKS)} (tasks hold {task})")
 
 
 # One question
@@ -87,12 +95,17 @@ class Composed:
     tries: int = 0
 
 
-def compose(seed: int, task: str, index: int = 0, level: int = 1, split: str = "train") -> Composed:
+def compose(
+    seed: int, task: str, index: int = 0, level: int = 1, split: str = "train", reasoning: str = "paths"
+) -> Composed:
     """Find question `index` of a task, simulated but not filmed."""
-    check_request([task], level, split)
+    check_request([task], level, split, reasoning)
     if task in PLAIN_TASKS:
         rng = np.random.default_rng([seed, zlib.crc32(task.encode()), index])
-        return Composed(*plain.compose(rng, task, index))
+        made = Composed(*plain.compose(rng, task, index))
+        if reasoning == "pictures":
+            made = replace(made, question=plain.pictured(made.scene, made.truth, task, made.question))
+        return made
     key = zlib.crc32(f"{task} {level} {split}".encode())
     rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # tasks start at other classes
     made = _varied(rng, turn, level, split) if task == questions.NON_TEMP else _template(rng, task, turn, level, split)
@@ -110,10 +123,12 @@ def _turn(turn: int, num: int) -> tuple[int, int]:
 
 
 def _template(rng: np.random.Generator, task: str, turn: int, level: int, split: str) -> Composed:
-    drawn = 0
+    drawn, known = 0, None
     while True:
         ask, cast = plan(rng, task, level, split)
-        known = questions.classes(ask, level)
+        known = known or questions.classes(ask, level)
+        if questions.classes(ask, level) != known:  # another wording keeps the class: hard ones stay as often
+            continue
         which, letter = _turn(turn, len(known))
         names, wanted = [f"{colour} {shape}" for colour, shape in cast.names], known[which]
         for _ in range(TRIES):
@@ -268,9 +283,10 @@ def simulate_clip(
     mask_frames: Sequence[int] | None = None,
     depth: bool = False,
     split: str = "train",
+    reasoning: str = "paths",
 ) -> Clip:
     """Simulate and render question `index` of `task`: the same clip on every call; masks of all frames by default."""
-    made = compose(seed, task, index, level, split)
+    made = compose(seed, task, index, level, split, reasoning)
     frames = range(len(made.truth.positions))
     return _film(made, frames if mask_frames is None else mask_frames, depth)
 
@@ -289,30 +305,32 @@ def clip_from_record(record: Record, depth: bool = False) -> Clip:
     if not source or source.get("generator") != "simulation":
         raise ValueError(f"record {record.id} does not come from the simulation")
     which = [source[name] for name in ("seed", "task", "index", "level")]
-    return simulate_clip(*which, depth=depth, split=source.get("split", "train"))
+    more = {name: source[name] for name in ("split", "reasoning") if name in source}
+    return simulate_clip(*which, depth=depth, **more)
 
 
 # Files
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = FPS) -> None:
-    """Write frames (T, H, W, 3) as an H.264 mp4 that browsers play."""
+    """Write frames (T, H, W, 3) as an H.264 mp4 that browsers play: the same frames, the same bytes."""
     try:
         import av
     except ImportError as error:
         raise ImportError('writing videos needs PyAV: pip install "fourdthinker-hf[sim]"') from error
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+    muxing = {"movflags": "faststart", "fflags": "bitexact"}  # the muxer's version stays out of the file
+    with av.open(str(path), "w", options=muxing) as container:
+        stream = container.add_stream("libx264", rate=fps, options=ENCODING)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
         container.mux(stream.encode())
 
 
-def _make(job: tuple[int, str, int, int, int, str, str]) -> Record:
+def _make(job: tuple[int, str, int, int, int, str, str, str]) -> Record:
     """Write the clip and target frames of one question."""
-    number, task, index, seed, level, split, out = job
-    made = compose(seed, task, index, level, split)
+    number, task, index, seed, level, split, reasoning, out = job
+    made = compose(seed, task, index, level, split, reasoning)
     clip = _film(made, sorted({frame for _, frame in made.question.targets}))
     video = os.path.join(out, "videos", f"{number:06d}.mp4")
     write_video(video, clip.frames)
@@ -333,6 +351,9 @@ def _make(job: tuple[int, str, int, int, int, str, str]) -> Record:
     if task in DSR_TASKS:
         source["split"] = split
     kind = f"{level}" if split == "train" else f"{level}-{split}"
+    if reasoning != "paths":
+        source["reasoning"] = reasoning
+        kind += f"-{reasoning}"
     return Record(
         id=f"sim{kind}-{seed}-{task}-{index}",
         question=clip.question.question,
@@ -355,17 +376,20 @@ def simulate(
     workers: int | None = None,
     progress: bool = True,
     split: str = "train",
+    reasoning: str = "paths",
 ) -> Path:
     """Write `num` questions, tasks in turn, to `out/records.jsonl` with `videos/` and `images/`; returns that path.
 
     Question i depends on (seed, i, tasks, level, split) alone: not on `num`, not on `workers` (default: one per core).
+    With `reasoning="pictures"` the plain tasks' reasoning writes no coordinates: the same clips, questions, answers
+    and options, with two or three target frames for each object asked about.
     """
     out = Path(out).absolute()
     tasks = expand_tasks(tasks, level)
-    check_request(tasks, level, split)
+    check_request(tasks, level, split, reasoning)
     for folder in ("videos", "images"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, split, str(out)) for i in range(num)]
+    jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, split, reasoning, str(out)) for i in range(num)]
     workers = workers or min(os.cpu_count() or 1, max(1, num // 16))  # a worker costs seconds to start
     bar = functools.partial(tqdm, total=num, unit="clip", disable=not progress)
     if workers == 1:

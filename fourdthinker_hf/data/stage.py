@@ -28,6 +28,8 @@ from .scenes import (
 )
 
 REST = Leg(1e3, 0.0, 0.0)
+LIFTS = {"down": "pedestal up", "up": "pedestal down"}
+AIMED = {1: 0.0, 2: 0.2, 3: 0.1}  # share of scenes with a push aimed at something: about one clip in five has a hit
 TOTALS = {"yaw": (12, 30), "pitch": (7, 14), "roll": (8, 16), "ahead": (0.8, 2.2), "aside": (0.8, 2.2),
           "lift": (0.5, 1.2), "orbit": (20, 40)}  # degrees or m a clip  # fmt: skip
 
@@ -134,6 +136,9 @@ def empty_world(
 def _clip_camera(rng: np.random.Generator, ask: Ask, cast: Cast, wanted: Sequence[str]) -> tuple[CameraMove, ...]:
     if ask.x == CAMERA:
         return _turning_camera(rng, ask, wanted)
+    if wanted[0] in LIFTS:  # what rests sinks for a camera that rises
+        rise = CameraMove(1e3, (LIFTS[wanted[0]],), (float(rng.uniform(0.4, 0.6)),))
+        return (CameraMove(max(0.01, ask.end - float(rng.uniform(1.4, 1.8))), (STATIC,), (0.0,)), rise)
     alone = ask.follows and ask.agent == CAMERA  # level 1: the camera or the objects
     chance = {1: 0.4 * alone, 2: 0.75, 3: 0.85}[cast.level]
     if rng.random() >= chance:
@@ -309,8 +314,8 @@ def _predictable(
     """x for dir_pred: it goes one way from 1.5 s before the end, if it moves at all; `yaw` of the agent in degrees."""
     turn_at = max(0.01, ask.end - float(rng.uniform(1.4, 1.8)))
     point = somewhere(rng, world, ask.end - 0.5, body.half)
-    if word == STAYS:
-        first = 0.0 if rng.random() < 0.5 else _cruise(rng, cast.kit, turn_at)
+    if word in (STAYS, *LIFTS):
+        first = 0.0 if word in LIFTS or rng.random() < 0.5 else _cruise(rng, cast.kit, turn_at)
         course = float(rng.uniform(-180, 180))
         legs = (Leg(turn_at, first, first, course), replace(REST, course=course))
         return passing(replace(body, legs=legs, yaw=course), point, ask.end)
@@ -407,6 +412,30 @@ def bystander(rng: np.random.Generator, world: World, cast: Cast, i: int, still:
     )
 
 
+def _aim(rng: np.random.Generator, ask: Ask, cast: Cast, made: dict[int, Body]) -> None:
+    """Push a thing that nobody asks about during the span, at another such at rest, which is then free, or at any."""
+    others = [i for i in made if i not in (ask.x, ask.y, ask.agent) and made[i].shape in cast.kit.plain]
+    if not others:
+        return
+    i = int(rng.choice(others))
+    resting = [j for j in others if j != i and made[j].legs == (REST,)]
+    driven = [j for j in made if j != i and made[j].legs]
+    if not driven:
+        return
+    j = int(rng.choice(resting or driven))
+    meet = float(rng.uniform(max(ask.start, 0.8), ask.end - 0.2))
+    drawn = rng.uniform(1.2, 2.2), rng.uniform(0.5, 1.2), rng.uniform(-180, 180), rng.uniform(0.03, 0.1)
+    pace, gap, course, friction = map(float, drawn)
+    target, step = made[j], drive(made[j], round(meet * FPS) + 1)[0]
+    point = np.array(target.start[:2]) + step[:-1].sum(0) / FPS
+    if resting:
+        made[j] = replace(target, legs=(), friction=friction, bounce=0.4)
+    x, y = point - (gap + made[i].reach + target.reach) * unit(course)
+    release = max(0.0, meet - gap / (0.85 * pace))  # what rolls has lost some of its speed
+    made[i] = replace(made[i], legs=(), start=(float(x), float(y), made[i].half), release=release,
+                      velocity=(*(pace * unit(course)).tolist(), 0.0), friction=friction, bounce=0.4)  # fmt: skip
+
+
 def stage(rng: np.random.Generator, ask: Ask, cast: Cast, wanted: Sequence[str]) -> World | None:
     """A world in which the answer to `ask` may be `wanted`, or None where the draw went wrong."""
     moves = _clip_camera(rng, ask, cast, wanted)
@@ -438,6 +467,8 @@ def stage(rng: np.random.Generator, ask: Ask, cast: Cast, wanted: Sequence[str])
             made[i] = bystander(rng, world, cast, i, still)
         elif still:
             made[i] = replace(made[i], legs=(REST,))
+    if rng.random() < AIMED[cast.level]:
+        _aim(rng, ask, cast, made)
     return replace(world, things=tuple(made[i] for i in range(len(cast.names))))
 
 
