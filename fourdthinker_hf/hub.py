@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_token, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -28,6 +29,13 @@ from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What transformers 5.23 and 5.24 load a checkpoint from, but for its code.
+LOADED = (
+    "model.safetensors", "model-*-of-*.safetensors", INDEX, "config.json", "generation_config.json",
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja",
+    "chat_template.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
 TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 # In the order in which a base gets them: on the Qwen2.5 tokenizer they are 151665, 151666, 151667, as published.
 LATENT_TOKENS = {"latent_token_id": LATENT_PAD, "latent_start_id": LATENT_START, "latent_end_id": LATENT_END}
@@ -67,7 +75,7 @@ def convert(
     chosen = {"latent_size": latent_size, "compress_strategy": compress_strategy}
     config, published = _read_config(folder, {name: value for name, value in chosen.items() if value is not None})
     processor = _read_processor(folder, config, published, text)
-    shards = _read_shards(folder)
+    shards = read_shards(folder)
     _check_tensors(folder, shards, config)
     num_trained = len(processor.tokenizer)
     new = [] if published else _add_tokens(folder, config, processor.tokenizer)
@@ -100,8 +108,25 @@ def find_folder(source: str | PathLike) -> Path:
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
     try:
         return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except HfHubHTTPError as error:
+        raise ValueError(f"{source}: no such folder; on the Hub, {why_refused(error)}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: no such folder, and no Hub repository that can be read: {error}") from error
+
+
+def why_refused(error: HfHubHTTPError) -> str:
+    """What the Hub's answer means and what to do, in a line."""
+    login = "the token in use may not see it" if get_token() else "log in (`hf auth login`) or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return f"access has to be asked for on its page; then {login}"
+    if isinstance(error, RepositoryNotFoundError):  # the Hub answers alike for what is private and what is not there
+        return f"there is no such repository, or it is private: {login}"
+    status = error.response.status_code
+    if status == 401:
+        return "the token is not valid: log in (`hf auth login`) or set HF_TOKEN"
+    if status == 403:
+        return "the token may not write there: make one with write access to that account"
+    return f"the answer is {status}: {error.server_message or error}"
 
 
 def _read_text(path: Path) -> str:
@@ -161,7 +186,7 @@ def _read_processor(folder: Path, config: FourDThinkerConfig, published: bool, i
     )  # fmt: skip
 
 
-def _read_shards(folder: Path) -> dict[str, dict[str, list[int]]]:
+def read_shards(folder: Path) -> dict[str, dict[str, list[int]]]:
     """`{file: {tensor: shape}}` of the files that transformers would load."""
     if (folder / SINGLE).is_file():
         names = [SINGLE]
