@@ -106,8 +106,8 @@ class FourDThinkerModel(Qwen2_5_VLModel):
     config: FourDThinkerConfig
 
     def forward(
-        self, input_ids=None, inputs_embeds=None, pixel_values_latent=None, image_grid_thw_latent=None,
-        latent_embeds=None, **kwargs,
+        self, input_ids=None, inputs_embeds=None, mm_encoder_outputs=None, pixel_values_latent=None,
+        image_grid_thw_latent=None, latent_embeds=None, **kwargs,
     ):  # fmt: skip
         r"""
         pixel_values_latent (`torch.Tensor` of shape `(num_patches, channels * patch volume)`, *optional*):
@@ -116,22 +116,27 @@ class FourDThinkerModel(Qwen2_5_VLModel):
             Their grids.
         latent_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*):
             The latent of each pad at the pad's own position; other positions are ignored.
+        mm_encoder_outputs (`dict`, *optional*):
+            What the vision tower made, instead of pixels: of `"image"` and `"video"`, as Qwen2.5-VL takes it, and of
+            the target frames, `"latent"`. `pooler_output` holds one `(num_features, hidden)` for each.
 
         Returns [`FourDThinkerModelOutput`]. Raises `ValueError` if `input_ids` hold a `<|latent_pad|>` and not exactly
-        one of the two sources is given, if latents have another shape than the embeddings, or if the target frames
+        one of the sources is given, if latents have another shape than the embeddings, or if the target frames
         give another number of latents than there are pads.
         """
-        if pixel_values_latent is not None and latent_embeds is not None:
+        encoded = (mm_encoder_outputs or {}).get("latent")
+        if sum(source is not None for source in (pixel_values_latent, encoded, latent_embeds)) > 1:
             raise ValueError("Give the latents once: either pixel_values_latent or latent_embeds, not both")
+        frames_given = pixel_values_latent is not None or encoded is not None
         targets = None
         if input_ids is None:
-            if pixel_values_latent is not None or latent_embeds is not None:
+            if frames_given or latent_embeds is not None:
                 raise ValueError("Latents need input_ids: the positions of <|latent_pad|> are found there")
         else:
             is_pad = input_ids == self.config.latent_token_id
-            if pixel_values_latent is not None:
+            if frames_given:
                 self.check_target_frames(input_ids, image_grid_thw_latent)
-                targets = self.get_latent_targets(pixel_values_latent, image_grid_thw_latent)
+                targets = self.get_latent_targets(pixel_values_latent, image_grid_thw_latent, encoded)
                 latent_embeds = self.place_latents(input_ids, targets)
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -148,7 +153,9 @@ class FourDThinkerModel(Qwen2_5_VLModel):
                     f"input_ids hold {int(is_pad.sum())} <|latent_pad|> tokens but no latents came with them: "
                     "give pixel_values_latent (target frames) or latent_embeds (vectors)"
                 )
-        outputs = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        outputs = super().forward(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+        )
         names = ("last_hidden_state", CACHE, "hidden_states", "attentions")
         return FourDThinkerModelOutput(**{name: outputs.get(name) for name in names}, latent_targets=targets)
 
@@ -166,10 +173,13 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return F.rms_norm(latents, latents.shape[-1:], eps=1e-12)
 
     @torch.no_grad()
-    def get_latent_targets(self, pixel_values_latent, image_grid_thw_latent) -> torch.Tensor:
+    def get_latent_targets(self, pixel_values_latent, image_grid_thw_latent, encoded=None) -> torch.Tensor:
         """Compressed features of the target frames, `(num_target_frames * latent_size, hidden)`, without gradient.
-        `ValueError` if a frame is too small, see [`compress_features`]."""
-        features = self.get_image_features(pixel_values_latent, image_grid_thw_latent, return_dict=True).pooler_output
+        `encoded` is what the tower made of them, if it has. `ValueError` if a frame is too small, see
+        [`compress_features`]."""
+        if encoded is None:
+            encoded = self.get_image_features(pixel_values_latent, image_grid_thw_latent, return_dict=True)
+        features = encoded.pooler_output
         merge = self.config.vision_config.spatial_merge_size
         grids = [(t, h // merge, w // merge) for t, h, w in image_grid_thw_latent.tolist()]
         size, strategy = self.config.latent_size, self.config.compress_strategy

@@ -71,15 +71,19 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
             text = [t.replace(OUTPUT_IMAGE, self.latent_block) for t in texts]
         batch = super().__call__(images=images, text=text, videos=videos, **kwargs)
         if videos is not None:
-            patch = self.video_processor.temporal_patch_size
-            seconds = [self.second_per_grid or second_per_grid(t, patch) for t in times]
-            batch["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float32)
+            batch["second_per_grid_ts"] = self.grid_seconds(times)
         frames = [frame for row in imagery or () for frame in row]
         if frames:
             latent = self.image_processor(frames, return_tensors="pt")
             batch["pixel_values_latent"] = latent["pixel_values"]
             batch["image_grid_thw_latent"] = latent["image_grid_thw"]
         return batch
+
+    def grid_seconds(self, times) -> torch.FloatTensor:
+        """Seconds from one temporal patch to the next, `(num_videos,)`, for the times of each video's frames."""
+        patch = self.video_processor.temporal_patch_size
+        seconds = [self.second_per_grid or second_per_grid(video, patch) for video in times]
+        return torch.tensor(seconds, dtype=torch.float32)
 
     def open_video(self, path, start=None, end=None, fps=None, num_frames=None) -> tuple[np.ndarray, np.ndarray]:
         """Frames `(T, H, W, 3)` uint8 and their times `(T,)` in seconds, as densely as the checkpoint is fed: the one

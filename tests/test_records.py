@@ -4,11 +4,14 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from fourdthinker_hf.data.records import Record, RecordError, read_records, write_records
+from fourdthinker_hf.data import records
+from fourdthinker_hf.data.records import Record, RecordError, RecordFiles, open_frames, read_records, write_records
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
 
@@ -53,6 +56,8 @@ def test_published_rl_answer_letter_becomes_its_text(tmp_path, where):
     assert record.options == ["up", "down", "left", "right"] and record.answer == "left"
 
 
+BARE = {"id": "1", "question": "q", "answer": "a"}
+
 BAD = [
     ({**OURS, "reasoning": f"{OUTPUT_IMAGE} {OUTPUT_IMAGE}", "imagery": ["t0.png"]}, "2 <output_image> .* 1 images"),
     ({**OURS, "imagery": ["t0.png"]}, "0 <output_image> .* 1 images"),
@@ -67,6 +72,7 @@ BAD = [
     ),
     ({key: OURS[key] for key in ("id", "video", "question")}, "missing field 'answer'"),
     ({"id": "1", "text_input": "q", "text_output": "no tags", "image_input": [], "image_output": []}, "text_output"),
+    ({**BARE, "frames": ["f0.png", "f1.png"], "timestamps": [1, 1]}, "timestamps must increase"),
     ("[1]", "not a JSON object"),
     ("{", "Expecting"),
 ]
@@ -79,11 +85,51 @@ def test_bad_records_name_file_line_and_reason(tmp_path, row, reason):
 
 
 def test_skip_bad_reports_how_many_and_why(tmp_path, caplog):
-    records = read_records(
+    kept = read_records(
         put(tmp_path, OURS, {**OURS, "answer": "z"}, OURS, {**OURS, "video": "gone.mp4"}), skip_bad=True
     )
-    assert len(records) == 2
+    assert len(kept) == 2
     assert "skipped 2 of 4" in caplog.text and "line 2: the answer 'z'" in caplog.text and "gone.mp4" in caplog.text
+
+
+def test_record_files_keep_places_and_read_on_demand(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first = put(tmp_path / "one", OURS, "", {**OURS, "id": "\u00e9\u4e16", "answer": "x"})
+    second = put(tmp_path / "two", {**OURS, "id": "3"}, {**OURS, "video": "gone.mp4"})
+    parsed, parse = [], records._parse
+    monkeypatch.setattr(records, "_parse", lambda *args: parsed.append(args[1]) or parse(*args))
+    files = RecordFiles([first, second])
+    assert len(files) == 4 and not parsed and files.places.nbytes == 4 * 24
+    assert [files[i].id for i in (2, 1, 0)] == ["3", "\u00e9\u4e16", "1"] and parsed == [1, 3, 1]
+    assert files[1] == read_records(first)[1]
+    assert files.where(1) == f"{first}, line 3"
+    with pytest.raises(RecordError, match=r"two.records\.jsonl, line 2: missing file"):
+        files[3]
+
+
+@pytest.fixture
+def frame_paths(tmp_path):
+    paths = [tmp_path / f"frame{i:03}.png" for i in range(100)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (56, 28), (i, 0, 0)).save(path)
+    return [str(path) for path in paths]
+
+
+def test_frames_are_bounded_as_a_video_is(processor, frame_paths):
+    """Of more frames than `max_frames` that many are opened, evenly; without times they are 1 / fps apart."""
+    Path(frame_paths[1]).write_bytes(b"never opened")
+    frames, times = open_frames(processor, None, frame_paths, None)
+    expected = np.linspace(0, 99, processor.max_frames).round()
+    assert frames.shape == (processor.max_frames, 28, 56, 3) and (frames[:, 0, 0, 0] == expected).all()
+    assert times.tolist() == (expected / processor.fps).tolist()
+    frames, times = open_frames(processor, None, frame_paths[2:5], [0.0, 0.5, 2.0])
+    assert frames[:, 0, 0, 0].tolist() == [2, 3, 4] and times.tolist() == [0, 0.5, 2]
+
+
+def test_frames_of_a_clip_are_of_one_size(processor):
+    with pytest.raises(ValueError, match=r"one size, got .*\(28, 56, 3\), \(56, 28, 3\)"):
+        open_frames(processor, None, [Image.new("RGB", (56, 28)), np.zeros((56, 28, 3), np.uint8)], None)
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=1, max_size=20)
@@ -108,7 +154,7 @@ def test_written_records_read_back_equal(data):
             imagery=[str(folder / "t0.png")] * images,
             video=None if as_frames else str(folder / "a.mp4"),
             frames=[str(folder / "f0.png"), str(folder / "f1.png")] if as_frames else None,
-            timestamps=[0.0, data.draw(st.floats(0, 1e6))] if as_frames else None,
+            timestamps=[0.0, data.draw(st.floats(0, 1e6, exclude_min=True))] if as_frames else None,
             source=data.draw(st.none() | st.dictionaries(words, st.integers(), min_size=1)),
         )
         write_records(folder / "out.jsonl", [record, record])

@@ -1,13 +1,28 @@
-"""Collator and DIFT loss: exact labels, the loss against its formula, what moves and what does not."""
+"""DIFT: exact labels, the loss against its formula, what moves and what not, what is measured, saved and refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import sft
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel
+from trl import ModelConfig
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration
-from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.data import records
+from fourdthinker_hf.data.records import RecordError, write_records
+from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, last_checkpoint, record_dataset
+from fourdthinker_hf.training.measures import NUM_RIVALS, LatentMeasures
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -23,8 +38,36 @@ def rows(clip, tmp_path):
     ]
 
 
-def spoken(processor, labels):
-    return processor.tokenizer.convert_ids_to_tokens(labels[labels != -100].tolist())
+@pytest.fixture
+def record_file(rows, tmp_path):
+    """`record_file(*lines) -> path`: a JSONL file of the lines, then the rows."""
+
+    def write(*texts: str) -> str:
+        path = tmp_path / "records.jsonl"
+        write_records(path, [records.Record(id=str(i), **row) for i, row in enumerate(rows)])
+        path.write_text("".join(text + "\n" for text in texts) + path.read_text())
+        return str(path)
+
+    return write
+
+
+def make_trainer(tiny_folder, processor, rows, out, eval_rows=None, peft_config=None, model=None, **kwargs):
+    model = model or FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
+    settings = {"per_device_train_batch_size": 3, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
+    args = DIFTConfig(
+        str(out), **{
+            "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+            "save_strategy": "no", "disable_tqdm": True, **settings, **kwargs,
+        },
+    )  # fmt: skip
+    as_dataset = lambda data: Dataset.from_list(data) if isinstance(data, list) else data  # noqa: E731
+    return DIFTTrainer(
+        model=model, args=args, train_dataset=as_dataset(rows), processing_class=processor,
+        eval_dataset=as_dataset(eval_rows), data_collator=DIFTCollator(processor), peft_config=peft_config,
+    )  # fmt: skip
+
+
+# The batch
 
 
 def test_labels_are_what_the_assistant_says_without_the_pads(processor, rows):
@@ -52,17 +95,113 @@ def test_imagery_and_options_can_be_left_out(processor, rows):
     assert "pixel_values_latent" not in batch
 
 
-def make_trainer(tiny_folder, processor, rows, out, **kwargs):
-    model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
-    settings = {"per_device_train_batch_size": 3, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
-    args = DIFTConfig(
-        str(out), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
-        disable_tqdm=True, **{**settings, **kwargs},
+def test_the_processor_runs_once_a_batch_and_each_frame_is_decoded_once(processor, rows, record_file, monkeypatch):
+    calls = []
+
+    def counted(owner, name):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(name) or real(*args, **kwargs))
+
+    counted(FourDThinkerProcessor, "__call__")
+    counted(FourDThinkerProcessor, "open_video")
+    counted(records, "open_image")
+    collator = DIFTCollator(processor)
+    monkeypatch.setattr("fourdthinker_hf.training.collator.open_image", records.open_image)
+    dataset = record_dataset([record_file()], collator)
+    collator(dataset.__getitems__([0, 1, 2]))
+    assert sorted(calls) == ["__call__"] + ["open_image"] * 3 + ["open_video"] * 3
+
+
+def test_frames_as_arrays_and_pictures_need_no_decord(tiny_folder):
+    program = f"""
+import sys
+sys.modules["decord"] = None
+import numpy as np
+from PIL import Image
+from fourdthinker_hf import FourDThinkerProcessor
+from fourdthinker_hf.training import DIFTCollator
+red = Image.new("RGB", (84, 84), "red")
+row = {{"question": "q", "answer": "a", "reasoning": "<output_image>", "timestamps": [0.0, 0.5]}}
+rows = [row | {{"frames": [red, red], "imagery": [red]}},
+        row | {{"frames": np.zeros((2, 84, 84, 3), np.uint8), "imagery": [np.zeros((84, 84, 3), np.uint8)]}}]
+batch = DIFTCollator(FourDThinkerProcessor.from_pretrained({str(tiny_folder)!r}))(rows)
+print(batch["video_grid_thw"].tolist(), batch["second_per_grid_ts"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[[1, 6, 6], [1, 6, 6]] [1.0, 1.0]\n", done.stderr
+
+
+# Records that are read when they are asked for
+
+
+def test_a_record_is_read_when_it_is_its_turn(processor, record_file):
+    dataset = record_dataset([record_file("{", "")], DIFTCollator(processor))  # line 2 is empty
+    assert len(dataset) == 4 and dataset[1]["question"] == "which way" and dataset[3]["imagery"] == []
+    assert dataset[1]["clip"][0].shape == (8, 112, 112, 3) and dataset[1]["targets"][0].size == (84, 84)
+    with pytest.raises(RecordError, match=r"records\.jsonl, line 1: Expecting"):
+        dataset[0]
+
+
+def test_rows_of_the_published_set_have_frames_without_times(processor, tmp_path):
+    for name in ("0", "1", "2", "target"):
+        Image.new("RGB", (84, 56), "red").save(tmp_path / f"{name}.png")
+    row = {
+        "id": 7, "text_input": "q", "image_input": ["0.png", "1.png", "2.png"], "image_output": ["target.png"],
+        "text_output": "<think>so <output_image></think><answer>B</answer>",
+    }  # fmt: skip
+    (tmp_path / "published.jsonl").write_text(json.dumps(row))
+    collator = DIFTCollator(processor)
+    batch = collator([record_dataset([tmp_path / "published.jsonl"], collator)[0]])
+    assert batch["video_grid_thw"].tolist() == [[2, 4, 6]] and batch["second_per_grid_ts"].tolist() == [1.0]
+    assert batch["image_grid_thw_latent"].tolist() == [[1, 4, 6]]
+
+
+def broken(kind: str, tmp_path, clip) -> dict:
+    row = {"id": "x", "question": "q", "answer": "a", "video": str(clip)}
+    if kind == "video":
+        (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:1500])
+        return row | {"video": "cut.mp4"}
+    Image.new("RGB", (28, 28)).save(tmp_path / "small.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "target.png").read_bytes()[:60])
+    name = {"picture": "bad.png", "small target": "small.png"}[kind]
+    return row | {"reasoning": "<output_image>", "imagery": [name]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("video", "truncated or damaged"), ("picture", "truncated"), ("small target", "1 features but .* needs 4")],
+)
+def test_what_shows_only_when_decoded_stops_the_run_with_file_and_line(
+    tiny_folder, processor, record_file, tmp_path, clip, kind, reason
+):
+    path = record_file(json.dumps(broken(kind, tmp_path, clip)))
+    dataset = record_dataset([path], DIFTCollator(processor))
+    trainer = make_trainer(
+        tiny_folder, processor, dataset.select([1, 2, 3, 0]), tmp_path / "run", train_sampling_strategy="sequential",
+        per_device_train_batch_size=1, max_steps=4, dataloader_num_workers=1,
     )  # fmt: skip
-    return DIFTTrainer(
-        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=processor,
-        data_collator=DIFTCollator(processor),
-    )  # fmt: skip
+    with pytest.raises(RecordError, match=rf"records\.jsonl, line 1: .*{reason}"):
+        trainer.train()
+    assert trainer.state.global_step > 0
+
+
+def test_bad_records_can_be_skipped_and_are_counted(tiny_folder, processor, record_file, tmp_path, clip, caplog):
+    path = record_file("{", json.dumps(broken("video", tmp_path, clip)))
+    dataset = record_dataset([path], DIFTCollator(processor), skip_bad=True)
+    assert dataset[0]["id"] == dataset[1]["id"] == dataset[2]["id"] == "0"  # the next good one stands in
+    assert [dataset[i]["num_skipped"] for i in range(5)] == [2, 1, 0, 0, 0]
+    assert "line 1: Expecting" in caplog.text and "line 2: " in caplog.text
+    settings = {"per_device_train_batch_size": 5, "max_steps": 1}
+    trainer = make_trainer(tiny_folder, processor, dataset, tmp_path / "run", **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["skipped_records"] == 3
+    lines = Path(path).read_text().splitlines()[:1]
+    Path(path).write_text(lines[0])
+    with pytest.raises(RecordError, match="none of the 1 records can be used"):
+        record_dataset([path], DIFTCollator(processor), skip_bad=True)[0]
+
+
+# The loss
 
 
 def test_loss_is_the_weighted_sum_of_both_means(tiny_folder, processor, rows, tmp_path):
@@ -70,7 +209,7 @@ def test_loss_is_the_weighted_sum_of_both_means(tiny_folder, processor, rows, tm
     batch = DIFTCollator(processor)(rows)
     model = trainer.model
     with torch.no_grad():
-        output = model(**batch)
+        output = model(**{name: value for name, value in batch.items() if name != "num_skipped"})
         is_pad = batch["input_ids"] == model.config.latent_token_id
         predicted = output.last_hidden_state[:, :-1][is_pad[:, 1:]]
         sim = (1 - F.cosine_similarity(predicted, output.latent_targets, dim=-1)).mean()
@@ -85,29 +224,139 @@ def test_the_text_moves_and_the_frozen_tower_does_not(tiny_folder, processor, ro
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (".visual." in name), name
-    assert {"loss", "latent_cosine", "latent_centred_cosine"} <= set(trainer.state.log_history[0])
 
 
-def test_how_a_batch_is_cut_does_not_matter(tiny_folder, processor, rows, tmp_path):
-    """One batch of 2 against 2 x 1 accumulated: unequal text, unequal numbers of latents, equal weights after."""
-    states = []
-    for size, steps in ((2, 1), (1, 2)):
-        trainer = make_trainer(
-            tiny_folder, processor, rows[:2], tmp_path / str(size), per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps, max_steps=1, learning_rate=1e-3, optim="sgd", weight_decay=0.0,
-        )  # fmt: skip
+def test_one_forward_a_step_and_only_labelled_positions_reach_the_head(tiny_folder, processor, rows, tmp_path):
+    trainer = make_trainer(tiny_folder, processor, rows, tmp_path, max_steps=1)
+    model, seen = trainer.model, []
+    for name, module in (("base", model.model), ("tower", model.model.visual), ("head", model.lm_head)):
+        module.register_forward_hook(lambda _, args, out, name=name: seen.append((name, out)))
+    trainer.train()
+    labels = DIFTCollator(processor)(rows)["labels"]
+    assert [name for name, _ in seen] == ["tower", "tower", "base", "head"]  # target frames, then the videos
+    assert seen[-1][1].shape == (int((labels != -100).sum()), model.config.text_config.vocab_size)
+
+
+@pytest.mark.parametrize("settings", [
+    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}, {"gradient_checkpointing": True},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+])  # fmt: skip
+def test_neither_cuts_nor_checkpointing_change_loss_and_gradients(tiny_folder, processor, rows, tmp_path, settings):
+    """One step of SGD at rate 1, so weights change by the gradient: unequal text, 1, 2 and 0 target frames."""
+    sgd = {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "weight_decay": 0.0, "max_grad_norm": 0.0}
+    runs = []
+    for number, kwargs in enumerate(({}, settings)):
+        trainer = make_trainer(tiny_folder, processor, rows, tmp_path / str(number), **sgd, **kwargs)
         trainer.train()
-        states.append((trainer.state.log_history[0]["loss"], dict(trainer.model.named_parameters())))
-    (loss, whole), (other_loss, cut) = states
-    assert loss == pytest.approx(other_loss, abs=1e-6)
+        runs.append((trainer.state.log_history[0], dict(trainer.model.named_parameters())))
+    (log, whole), (other_log, cut) = runs
+    for name in ("loss", "text_loss", "latent_loss", "latent_norm", "mean_token_accuracy"):
+        assert log[name] == pytest.approx(other_log[name], abs=1e-6, rel=1e-6), name
+    assert log["loss"] == pytest.approx(0.1 * log["text_loss"] + log["latent_loss"], abs=1e-6)
     for name, parameter in whole.items():
         torch.testing.assert_close(parameter, cut[name], atol=1e-6, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("option", ["packing", "padding_free", "use_liger_kernel"])
-def test_options_that_lose_latents_are_refused_by_name(tmp_path, option):
-    with pytest.raises(ValueError, match=option):
-        DIFTConfig(str(tmp_path), **{option: True})
+def test_bf16_is_close(tiny_folder, processor, rows, tmp_path):
+    losses = []
+    for bf16 in (False, True):
+        trainer = make_trainer(tiny_folder, processor, rows, tmp_path / str(bf16), bf16=bf16, max_steps=1)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert losses[0] != losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+# What is measured
+
+
+def test_the_measures_tell_sight_from_habit():
+    """Targets share a large mean. One who sees predicts them with noise, one who is blind their mean with noise."""
+    torch.manual_seed(0)
+    mean = 10 * torch.randn(2, 32)  # a vector for each of two slots
+    targets = mean + torch.randn(400, 2, 32)
+    seeing, blind = targets + 0.5 * torch.randn_like(targets), mean + torch.randn_like(targets)
+    found = []
+    for predicted in (seeing, blind):
+        measures, totals = LatentMeasures(latent_size=2), {}
+        for rows, truths in zip(predicted.split(8), targets.split(8), strict=True):
+            for name, values in measures(rows.flatten(0, 1), truths.flatten(0, 1), training=True).items():
+                totals.setdefault(name, []).append(values)
+        assert len(totals["latent_rank"]) == (400 - NUM_RIVALS) // 8  # from the first batch that has 64 before it
+        found.append({name: torch.cat(values).mean().item() for name, values in totals.items()})
+    sees, habit = found
+    assert min(sees["latent_cosine"], habit["latent_cosine"]) > 0.98
+    assert sees["latent_centred_cosine"] > 0.8 and sees["latent_rank"] == 1 and sees["latent_top1"] == 1
+    assert abs(habit["latent_centred_cosine"]) < 0.05 and abs(habit["latent_rank"] - 33) < 3
+    assert habit["latent_top1"] < 0.06
+    assert sees["latent_norm"] == pytest.approx(seeing.norm(dim=-1).mean().item(), rel=1e-5)
+    assert sees["target_norm"] == pytest.approx(targets.norm(dim=-1).mean().item(), rel=1e-5)
+
+
+def test_a_rank_counts_the_rivals_that_are_nearer():
+    measures = LatentMeasures(latent_size=1)
+
+    def on_circle(steps):  # round (5, 5), of which 64 make the whole
+        return torch.stack([torch.cos(steps * 2 * torch.pi / 64), torch.sin(steps * 2 * torch.pi / 64)], -1) + 5
+
+    rivals = on_circle(torch.arange(64.0))
+    assert "latent_rank" not in measures(rivals, rivals, training=False)
+    truth, predicted = on_circle(torch.tensor([0.7])), on_circle(torch.tensor([3.2]))
+    found = measures(predicted, truth, training=False)
+    assert found["latent_rank"].item() == 6  # rivals 1 to 5 are nearer than 2.5 steps
+    assert found["latent_norm"].item() == pytest.approx(predicted.norm().item())
+    assert measures.mean is None  # of training alone
+
+
+def test_evaluation_does_not_depend_on_its_batches(tiny_folder, processor, rows, tmp_path):
+    results = []
+    for size in (1, 3):
+        trainer = make_trainer(
+            tiny_folder, processor, rows, tmp_path, rows, per_device_eval_batch_size=size, eval_questions=2,
+            eval_max_new_tokens=3,
+        )  # fmt: skip
+        results.append(trainer.evaluate())
+    for name in ("eval_loss", "eval_text_loss", "eval_latent_loss", "eval_latent_cosine", "eval_target_norm"):
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-5), name
+    expected = 0.1 * results[0]["eval_text_loss"] + results[0]["eval_latent_loss"]
+    assert results[0]["eval_loss"] == pytest.approx(expected)
+    assert results[0]["eval_accuracy"] == 0 and results[0]["eval_samples"] == results[1]["eval_samples"]
+    assert results[0]["eval_samples"].count("| which way |") == 2
+
+
+def test_it_learns_to_answer_keeps_the_best_and_reports(tiny_folder, processor, rows, tmp_path, monkeypatch):
+    """Two rows by heart: the accuracy of free-running answers rises, its first best checkpoint is kept, and numbers
+    and replies stand in TensorBoard's and Trackio's files."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    out = tmp_path / "run"
+    trainer = make_trainer(
+        tiny_folder, processor, rows[2:], out, rows[2:], max_steps=60, logging_steps=20, eval_strategy="steps",
+        eval_steps=20, save_strategy="steps", save_steps=20, save_total_limit=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_accuracy", eval_questions=1, eval_max_new_tokens=12, ce_weight=1.0,
+        report_to=["tensorboard", "trackio"], learning_rate=3e-3,
+    )  # fmt: skip
+    trainer.train()
+    accuracies = [row["eval_accuracy"] for row in trainer.state.log_history if "eval_accuracy" in row]
+    assert accuracies[-1] == 1 and trainer.state.best_metric == 1
+    best = 20 * (accuracies.index(1) + 1)
+    assert Path(trainer.state.best_model_checkpoint).name == f"checkpoint-{best}"
+    best_model = FourDThinkerForConditionalGeneration.from_pretrained(trainer.state.best_model_checkpoint)
+    for a, b in zip(best_model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert trainer.evaluate()["eval_samples"].splitlines()[2] == (
+        "| which way | <answer>left</answer> | left | right |"
+    )
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert events.Scalars("eval/accuracy")[-1].value == 1
+    assert {"train/text_loss", "train/train_tokens_per_second", "eval/text_loss"} <= set(events.Tags()["scalars"])
+    (text,) = events.Tensors("eval/samples/text_summary")[-1].tensor_proto.string_val
+    assert b"<answer>left</answer>" in text
+    assert b"eval/accuracy" in next((tmp_path / "trackio").rglob("*.db")).read_bytes()
+
+
+# What is saved
 
 
 def test_a_saved_run_loads_through_the_auto_classes(tiny_folder, processor, rows, tmp_path):
@@ -120,3 +369,119 @@ def test_a_saved_run_loads_through_the_auto_classes(tiny_folder, processor, rows
     assert len(loaded.config.latent_mean) == 192
     for a, b in zip(loaded.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_trains_the_rows_of_the_latent_tokens_and_merges(tiny_folder, processor, rows, tmp_path, tied):
+    model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder, tie_word_embeddings=tied)
+    if not tied:
+        with torch.no_grad():
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 0.01)
+    model.save_pretrained(tmp_path / "base")
+    before = {name: p.detach().clone() for name, p in model.state_dict().items()}
+    lora = LoraConfig(r=4, target_modules=r".*language_model.*\.(q|k|v|o)_proj", task_type="CAUSAL_LM")
+    trainer = make_trainer(tiny_folder, processor, rows, tmp_path / "run", peft_config=lora, model=model)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    base = FourDThinkerForConditionalGeneration.from_pretrained(tmp_path / "base")
+    merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    loaded = AutoModel.from_pretrained(tmp_path / "merged")
+    moved = {name for name, p in loaded.state_dict().items() if not torch.equal(p, before[name])}
+    embedding, layers = "model.language_model.embed_tokens.weight", ("q", "k", "v", "o")
+    assert moved == {embedding, "lm_head.weight"} | {
+        f"model.language_model.layers.{i}.self_attn.{name}_proj.weight" for i in (0, 1) for name in layers
+    }
+    changed = (loaded.lm_head.weight != before["lm_head.weight"]).any(1).nonzero().flatten().tolist()
+    config = loaded.config
+    assert changed == sorted([config.latent_token_id, config.latent_start_id, config.latent_end_id])
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
+    batch = DIFTCollator(processor)(rows)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "num_skipped")}
+    trainer.model.eval(), loaded.eval()
+    torch.testing.assert_close(loaded(**inputs).logits, trainer.model(**inputs).logits, atol=1e-4, rtol=0)
+
+
+def test_a_lora_run_leaves_a_whole_model_and_is_not_run_twice(tiny_folder, record_file, tmp_path, capsys):
+    def run():
+        sft.main(
+            sft.RunArguments(records=[record_file()], merge_adapter=True),
+            DIFTConfig(str(tmp_path / "run"), max_steps=2, use_cpu=True, bf16=False, report_to="none"),
+            ModelConfig(str(tiny_folder), use_peft=True),
+        )
+
+    run()
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert {"model.safetensors", "config.json", "processor_config.json", "modeling_fourdthinker.py"} <= files.keys()
+    assert "adapter_config.json" not in files and (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+    loaded = AutoModel.from_pretrained(tmp_path / "run")
+    start = AutoModel.from_pretrained(tiny_folder)
+    moved = {name for name, p in loaded.named_parameters() if not torch.equal(p, start.get_parameter(name))}
+    assert "model.language_model.embed_tokens.weight" in moved and len(moved) == 1 + 2 * 7  # layers x linear ones
+    assert len(loaded.config.latent_mean) == 192
+    run()
+    assert "holds a finished run, nothing is trained" in capsys.readouterr().out
+    assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_resumed_run_remembers_what_it_measured(tiny_folder, processor, rows, tmp_path):
+    logs = []
+    for resumed in (False, True):
+        out = tmp_path / str(resumed)
+        settings = {"max_steps": 40, "save_strategy": "steps", "save_steps": 30, "logging_steps": 5}
+        trainer = make_trainer(tiny_folder, processor, rows, out, **settings)
+        if resumed:
+            trainer.train(resume_from_checkpoint=last_checkpoint(str(tmp_path / "False")))
+        else:
+            trainer.train()
+            (out / "checkpoint-40" / "trainer_state.json").unlink()
+        logs.append([row for row in trainer.state.log_history if row.get("step", 0) > 30 and "loss" in row])
+        mean = trainer.measures.mean
+    times = ("train_runtime", "train_tokens_per_second")
+    assert [{k: v for k, v in row.items() if k not in times} for row in logs[0]] == [
+        {k: v for k, v in row.items() if k not in times} for row in logs[1]
+    ]
+    assert "latent_rank" in logs[1][0] and mean is not None
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
+    assert last_checkpoint(str(tmp_path)) is None
+    for step, text in ((9, '{"epoch": 1.0}'), (10, '{"epoch": 1.0}'), (11, '{"epo'), (12, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if text is not None:
+            (folder / "trainer_state.json").write_text(text)
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-12 was not written" in caplog.text and "checkpoint-11 was not written" in caplog.text
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("packing", True), ("eval_packing", True), ("padding_free", True), ("max_length", 512),
+        ("use_liger_kernel", True), ("loss_type", "dft"), ("loss_type", "chunked_nll"),
+        ("label_smoothing_factor", 0.1), ("assistant_only_loss", True), ("completion_only_loss", True),
+        ("completion_only_loss", False), ("chat_template_path", "x.jinja"), ("pad_to_multiple_of", 8),
+        ("shuffle_dataset", True), ("train_sampling_strategy", "group_by_length"),
+        ("train_sampling_strategy", "batch_rebalance"), ("average_tokens_across_devices", False),
+        ("prediction_loss_only", False), ("remove_unused_columns", True), ("parallelism_config", object()),
+        ("dispatch_batches", None), ("metric_for_best_model", "eval_accuracy"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused_by_name(tmp_path, option, value):
+    settings = {option: value}
+    if option == "dispatch_batches":
+        settings = {"accelerator_config": {"dispatch_batches": True}}
+    with pytest.raises(ValueError, match=option):
+        DIFTConfig(str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    "option", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"]
+)
+def test_functions_that_would_be_ignored_are_refused_by_name(model, tmp_path, option):
+    with pytest.raises(ValueError, match=option):
+        DIFTTrainer(model, DIFTConfig(str(tmp_path), use_cpu=True, bf16=False), **{option: print})

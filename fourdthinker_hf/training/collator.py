@@ -1,11 +1,12 @@
-"""From records to one batch: the processor is called once, labels and masks are made by tensor operations."""
+"""From records to one batch: rows are opened in the loader's workers, the processor is called once, labels and masks
+are made by tensor operations."""
 
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from ..data.records import open_frames
+from ..data.records import open_frames, open_image
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 IGNORED = -100
@@ -26,33 +27,57 @@ class DIFTCollator:
     Labels are the assistant's tokens: everything after `<|im_start|>assistant` of the last turn, its newline too, as
     the published training has it; `<|latent_start|>` and `<|latent_end|>` are targets, `<|latent_pad|>` and padding
     are -100. Padding is on the right. With `imagery=False` every `<output_image>` is left out of the reasoning, with
-    `options=False` the options are left out of the question.
+    `options=False` the options are left out of the question. Frames and target frames of a row may be paths, PIL
+    images or arrays.
     """
 
     processor: FourDThinkerProcessor
     imagery: bool = True
     options: bool = True
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        texts, videos, times, imagery = [], [], [], []
-        for row in rows:
-            frames, timestamps = open_frames(self.processor, *(row.get(name) for name in CLIP))
-            reasoning, targets = row.get("reasoning"), row.get("imagery") or []
-            if reasoning and not self.imagery:
-                reasoning, targets = reasoning.replace(f" {OUTPUT_IMAGE}", "").replace(OUTPUT_IMAGE, ""), []
-            answer = completion_text(reasoning, row["answer"])
-            messages = self.processor.conversation(
-                frames, row["question"], row.get("options") if self.options else None, answer
+    def open(self, row: dict) -> dict:
+        """The row with what its files hold: `clip` (frames and times) and `targets` (PIL images). `ValueError` or
+        `OSError` for a file that cannot be read, or a target frame that has fewer features than latents."""
+        clip = open_frames(self.processor, *(row.get(name) for name in CLIP))
+        targets = [Image.fromarray(open_image(image)) for image in (row.get("imagery") or [] if self.imagery else [])]
+        images = self.processor.image_processor
+        for number, frame in enumerate(targets, start=1):
+            num_patches = images.get_number_of_image_patches(frame.height, frame.width)
+            self.check_size(number, num_patches // images.merge_size**2)
+        return {**row, "clip": clip, "targets": targets}
+
+    def check_size(self, number: int, num_features: int) -> None:
+        """`ValueError` if target frame `number` of a row has fewer features than a mental image has latents."""
+        if num_features < (size := self.processor.latent_size):
+            raise ValueError(
+                f"target frame {number} has {num_features} features but a mental image needs {size}: give a larger one"
             )
-            texts.append(self.processor.apply_chat_template(messages, tokenize=False))
-            videos.append(frames)
-            times.append(timestamps)
-            imagery.append([Image.open(path).convert("RGB") for path in targets])
-        batch = self.processor(
-            text=texts, videos=videos, video_timestamps=times, imagery=imagery,
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        rows = [row if "clip" in row else self.open(row) for row in rows]
+        batch = self.batch([self.text(row) for row in rows], rows)
+        batch["labels"] = self.labels(batch["input_ids"], batch["attention_mask"])
+        batch["num_skipped"] = torch.tensor(sum(row.get("num_skipped", 0) for row in rows))
+        return batch
+
+    def text(self, row: dict) -> str:
+        """The conversation about a row, in the chat template, with `<output_image>` where something is pictured."""
+        reasoning = row.get("reasoning")
+        if reasoning and not self.imagery:
+            reasoning = reasoning.replace(f" {OUTPUT_IMAGE}", "").replace(OUTPUT_IMAGE, "")
+        answer = completion_text(reasoning, row["answer"])
+        messages = self.processor.conversation(
+            row["clip"][0], row["question"], row.get("options") if self.options else None, answer
+        )
+        return self.processor.apply_chat_template(messages, tokenize=False)
+
+    def batch(self, texts: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
+        """The model's inputs for `texts` and the opened `rows` that they are about."""
+        frames, times = zip(*(row["clip"] for row in rows), strict=True)
+        return dict(self.processor(
+            text=texts, videos=list(frames), video_timestamps=times, imagery=[row["targets"] for row in rows],
             padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt",
-        )  # fmt: skip
-        return {**batch, "labels": self.labels(batch["input_ids"], batch["attention_mask"])}
+        ))  # fmt: skip
 
     def labels(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> torch.LongTensor:
         """Targets `(batch, seq)` of the next-token loss: ids, or -100 where nothing is to be said."""

@@ -7,106 +7,230 @@ window and all processes, so how a batch is cut into micro-batches never matters
 reach the vocabulary head.
 """
 
-from dataclasses import dataclass, field
+import logging
+import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from trl import SFTConfig, SFTTrainer
+from accelerate.utils import gather_object
+from peft import LoraConfig, PeftModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_callback import TrainerState
+from trl import SFTTrainer
+from trl.models import unwrap_model_for_generation
 
+from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration, FourDThinkerOutput
+from .asking import ask_rows, samples_table
 from .collator import IGNORED
+from .dift_config import DIFTConfig
+from .measures import LatentMeasures, Means
 
+logger = logging.getLogger(__name__)
 
-@dataclass
-class DIFTConfig(SFTConfig):
-    """`SFTConfig` with the weights of the two losses; their defaults are the published ones.
-
-    What latents cannot work with (packing, padding-free batches, truncation, the Liger kernel) is refused by name.
-    """
-
-    ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy on the assistant's text."})
-    sim_weight: float = field(default=1.0, metadata={"help": "Weight of the cosine loss on the latents."})
-    imagery: bool = field(default=True, metadata={"help": "Train mental images; if false they are left out."})
-    options: bool = field(default=True, metadata={"help": "Show the options in the question."})
-    freeze_vision: bool = field(default=True, metadata={"help": "Freeze the vision tower and its merger."})
-    max_length: int | None = field(default=None, metadata={"help": "Unused: a cut would separate latents and frames."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records' columns."})
-    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation returns losses, never logits."})
-
-    def __post_init__(self):
-        for name in ("packing", "padding_free", "use_liger_kernel"):
-            if getattr(self, name):
-                raise ValueError(f"{name}=True would lose the latents: they follow the tokens of unpacked rows")
-        if self.max_length is not None:
-            raise ValueError("max_length would cut latents from their frames: leave it unset")
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        super().__post_init__()
+NUM_SAMPLES = 4  # replies that an evaluation shows as text
+# Where LoRA's adapters go unless `lora_target_modules` says otherwise: the language model's linear layers.
+LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
 class DIFTTrainer(SFTTrainer):
-    """`SFTTrainer` on [`DIFTCollator`]'s batches, with the DIFT loss."""
+    """`SFTTrainer` on [`DIFTCollator`]'s batches, with the DIFT loss.
 
-    def __init__(self, model, args: DIFTConfig, **kwargs):
+    Logs, in training and (with `eval_` before them) in evaluation, `text_loss` and `mean_token_accuracy`, means over
+    all labelled tokens since the last log; `latent_loss` and what [`LatentMeasures`] tells, means over all latents, or
+    mental images; in training also `train_tokens_per_second` and, if records were skipped, `skipped_records` so far.
+    With `eval_questions`, `eval_accuracy` of free-running greedy answers and some of them as text, `eval_samples`.
+
+    A variant of the loss overrides `text_loss` or `latent_loss`; of what is fed, `forward`.
+    """
+
+    loss_is_scaled_for_ga = True  # each micro-batch gives its part of the window's means
+
+    def __init__(self, model, args: DIFTConfig, peft_config=None, **kwargs):
+        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} would be ignored: override a method of DIFTTrainer or DIFTCollator")
         if args.freeze_vision:
             model.model.visual.requires_grad_(False)
-        super().__init__(model=model, args=args, **kwargs)
-        self._num_latents = None
-        self._latent_mean = None
+        if isinstance(peft_config, LoraConfig) and peft_config.trainable_token_indices is None:
+            peft_config.trainable_token_indices = latent_rows(model.config)
+        self.means = {"train": Means(), "eval": Means()}
+        self._num_latents, self._num_skipped = None, 0
+        self.measures = LatentMeasures(model.config.latent_size)
+        super().__init__(model=model, args=args, peft_config=peft_config, **kwargs)
+        if is_deepspeed_zero3_enabled():
+            zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+            if not zero.get("stage3_gather_16bit_weights_on_model_save"):
+                raise ValueError("ZeRO-3 without zero3_save_16bit_model: true would save no weights")
+            self.network._weight_conversions = None  # those of a sharded load would save other names (5.24)
+
+    @property
+    def network(self) -> FourDThinkerForConditionalGeneration:
+        """The model itself, whatever wraps it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    # The loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Also counts the latents of the window, over all processes."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(int((batch["input_ids"] == self._latent_token_id).sum()) for batch in samples)
+        token = self.network.config.latent_token_id
+        count = sum(int((batch["input_ids"] == token).sum()) for batch in samples)
         self._num_latents = self.accelerator.gather(torch.tensor([count], device=device)).sum()
         return samples, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if return_outputs:
-            raise ValueError("DIFTTrainer computes the logits of labelled positions only: set prediction_loss_only")
-        labels = inputs["labels"]
+        inputs = dict(inputs)
+        self._num_skipped += int(inputs.pop("num_skipped", 0)) if self.model.training else 0
+        labels = inputs.pop("labels")
         labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # position p predicts the label of p + 1
-        outputs = model(
-            **{name: value for name, value in inputs.items() if name != "labels"},
-            logits_to_keep=labelled, use_cache=False,
-        )  # fmt: skip
+        outputs = self.forward(model, inputs, labelled)
         targets = labels[:, 1:][labelled[:, :-1]]
-        text_loss = F.cross_entropy(outputs.logits.float(), targets, reduction="none")
-        self._log("text_loss", text_loss)
-        self._log("mean_token_accuracy", (outputs.logits.argmax(-1) == targets).float())
-        loss = self.args.ce_weight * self._window_mean(text_loss, num_items_in_batch)
-        if outputs.latent_targets is not None:
-            is_pad = inputs["input_ids"] == self._latent_token_id
-            predicted = outputs.last_hidden_state[:, :-1][is_pad[:, 1:]].float()  # h[p - 1], in the order of the pads
-            latents = outputs.latent_targets.float()
-            cosine = F.cosine_similarity(predicted, latents, dim=-1)
-            self._track_mean(predicted)
-            self._log("latent_cosine", cosine)
-            centre = latents.mean(0)  # plain cosine is near 1 for any latents that share the targets' mean
-            self._log("latent_centred_cosine", F.cosine_similarity(predicted - centre, latents - centre, dim=-1))
-            loss = loss + self.args.sim_weight * self._window_mean(1 - cosine, self._num_latents)
-        return loss
+        self._count("mean_token_accuracy", outputs.logits.argmax(-1) == targets)
+        text = self._mean("text_loss", self.text_loss(outputs.logits, targets), num_items_in_batch)
+        is_pad = inputs["input_ids"] == self.network.config.latent_token_id
+        predicted = outputs.last_hidden_state[:, :-1][is_pad[:, 1:]].float()  # h[p - 1], in the order of the pads
+        latents = predicted[:0] if outputs.latent_targets is None else outputs.latent_targets.float()
+        if len(latents):
+            for name, values in self.measures(predicted.detach(), latents, self.model.training).items():
+                self._count(name, values)
+        # Without latents too: sharded weights want the same graph in every process.
+        latent = self._mean("latent_loss", self.latent_loss(predicted, latents), self._num_latents)
+        return self.args.ce_weight * text + self.args.sim_weight * latent
 
-    def _track_mean(self, predicted: torch.Tensor) -> None:
-        """Running mean of the latents' directions, over about the last hundred batches of this process."""
-        if self.model.training and len(predicted):
-            mean = F.normalize(predicted.detach(), dim=-1).mean(0)
-            self._latent_mean = mean if self._latent_mean is None else self._latent_mean.lerp(mean, 0.01)
+    def forward(self, model, inputs: dict, labelled: torch.BoolTensor) -> FourDThinkerOutput:
+        """One forward of a batch, whose logits are those of the `labelled` positions `(batch, seq)` alone."""
+        if not is_deepspeed_zero3_enabled() or "mm_encoder_outputs" in inputs:
+            return model(**inputs, logits_to_keep=labelled, use_cache=False)
+        # Sharded weights are gathered as the modules run, so every process must run the tower equally often. One whose
+        # batch pictures nothing runs it on the first frames of a video.
+        base, targets = self.network.model, None
+        if "pixel_values_latent" in inputs:
+            targets = base.get_latent_targets(inputs.pop("pixel_values_latent"), inputs.pop("image_grid_thw_latent"))
+            inputs["latent_embeds"] = base.place_latents(inputs["input_ids"], targets)
+        else:
+            grid = inputs["video_grid_thw"][:1].clone()
+            grid[:, 0] = 1
+            with torch.no_grad():
+                base.get_image_features(inputs["pixel_values_videos"][: int(grid.prod())], grid)
+        outputs = model(**inputs, logits_to_keep=labelled, use_cache=False)
+        outputs.latent_targets = targets
+        return outputs
+
+    def text_loss(self, logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
+        """Loss of each labelled token, `(num_labels,)`, from `logits` `(num_labels, vocab)`."""
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+    def latent_loss(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Loss of each latent, `(num_latents,)`; both arguments `(num_latents, hidden)`, float32."""
+        return 1 - F.cosine_similarity(predicted, targets, dim=-1)
+
+    def _mean(self, name: str, values: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
+        """The part of this micro-batch in the mean over `window` items; a plain mean in evaluation."""
+        self._count(name, values)
+        if window is None or not self.model.training:
+            return values.sum() / max(len(values), 1)
+        # `window` counts the items of all processes, and the gradients are averaged over processes.
+        return values.sum() / window.clamp(min=1) * self.accelerator.num_processes
+
+    # What is logged
+
+    def _count(self, name: str, values: torch.Tensor) -> None:
+        self.means["train" if self.model.training else "eval"].count(name, values)
+
+    def log(self, logs, start_time=None):
+        if self.model.training:
+            logs.update(self.means["train"].collect())
+            if num_skipped := sum(gather_object([self._num_skipped])):
+                logs["skipped_records"] = num_skipped
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        """Adds the means over the whole set, the loss among them, and how questions are answered."""
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self.means["eval"].collect()
+        means["loss"] = self.args.ce_weight * means["text_loss"] + self.args.sim_weight * means.get("latent_loss", 0.0)
+        means |= self.answer_questions(dataloader.dataset) if self.args.eval_questions else {}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def answer_questions(self, dataset) -> dict:
+        """Accuracy of greedy, free-running answers to the first `eval_questions` rows, and a few answers as text."""
+        count, size = min(self.args.eval_questions, len(dataset)), self.args.eval_batch_size
+        share = math.ceil(count / self.accelerator.num_processes)  # alike in all processes: weights may be sharded
+        first, mine = share * self.accelerator.process_index, {}
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs
+        ):
+            for start in range(first, first + share, size):
+                numbers = [i % count for i in range(start, min(start + size, first + share))]
+                rows, args = [dataset[i] for i in numbers], (self.args.options, self.args.eval_max_new_tokens)
+                mine |= zip(numbers, ask_rows(self.network, self.processing_class, rows, *args), strict=True)
+        asked = {number: row for part in gather_object([mine]) for number, row in part.items()}
+        samples = samples_table([asked[i] for i in range(min(NUM_SAMPLES, count))])
+        logger.info("step %d:\n%s", self.state.global_step, samples)
+        return {"accuracy": sum(row.is_right for row in asked.values()) / count, "samples": samples}
+
+    # What is saved, and resumed
 
     def _save(self, output_dir=None, state_dict=None):
-        if self._latent_mean is not None:
-            self.accelerator.unwrap_model(self.model).config.latent_mean = self._latent_mean.tolist()
+        if self.measures.mean is not None:
+            self.network.config.latent_mean = self.measures.mean.tolist()
+        if state_dict is not None and self.network.config.tie_word_embeddings:
+            state_dict.pop("lm_head.weight", None)  # DeepSpeed's is a copy, no longer seen to be the embedding
         super()._save(output_dir, state_dict)
 
-    def _window_mean(self, values: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
-        """The part of this micro-batch in the mean over `window` items; a plain mean in evaluation."""
-        if window is None or not self.model.training:
-            return values.mean()
-        # `window` counts the items of all processes, and the trainer averages gradients over processes.
-        return values.sum() / window * self.accelerator.num_processes
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_weights(resume_from_checkpoint)
 
-    def _log(self, name: str, values: torch.Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode][name].append(self.accelerator.gather(values.detach().mean()[None]).mean().item())
+    def _load_best_model(self):
+        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_weights(self.state.best_model_checkpoint)
 
-    @property
-    def _latent_token_id(self) -> int:
-        return self.accelerator.unwrap_model(self.model).config.latent_token_id
+    def _load_weights(self, folder: str) -> None:
+        """By `from_pretrained`: files have the Hub's names for weights, and `Trainer`, which takes them for the
+        module's, would leave every weight as it is, with no more than a warning."""
+        saved = type(self.network).from_pretrained(folder, dtype=self.network.dtype)
+        self.network.load_state_dict(saved.state_dict())
+
+    def _save_rng_state(self, output_dir):
+        """Also what else a process remembers; then waits for the others, so that trainer_state.json, which the main
+        process writes next, stands for a checkpoint that is whole (see [`last_checkpoint`])."""
+        super()._save_rng_state(output_dir)
+        state = {"measures": self.measures.state_dict(), "num_skipped": self._num_skipped}
+        torch.save(state, self._memory(output_dir))
+        self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._memory(checkpoint).exists():
+            state = torch.load(self._memory(checkpoint), map_location="cpu")
+            self.measures.load_state_dict(state["measures"])
+            self._num_skipped = state["num_skipped"]
+
+    def _memory(self, folder: str) -> Path:
+        return Path(folder) / f"dift_state_{self.args.process_index}.pth"
+
+
+def latent_rows(config) -> dict[str, list[int]]:
+    """PEFT's `trainable_token_indices` for the tokens of mental images; a tied head shares the embedding's rows."""
+    rows = [config.latent_token_id, config.latent_start_id, config.latent_end_id]
+    return {name: rows for name in (("embed_tokens",) if config.tie_word_embeddings else ("embed_tokens", "lm_head"))}
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint that was written to its end, None if there is none."""
+    folders = Path(output_dir).glob("checkpoint-*")
+    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            TrainerState.load_from_json(folder / "trainer_state.json")
+            return str(folder)
+        except (FileNotFoundError, ValueError):
+            logger.warning("%s was not written to its end: an earlier checkpoint is taken", folder)
+    return None

@@ -1,0 +1,147 @@
+"""The store of features: the same losses without the tower, found by content, whole or not there."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from fourdthinker_hf import FourDThinkerForConditionalGeneration
+from fourdthinker_hf.data.records import Record
+from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer
+from fourdthinker_hf.training.features import CachedCollator, FeatureStore
+
+
+@pytest.fixture
+def records(clip, tmp_path):
+    red, grey = tmp_path / "red.png", tmp_path / "grey.png"
+    Image.new("RGB", (84, 84), "red").save(red)
+    Image.new("L", (112, 84), 90).save(grey)
+    frames = [str(red), str(red), str(red)]
+    base = {"question": "which way", "options": ["left", "right"], "answer": "left"}
+    return [
+        Record("1", **base, video=str(clip), reasoning="it <output_image> moves", imagery=[str(red)]),
+        Record("2", **base, video=str(clip), reasoning="<output_image> <output_image>", imagery=[str(grey), str(red)]),
+        Record("3", **base, frames=frames, timestamps=[0.0, 0.5, 1.0]),
+    ]
+
+
+@pytest.fixture
+def store(model, processor, records, tmp_path):
+    store = FeatureStore(tmp_path / "features", processor, model)
+    assert store.fill(model, processor, records) == 4  # two clips and two frames, though five are named
+    return store
+
+
+class Calls:
+    """Counts how often a tower runs."""
+
+    def __init__(self, model):
+        self.count = 0
+        model.model.visual.register_forward_hook(self.add)
+
+    def add(self, *args):
+        self.count += 1
+
+
+def test_a_batch_is_the_same_but_for_the_pixels(model, processor, records, store):
+    rows = [vars(record) for record in records]
+    plain, cached = DIFTCollator(processor)(rows), CachedCollator(processor, store=store)(rows)
+    gone = {"pixel_values_videos", "pixel_values_latent", "mm_token_type_ids"}
+    assert plain.keys() - cached.keys() == gone and cached.keys() - plain.keys() == {"mm_encoder_outputs"}
+    for name in cached.keys() & plain.keys():
+        assert torch.equal(plain[name], cached[name]), name
+    assert cached["second_per_grid_ts"].tolist() == [1.0, 1.0, 1.0]
+    plain.pop("num_skipped"), cached.pop("num_skipped")
+    with torch.no_grad():
+        one, other = model(**plain), model(**cached)
+    # The tower multiplied other numbers of rows at once, so sums may be rounded otherwise.
+    torch.testing.assert_close(one.last_hidden_state, other.last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.latent_targets, other.latent_targets, atol=1e-6, rtol=0)
+
+
+def test_training_on_features_never_runs_the_tower_and_loses_nothing(tiny_folder, processor, records, store, tmp_path):
+    losses, calls = [], []
+    for collator in (DIFTCollator(processor), CachedCollator(processor, store=store)):
+        model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
+        counter = Calls(model)
+        args = DIFTConfig(
+            str(tmp_path / "run"), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
+            save_strategy="no", disable_tqdm=True, per_device_train_batch_size=2, num_train_epochs=2, logging_steps=1,
+            learning_rate=1e-3, feature_cache=str(tmp_path / "features"),
+        )  # fmt: skip
+        rows = [{"question": r.question, "options": r.options, "answer": r.answer, "reasoning": r.reasoning,
+                 "imagery": r.imagery, "video": r.video, "frames": r.frames, "timestamps": r.timestamps}
+                for r in records]  # fmt: skip
+        trainer = DIFTTrainer(
+            model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=processor,
+            data_collator=collator,
+        )  # fmt: skip
+        trainer.train()
+        losses.append([(row["loss"], row.get("latent_loss")) for row in trainer.state.log_history if "loss" in row])
+        calls.append(counter.count)
+    assert len(losses[0]) == 4
+    for (loss, latent), (cached_loss, cached_latent) in zip(*losses, strict=True):
+        assert loss == pytest.approx(cached_loss, abs=1e-6) and latent == pytest.approx(cached_latent, abs=1e-6)
+    assert calls[0] >= 4 and calls[1] == 0
+
+
+def test_what_is_there_is_not_made_again(tiny_folder, model, processor, records, store, tmp_path):
+    other = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
+    calls = Calls(other)
+    again = FeatureStore(tmp_path / "features", processor, other)
+    assert again.folder == store.folder
+    assert again.fill(other, processor, records) == 0 and calls.count == 0
+    other_name = tmp_path / "copy.mp4"
+    shutil.copyfile(records[0].video, other_name)  # the same content
+    assert again.clip(video=str(other_name)).features.shape == (4 * 9, 192)
+    Image.new("RGB", (84, 84), "blue").save(records[0].imagery[0])  # another, of the same name
+    assert again.fill(other, processor, records) == 2 and calls.count == 2  # the frame, and the clip of such frames
+
+
+def test_weights_settings_and_precision_have_folders_of_their_own(tiny_folder, model, processor, store, tmp_path):
+    changed = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        changed.model.visual.merger.mlp[-1].bias[0] += 1
+    denser = type(processor).from_pretrained(tiny_folder, fps=4.0)
+    folders = {
+        store.folder,
+        FeatureStore(tmp_path / "features", processor, changed).folder,
+        FeatureStore(tmp_path / "features", denser, model).folder,
+        FeatureStore(tmp_path / "features", processor, model, bf16=True).folder,
+    }
+    assert len(folders) == 4
+    reader = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        reader.lm_head.weight[0] += 1  # not the tower's
+    assert FeatureStore(tmp_path / "features", processor, reader).folder == store.folder
+
+
+def test_what_is_missing_or_damaged_is_named(processor, model, records, store, tmp_path):
+    Image.new("RGB", (84, 84), "blue").save(tmp_path / "blue.png")
+    with pytest.raises(ValueError, match=r"blue\.png: has no features in .*; fill the store"):
+        store.frame(tmp_path / "blue.png")
+    file = max(store.folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    os.truncate(file, 1000)
+    with pytest.raises(ValueError, match=f"{file.name}: damaged"):
+        store.clip(video=records[0].video)
+    assert not list(store.folder.rglob("*.tmp"))
+
+
+def test_a_bad_file_stops_the_filling_or_is_passed_over(model, processor, records, tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    bad = Record("4", question="?", answer="left", video=str(tmp_path / "text.mp4"))
+    gone = Record("5", question="?", answer="left", video=str(tmp_path / "gone.mp4"))
+    store = FeatureStore(tmp_path / "features", processor, model)
+    for record, message in ((bad, "not a video"), (gone, "gone.mp4")):
+        with pytest.raises((ValueError, OSError), match=message):
+            store.fill(model, processor, [record])
+    store.fill(model, processor, [bad, gone, *records], skip_bad=True)
+    assert len(list(store.folder.rglob("*.safetensors"))) == 4
+
+
+def test_a_tower_that_learns_cannot_be_cached(tmp_path):
+    with pytest.raises(ValueError, match="feature_cache needs freeze_vision"):
+        DIFTConfig(str(tmp_path), feature_cache=str(tmp_path), freeze_vision=False)
