@@ -1,13 +1,16 @@
 """Ask a question about a video: `VideoQA.from_pretrained().ask("clip.mp4", "Which way does it move?")`.
 
-One path answers: `ask` is the last item of `stream`. The vision tower runs once, for decoding, for the options'
-probabilities and for the pictures of what was imagined.
+One path answers: `ask` is the last item of `stream`. A video is opened once and the vision tower runs on it once: for
+decoding, for the options' probabilities, for the pictures of what was imagined, and for the next questions about it.
 """
 
+import contextlib
+import os
 import queue
 import re
 import string
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers import match_option, parse
+from .hooks import LatentHook
 from .imagery import best_frame, similarity_maps, video_features
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
@@ -27,6 +31,20 @@ from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "4dthinker-tiny"
 OPEN, CLOSE = "<answer>", "</answer>"
 _LETTER = re.compile(r"[(\[]?(?=[A-Z](?:[)\].:]|\s*$))")  # up to a letter that stands alone
+
+
+@dataclass
+class Clip:
+    """A video, or a span of one, that was opened for any number of questions."""
+
+    frames: np.ndarray  # (T, H, W, 3) uint8, the frames that the model sees
+    timestamps: np.ndarray  # (T,) seconds in the source
+    start: float | None  # the span that was asked for, in seconds
+    end: float | None
+    grid: torch.LongTensor  # (1, 3): its patches
+    seconds: torch.FloatTensor  # (1,) from one temporal step to the next
+    pixels: torch.Tensor | None  # what the vision tower takes; None once it has run
+    features: torch.Tensor | None = None  # (T / 2, h, w, hidden), what it made
 
 
 @dataclass
@@ -55,52 +73,132 @@ class Answer:
     reason: str | None = None  # why there is no answer, or why it names no option
 
 
-class VideoQA:
-    """A loaded checkpoint that answers questions about videos, one at a time, greedily."""
+def load_model(
+    model: str | PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+) -> tuple[FourDThinkerForConditionalGeneration, FourDThinkerProcessor]:
+    """Load a folder or Hub id on `device` (a GPU if there is one), ready to answer. ValueError if it is no 4DThinker
+    checkpoint or lacks a processor."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(str(model))
+    except OSError as error:
+        raise ValueError(f"{model}: no checkpoint there (a folder or Hub id with a config.json)") from error
+    if "latent_token_id" not in config:
+        raise ValueError(
+            f"{model}: config.json has no latent_token_id, so this is no 4DThinker checkpoint; "
+            "`fourdthinker convert` makes one of a Qwen2.5-VL checkpoint"
+        )
+    try:
+        processor = FourDThinkerProcessor.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model}: holds no processor that can be loaded: {error}") from error
+    network = FourDThinkerForConditionalGeneration.from_pretrained(str(model), dtype=dtype)
+    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
 
-    def __init__(self, model: FourDThinkerForConditionalGeneration, processor: FourDThinkerProcessor):
+
+class VideoQA:
+    """A loaded checkpoint that answers questions about videos. Threads may share it: they take turns at the model."""
+
+    def __init__(
+        self, model: FourDThinkerForConditionalGeneration, processor: FourDThinkerProcessor, open_video=None,
+        keep_bytes: int = 2**29,
+    ):  # fmt: skip
+        """`open_video(path, start, end)` is the processor's unless another is given. The frames of the videos asked
+        about last are kept as long as they take `keep_bytes` at most; the newest video always is."""
         self.model, self.processor = model.eval(), processor
+        self.open_video = open_video or processor.open_video
+        self.turn = threading.Lock()  # whoever holds it may run the model
+        self._clips: OrderedDict[tuple, Clip] = OrderedDict()
+        self._clips_lock, self._keep_bytes = threading.Lock(), keep_bytes
 
     @classmethod
     def from_pretrained(cls, model: str | PathLike = BUNDLED, device: str | torch.device | None = None) -> "VideoQA":
-        """Load a folder or Hub id on `device` (a GPU if there is one). ValueError if it is no 4DThinker checkpoint."""
-        try:
-            config, _ = PretrainedConfig.get_config_dict(str(model))
-        except OSError as error:
-            raise ValueError(f"{model}: no checkpoint there (a folder or Hub id with a config.json)") from error
-        if "latent_token_id" not in config:
-            raise ValueError(
-                f"{model}: config.json has no latent_token_id, so this is no 4DThinker checkpoint; "
-                "`fourdthinker convert` makes one of a Qwen2.5-VL checkpoint"
-            )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        network = FourDThinkerForConditionalGeneration.from_pretrained(str(model), dtype="auto").to(device)
-        return cls(network, FourDThinkerProcessor.from_pretrained(str(model)))
+        """Load a checkpoint as [`load_model`] does."""
+        return cls(*load_model(model, device))
 
-    def ask(self, video: str | PathLike, question: str, options: Sequence[str] | None = None, **kwargs) -> Answer:
+    def ask(
+        self, video: str | PathLike | Clip, question: str, options: Sequence[str] | None = None, **kwargs
+    ) -> Answer:
         """Answer a question about the video at a path; arguments and errors as in [`VideoQA.stream`]."""
         *_, answer = self.stream(video, question, options, **kwargs)
         return answer
 
+    def open(self, video: str | PathLike, start: float | None = None, end: float | None = None) -> Clip:
+        """Decode the video at a path from `start` to `end`, in seconds; one that was asked about lately is not decoded
+        again while its file is the same. VideoError for a file that is no readable video or lacks that span."""
+        stat = os.stat(video) if os.path.exists(video) else None
+        key = (os.fspath(video), stat and (stat.st_size, stat.st_mtime_ns), start, end)
+        with self._clips_lock:
+            if key in self._clips:
+                self._clips.move_to_end(key)
+                return self._clips[key]
+        frames, timestamps = self.open_video(video, start, end)
+        made = self.processor(videos=[frames], video_timestamps=[timestamps], return_tensors="pt")
+        pixels, grid = made["pixel_values_videos"], made["video_grid_thw"]
+        clip = Clip(frames, timestamps, start, end, grid, made["second_per_grid_ts"], pixels)
+        with self._clips_lock:
+            self._clips[key] = clip
+            while len(self._clips) > 1 and sum(c.frames.nbytes for c in self._clips.values()) > self._keep_bytes:
+                self._clips.popitem(last=False)
+        return clip
+
     def stream(
-        self, video: str | PathLike, question: str, options: Sequence[str] | None = None, start: float | None = None,
-        end: float | None = None, max_new_tokens: int = 512,
+        self, video: str | PathLike | Clip, question: str, options: Sequence[str] | None = None,
+        start: float | None = None, end: float | None = None, max_new_tokens: int = 512, temperature: float = 0.0,
+        top_p: float = 1.0, seed: int = 0, imagery: bool = True, latent_hook: LatentHook | None = None,
     ) -> Iterator[Answer]:  # fmt: skip
         """Answer as `ask` does, yielding the reply so far as text and mental images arrive; the last one is whole.
 
-        `start` and `end`, in seconds, trim the video. Closing the iterator stops the decoding. Raises at once, before
-        anything is decoded: VideoError for a file that cannot be read as a video or lacks that span, ValueError for an
-        empty question, fewer than two options, or options that are empty or equal.
+        Args:
+            video: a path, or a [`Clip`] that `open` gave (`start` and `end` are then the clip's).
+            start, end: trim the video, in seconds.
+            temperature: 0 always takes the likeliest token; above, tokens are drawn, with `top_p` and `seed`.
+            imagery: False forbids it to open a mental image.
+            latent_hook: replaces the vectors of mental images on their way ([`hooks`]).
+
+        Closing the iterator stops the decoding. Raises at once, before anything is decoded: VideoError as `open` does,
+        ValueError for an empty question, fewer than two options, or options that are empty or equal, and for settings
+        out of range.
         """
         options = check_question(question, options)
-        processor = self.processor
-        frames, timestamps = processor.open_video(video, start, end)
-        messages = processor.conversation(frames, question, options, start=start, end=end)
-        inputs = processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
-            sanitize_control_tokens=True, processor_kwargs={"video_timestamps": [timestamps]},
-        ).to(self.model.device)  # fmt: skip
-        return _Reply(self, inputs, frames, timestamps, options).stream(max_new_tokens)
+        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+            raise ValueError(
+                f"temperature must be at least 0, top_p above 0 and at most 1, and max_new_tokens at least 1; "
+                f"got {temperature}, {top_p} and {max_new_tokens}"
+            )
+        clip = video if isinstance(video, Clip) else self.open(video, start, end)
+        generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        if temperature > 0:
+            generation |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if not imagery:
+            generation["suppress_tokens"] = [self.model.config.latent_start_id]
+        return _Reply(self, clip, question, options).stream(_Events(latent_hook, seed), generation)
+
+    def encode(self, clip: Clip) -> torch.Tensor:
+        """What the vision tower makes of a clip, `(T / 2, h, w, hidden)`; it runs once for each."""
+        if clip.features is None:
+            with self.turn:
+                if clip.features is None:  # still, now that it is this thread's turn
+                    device = self.model.device
+                    inputs = {"pixel_values_videos": clip.pixels.to(device), "video_grid_thw": clip.grid.to(device)}
+                    clip.features, clip.pixels = video_features(self.model, inputs)[0], None
+        return clip.features
+
+    def prompt(self, clip: Clip, question: str, options: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The model's inputs but for the video itself, of which `encode` has the features. Control tokens in the
+        question are text, so the template's own is the only `<|video_pad|>`."""
+        processor, video = self.processor, self.model.config.video_token_id
+        ids = processor.tokenizer.apply_chat_template(
+            processor.conversation(clip.frames, question, options, start=clip.start, end=clip.end),
+            chat_template=processor.chat_template, tokenize=True, return_dict=False, add_generation_prompt=True,
+            sanitize_control_tokens=True,
+        )  # fmt: skip
+        place, num = ids.index(video), int(clip.grid.prod()) // processor.video_processor.merge_size**2
+        input_ids = torch.tensor([ids[:place] + [video] * num + ids[place + 1 :]])
+        inputs = {
+            "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "video_grid_thw": clip.grid,
+            "second_per_grid_ts": clip.seconds,
+        }  # fmt: skip
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
 
 def check_question(question: str, options: Sequence[str] | None) -> list[str]:
@@ -124,8 +222,9 @@ def check_question(question: str, options: Sequence[str] | None) -> list[str]:
 class _Events(BaseStreamer, StoppingCriteria):
     """What `generate` in another thread did, in order: an int is a token, a tensor the latent fed, None the end."""
 
-    def __init__(self):
+    def __init__(self, hook: LatentHook | None, seed: int):
         self.queue, self.cancelled, self.in_prompt = queue.SimpleQueue(), threading.Event(), True
+        self.hook, self.seed = hook, seed
 
     def put(self, value: torch.Tensor) -> None:
         if not self.in_prompt:
@@ -136,37 +235,50 @@ class _Events(BaseStreamer, StoppingCriteria):
         """The end is sent by `run`, which also sees what `generate` raises."""
 
     def latent(self, latents, rows, block, slot):
+        if self.hook is not None:
+            latents = self.hook(latents, rows, block, slot)
         self.queue.put(latents[0].float().cpu())
         return latents
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)
 
-    def run(self, generate, **kwargs) -> None:
+    def run(self, turn: threading.Lock, model, **kwargs) -> None:
         try:
-            generate(**kwargs, streamer=self, latent_hook=self.latent, stopping_criteria=StoppingCriteriaList([self]))
+            while not turn.acquire(timeout=0.1):
+                if self.cancelled.is_set():
+                    return
+            try:
+                with self._seeded(model) if kwargs["do_sample"] else contextlib.nullcontext():
+                    stop = StoppingCriteriaList([self])
+                    model.generate(**kwargs, streamer=self, latent_hook=self.latent, stopping_criteria=stop)
+            finally:
+                turn.release()
             self.queue.put(None)
         except BaseException as error:  # whatever it is, the reader must not wait forever
             self.queue.put(error)
+
+    @contextlib.contextmanager
+    def _seeded(self, model):
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            yield
 
 
 class _Reply:
     """One reply in the making: the prompt, the ids and latents so far, and the `Answer` they amount to."""
 
-    def __init__(self, qa: VideoQA, inputs, frames: np.ndarray, timestamps: np.ndarray, options: list[str]):
-        self.model, self.processor, self.options = qa.model, qa.processor, options
-        self.features = video_features(self.model, inputs)[0]
-        self.inputs = {key: value for key, value in inputs.items() if key != "pixel_values_videos"}
-        self.answer = Answer(frames, timestamps)
+    def __init__(self, qa: VideoQA, clip: Clip, question: str, options: list[str]):
+        self.model, self.processor, self.turn, self.options = qa.model, qa.processor, qa.turn, options
+        self.features = qa.encode(clip)
+        self.inputs = qa.prompt(clip, question, options)
+        self.answer = Answer(clip.frames, clip.timestamps)
         self.ids: list[int] = []
         self.latents: list[torch.Tensor] = []  # (hidden,) of every pad so far
 
-    def stream(self, max_new_tokens: int) -> Iterator[Answer]:
-        events = _Events()
-        kwargs = self.inputs | {
-            "mm_encoder_outputs": self._vision(1), "max_new_tokens": max_new_tokens, "do_sample": False,
-        }  # fmt: skip
-        worker = threading.Thread(target=events.run, args=(self.model.generate,), kwargs=kwargs, daemon=True)
+    def stream(self, events: _Events, generation: dict) -> Iterator[Answer]:
+        kwargs = self.inputs | generation | {"mm_encoder_outputs": self._vision(1)}
+        worker = threading.Thread(target=events.run, args=(self.turn, self.model), kwargs=kwargs, daemon=True)
         worker.start()
         try:
             while (event := events.queue.get()) is not None:
@@ -279,12 +391,14 @@ class _Reply:
         if is_pad.any():
             latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(len(rows), 1)
         copies = len(rows)
-        logits = self.model(
-            input_ids=input_ids, attention_mask=mask, latent_embeds=latents, mm_encoder_outputs=self._vision(copies),
-            video_grid_thw=self.inputs["video_grid_thw"].repeat(copies, 1),
-            second_per_grid_ts=self.inputs["second_per_grid_ts"].repeat(copies),
-            logits_to_keep=input_ids.shape[1] - len(head) + 1,
-        ).logits  # fmt: skip
+        with self.turn:
+            logits = self.model(
+                input_ids=input_ids, attention_mask=mask, latent_embeds=latents,
+                mm_encoder_outputs=self._vision(copies),
+                video_grid_thw=self.inputs["video_grid_thw"].repeat(copies, 1),
+                second_per_grid_ts=self.inputs["second_per_grid_ts"].repeat(copies),
+                logits_to_keep=input_ids.shape[1] - len(head) + 1,
+            ).logits  # fmt: skip
         logprobs = logits[:, :-1].float().log_softmax(-1)
         chosen = logprobs.gather(-1, input_ids[:, len(head) :, None])[..., 0]
         kept = mask[:, len(head) :]

@@ -3,9 +3,13 @@
 import base64
 import html
 import io
+import json
+import string
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
+import safetensors.torch
 from PIL import Image
 
 from .imagery import overlay
@@ -66,8 +70,271 @@ def reasoning_html(answer: Answer, figures: list[str]) -> str:
     """The reasoning with each mental image in its place. Draws the figures that `figures` lacks into it."""
     for number, image in enumerate(answer.images[len(figures) :], start=len(figures) + 1):
         figures.append(figure(number, image, answer))
+    return _interleaved(answer, figures)
+
+
+def _interleaved(answer: Answer, shown: list[str]) -> str:
+    """The reasoning with `shown`, one for each mental image, where they were pictured."""
     pieces = [html.escape(piece.strip()) for piece in answer.reasoning.split(OUTPUT_IMAGE)]
-    shown = [*figures[: len(pieces) - 1], "".join(figures[len(pieces) - 1 :])]  # the last: pictured past the reasoning
+    shown = [*shown[: len(pieces) - 1], "".join(shown[len(pieces) - 1 :])]  # the last: pictured past the reasoning
     body = "".join(piece + between for piece, between in zip_longest(pieces, shown, fillvalue=""))
     note = "<p class='note'>The reply was cut at its limit of tokens.</p>" if answer.truncated else ""
     return f"<div class='reasoning'>{body}{note}</div>"
+
+
+# The demo's page. A mental image is a tile in the text and a mark on the timeline, both buttons; choosing one shows
+# its picture, and SCRIPT moves the video there. Without scripts all pictures are shown.
+
+PAGE_STYLE = """
+#answer { padding-top: 1.6rem; }
+.block:has(> .html-container > .prose:empty):not(.words), .block:has(#unplayable[hidden]) { display: none; }
+.waiting, .notice { margin: .4rem 0; }
+.waiting ol { padding-left: 1.4rem; list-style: decimal; } .waiting li { margin: .35rem 0; }
+.notice { padding: .6rem .8rem; border-radius: 8px; border: 1px solid var(--border-color-primary);
+  border-left: 5px solid var(--color-accent); background: var(--background-fill-secondary); }
+.said { font-size: 1.35rem; font-weight: 650; margin: 0 0 .5rem; line-height: 1.35; overflow-wrap: anywhere; }
+.chances { list-style: none; margin: 0; padding: 0; }
+.chances li { display: grid; grid-template-columns: minmax(0, 1fr) 3.2em; gap: 0 .6rem; padding: .2rem 0; }
+.chances .bar { grid-column: 1 / 3; height: 8px; border-radius: 4px; background: var(--border-color-primary); }
+.chances .bar i { display: block; height: 100%; border-radius: 4px; background: var(--body-text-color-subdued); }
+.chances .chosen { font-weight: 650; } .chances .chosen .bar i { background: var(--color-accent); }
+.chances b { text-align: right; font-variant-numeric: tabular-nums; }
+.links { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .7rem; }
+.links a, .links button { font-size: .85rem; padding: .35rem .75rem; border-radius: 6px; text-decoration: none;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary);
+  color: var(--body-text-color); cursor: pointer; min-height: 2.2rem; }
+.tile { display: inline-flex; align-items: center; gap: .4rem; vertical-align: middle; margin: .15rem .3rem;
+  padding: .2rem .55rem .2rem .2rem; border-radius: 8px; border: 2px solid var(--border-color-primary);
+  line-height: 1.2; background: var(--background-fill-secondary); color: var(--body-text-color);
+  font-size: .8rem; text-align: left; }
+button.tile, .mark { cursor: pointer; }
+.tile img { height: 56px; border-radius: 5px; } .tile.cut { padding: .3rem .6rem; border-style: dashed; }
+.tile[aria-pressed=true] { border-color: var(--color-accent); }
+.tile:focus-visible, .mark:focus-visible, .links :focus-visible { outline: 3px solid var(--color-accent);
+  outline-offset: 2px; }
+.timeline { position: relative; display: grid; margin-top: .2rem; }
+.timeline .moment { position: relative; min-width: 0; display: flex; flex-direction: column;
+  justify-content: flex-end; }
+.timeline .moment > img { width: 100%; height: 44px; object-fit: cover;
+  border-right: 1px solid var(--body-background-fill); }
+.mark { align-self: center; min-width: 30px; min-height: 30px; border-radius: 15px; margin-bottom: 4px;
+  font-weight: 700; border: 2px solid var(--color-accent); background: var(--background-fill-primary);
+  color: var(--body-text-color); }
+.mark[aria-pressed=true] { background: var(--body-text-color); color: var(--background-fill-primary); }
+.timeline .now { position: absolute; bottom: 0; height: 50px; width: 3px; background: #ff2d55;
+  left: calc(var(--now, 0) * 100%); pointer-events: none; }
+.ends { display: flex; justify-content: space-between; font-size: .8rem; font-variant-numeric: tabular-nums; }
+.picture { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary); }
+.picture h3 { margin: 0 0 .5rem; font-size: 1.05rem; }
+.picture .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; } .picture figure { margin: 0; }
+.picture .pair img { width: 100%; border-radius: 6px; }
+.picture figcaption, .key { font-size: .82rem; line-height: 1.4; }
+.picture .steps { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: .4rem;
+  margin: .7rem 0 .4rem; }
+.picture .steps img { width: 100%; border-radius: 4px; }
+.picture .steps figcaption { text-align: center; font-size: .75rem; }
+.picture .most img { outline: 3px solid var(--color-accent); } .picture .most figcaption { font-weight: 650; }
+.key i { display: inline-block; width: 90px; height: 10px; border-radius: 5px; vertical-align: middle; margin: 0 .4rem;
+  background: linear-gradient(90deg, #140b34, #781c6d, #cf4446, #fb9b06, #fcffa4); }
+.versus { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; }
+.versus > div { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary); min-width: 0; }
+.versus h3 { margin: 0 0 .4rem; font-size: .95rem; } .versus .reasoning { font-size: .88rem; margin-top: .6rem; }
+@media (max-width: 640px) { .versus { grid-template-columns: 1fr; } }
+"""
+
+SCRIPT = """<script>(() => {
+  let shown = "1";
+  const all = (selector) => document.querySelectorAll(selector);
+  const film = () => document.querySelector("#video video");
+  const apply = () => {  // after whatever Gradio drew anew
+    const pictures = [...all(".picture")];
+    if (!pictures.some((p) => p.dataset.picture === shown)) shown = "1";
+    pictures.forEach((p) => { p.hidden = p.dataset.picture !== shown; });
+    all("button[data-image]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.image === shown));
+  };
+  const seek = (time) => { if (film()?.duration) { film().pause(); film().currentTime = time; } };
+  const copy = async (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const area = document.body.appendChild(document.createElement("textarea"));  // pages served without TLS
+    area.value = text; area.select(); document.execCommand("copy"); area.remove();
+  };
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("button[data-image], button[data-copy]");
+    if (!button) return;
+    if (button.dataset.copy !== undefined) { await copy(button.dataset.copy); button.textContent = "Copied"; return; }
+    shown = button.dataset.image; apply(); seek(Number(button.dataset.time));
+  });
+  const playable = (yes) => {
+    const notice = document.querySelector("#unplayable");
+    if (notice) { notice.hidden = yes; notice.textContent = yes ? "" : notice.dataset.text; }
+  };
+  document.addEventListener("error", (event) => { if (event.target === film()) playable(false); }, true);
+  document.addEventListener("loadedmetadata", (event) => {
+    if (event.target === film()) playable(film().videoWidth > 0);
+  }, true);
+  document.addEventListener("timeupdate", (event) => {
+    const line = document.querySelector(".timeline");
+    if (event.target !== film() || !line) return;
+    const [from, to] = [Number(line.dataset.start), Number(line.dataset.end)];
+    const now = Math.min(1, Math.max(0, (film().currentTime - from) / (to - from || 1)));
+    line.style.setProperty("--now", now);
+  }, true);
+  new MutationObserver(apply).observe(document.documentElement, { childList: true, subtree: true });
+})();</script>"""
+
+
+def _spans(answer: Answer) -> list[tuple[float, float]]:
+    """From when to when each temporal step shows, in seconds: until the next one does."""
+    starts = answer.timestamps[::2]
+    gap = starts[1] - starts[0] if len(starts) > 1 else 0.0
+    return [(float(a), float(b)) for a, b in zip(starts, [*starts[1:], starts[-1] + gap], strict=True)]
+
+
+def _frame(answer: Answer, step: int) -> np.ndarray:
+    return answer.frames[2 * step : 2 * step + 2][-1]
+
+
+def _plain(answer: Answer, step: int, height: int) -> str:
+    frame = _frame(answer, step)
+    return _picture(frame, np.zeros((1, 1)), 1.0, height)
+
+
+def words_html(answer: Answer, tiles: list[str]) -> str:
+    """The reasoning with a tile for each mental image. Draws the tiles that `tiles` lacks into it."""
+    spans = _spans(answer)
+    for number, image in enumerate(answer.images[len(tiles) :], start=len(tiles) + 1):
+        if image.maps is None:
+            tiles.append(f"<span class='tile cut'>mental image {number}, cut off</span>")
+            continue
+        start, end = spans[image.best]
+        source = _picture(_frame(answer, image.best), image.maps[image.best], float(image.maps.max()), 56)
+        tiles.append(
+            f"<button type='button' class='tile' data-image='{number}' data-time='{start}' aria-label='Mental image "
+            f"{number}, most like the video at {start:.1f} to {end:.1f} seconds: show it'>"
+            f"<img alt='' src='{source}'><span>mental image {number}<br>like {start:.1f}&ndash;{end:.1f} s"
+            "</span></button>"
+        )
+    return _interleaved(answer, tiles)
+
+
+def timeline_html(answer: Answer) -> str:
+    """The moments that the model saw, in a row, with a mark over the one that each mental image resembles most."""
+    spans = _spans(answer)
+    moments = []
+    for step, (start, end) in enumerate(spans):
+        marks = "".join(
+            f"<button type='button' class='mark' data-image='{number}' data-time='{start}' aria-label='Mental image "
+            f"{number}, at {start:.1f} to {end:.1f} seconds: show it'>{number}</button>"
+            for number, image in enumerate(answer.images, start=1)
+            if image.best == step
+        )
+        moments.append(f"<div class='moment'>{marks}<img alt='' src='{_plain(answer, step, 66)}'></div>")
+    first, last = spans[0][0], spans[-1][1]
+    return (
+        f"<div class='timeline' data-start='{first}' data-end='{last}' role='group' "
+        "aria-label='Timeline of the video' "
+        f"style='grid-template-columns: repeat({len(spans)}, minmax(0, 1fr))'>{''.join(moments)}"
+        f"<div class='now'></div></div><div class='ends'><span>{first:.1f} s</span><span>{last:.1f} s</span></div>"
+    )
+
+
+def pictures_html(answer: Answer, pictures: list[str]) -> str:
+    """What each mental image resembles, one block each. Draws those that `pictures` lacks into it."""
+    for number, image in enumerate(answer.images[len(pictures) :], start=len(pictures) + 1):
+        pictures.append("" if image.maps is None else _large_picture(number, image, answer))
+    return "".join(pictures)
+
+
+def _large_picture(number: int, image: MentalImage, answer: Answer) -> str:
+    spans, high = _spans(answer), float(image.maps.max())
+    names = [f"{start:.1f}&ndash;{end:.1f} s" for start, end in spans]
+    best = image.best
+    low = max(0, min(best - 4, len(spans) - 8))
+    steps = "".join(
+        f"<figure class='{'most' if step == best else ''}'>"
+        f"<img alt='What is alike at {names[step]}' "
+        f"src='{_picture(_frame(answer, step), image.maps[step], high, 96)}'>"
+        f"<figcaption>{names[step]}{'<br>most alike' if step == best else ''}</figcaption></figure>"
+        for step in range(low, min(low + 8, len(spans)))
+    )
+    lit = _picture(_frame(answer, best), image.maps[best], high, 260)
+    return (
+        f"<section class='picture' data-picture='{number}'><h3>What is mental image {number} like?</h3>"
+        f"<div class='pair'><figure><img alt='The video at {names[best]}' src='{_plain(answer, best, 260)}'>"
+        f"<figcaption>The moment it is most like: {names[best]}</figcaption></figure>"
+        f"<figure><img alt='The same frame; the part that mental image {number} is like is lit up' src='{lit}'>"
+        f"<figcaption>Lit up: the part of it that it is like (cosine up to {high:.2f})</figcaption></figure></div>"
+        f"<div class='steps'>{steps}</div><p class='key'>less alike <i></i> more alike. A mental image is a few "
+        "vectors, not a photograph: this compares them with what the model saw, place by place.</p></section>"
+    )
+
+
+def verdict(answer: Answer, options: Sequence[str]) -> str:
+    """The answer in words: the chosen option with its letter and probability, or why there is none."""
+    if answer.option is not None:
+        chosen = f"{string.ascii_uppercase[answer.option]}. {options[answer.option]}"
+        return f"{chosen} ({answer.probabilities[answer.option]:.0%})"
+    return f"{answer.answer} ({answer.reason})".strip() if answer.reason else answer.answer
+
+
+def verdict_html(answer: Answer, options: Sequence[str]) -> str:
+    """The answer, and the probability of every option beside it."""
+    rows = "".join(
+        f"<li class='{'chosen' if i == answer.option else ''}'><span>{string.ascii_uppercase[i]}. "
+        f"{html.escape(option)}{' &#10003;' if i == answer.option else ''}</span><b>{chance:.0%}</b>"
+        f"<span class='bar' aria-hidden='true'><i style='width: {chance:.1%}'></i></span></li>"
+        for i, (option, chance) in enumerate(zip(options, answer.probabilities or (), strict=False))
+    )
+    list_ = f"<ul class='chances' aria-label='Probability of each option'>{rows}</ul>" if rows else ""
+    return f"<p class='said'>{html.escape(verdict(answer, options))}</p>{list_}"
+
+
+def as_json(answer: Answer, question: str, options: Sequence[str], maps: bool = True) -> dict:
+    """An answer as plain data; `maps` of a mental image are `(T, h, w)`, one for each of its `times` in seconds."""
+    images = [
+        {"time": image.time} | ({"map": np.round(image.maps.astype(float), 3).tolist()} if maps else {})
+        for image in answer.images
+        if image.maps is not None
+    ]
+    return {
+        "question": question, "options": list(options), "answer": answer.answer, "option": answer.option,
+        "probabilities": answer.probabilities, "reasoning": answer.reasoning, "reason": answer.reason,
+        "truncated": answer.truncated, "timestamps": answer.timestamps.tolist(), "images": images,
+    }  # fmt: skip
+
+
+def links_html(answer: Answer, question: str, options: Sequence[str]) -> str:
+    """Buttons to copy the answer and to download it and its latents. The files are in the links: none is kept."""
+    lines = [question, *(f"{string.ascii_uppercase[i]}. {option}" for i, option in enumerate(options))]
+    text = "\n".join([*lines, "", answer.reasoning, "", verdict(answer, options)])
+    latents = {f"image_{n}": image.latents.contiguous() for n, image in enumerate(answer.images, start=1)}
+    tensors = _link(safetensors.torch.save(latents), "latents.safetensors", "Latents (safetensors)") if latents else ""
+    data = json.dumps(as_json(answer, question, options)).encode()
+    return (
+        f"<div class='links'><button type='button' data-copy='{html.escape(text, quote=True)}'>Copy</button>"
+        f"{_link(data, 'answer.json', 'Answer (JSON)')}{tensors}</div>"
+    )
+
+
+def _link(data: bytes, name: str, label: str) -> str:
+    source = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+    return f"<a download='{name}' href='{source}'>{label}</a>"
+
+
+def compact_html(answer: Answer) -> str:
+    """The reasoning in words, with a word where something was pictured."""
+    tiles = [f"<span class='tile'>mental image {number}</span>" for number in range(1, len(answer.images) + 1)]
+    return _interleaved(answer, tiles)
+
+
+def versus_html(before: str, after: Answer, options: Sequence[str], cut: str, same: bool) -> str:
+    """Two answers side by side: `before` is the first's HTML; `cut` says what was taken from the second, whose mental
+    images are not shown: they are not the model's own."""
+    tile = f"<span class='tile cut'>mental image: {html.escape(cut)}</span>"
+    reply = verdict_html(after, options) + _interleaved(after, [tile] * len(after.images))
+    said = "The answer stays the same." if same else "The answer changes."
+    return (
+        f"<p class='said'>{said}</p><div class='versus'><div><h3>As it pictured</h3>{before}</div>"
+        f"<div><h3>{html.escape(cut[:1].upper() + cut[1:])}</h3>{reply}</div></div>"
+        "<p class='note'>One question proves little, either way: the README has the rates over 400.</p>"
+    )

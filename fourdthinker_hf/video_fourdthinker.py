@@ -53,6 +53,14 @@ def load_video(
     return np.stack(_read_forward(path, reader, indices)), times[indices]
 
 
+def video_size(path: str | os.PathLike) -> tuple[float, int, int]:
+    """Seconds, width and height of `path`, by its first frame. VideoError for what `load_video` refuses whole."""
+    reader = _open(path)
+    _, duration = _frame_times(path, reader)
+    (frame,) = _read_forward(path, reader, np.array([0]))
+    return duration, frame.shape[1], frame.shape[0]
+
+
 def second_per_grid(timestamps: np.ndarray, temporal_patch_size: int = 2) -> float:
     """Seconds from one temporal patch to the next: the mean spacing of `timestamps` (T,), in seconds, times its size.
 

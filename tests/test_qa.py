@@ -2,14 +2,16 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from tiny_init import SIDE
 
+from fourdthinker_hf import hooks
 from fourdthinker_hf.imagery import similarity_maps
-from fourdthinker_hf.qa import VideoQA, check_question
+from fourdthinker_hf.qa import VideoQA, check_question, load_model
 from fourdthinker_hf.video_fourdthinker import VideoError
 
 GRID = (4, SIDE // 28, SIDE // 28)  # steps of two frames, features of 28 pixels
@@ -216,3 +218,78 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     with pytest.raises(ValueError, match="latent_token_id"):
         VideoQA.from_pretrained(tmp_path)
+
+
+def test_a_video_is_decoded_and_encoded_once_for_many_questions(qa, clip, script):
+    script(qa, REPLY)
+    opened, encoded, tower = [], [], qa.model.model.get_video_features
+    open_video = qa.open_video
+    qa.open_video = lambda *args: opened.append(args) or open_video(*args)
+    qa.model.model.get_video_features = lambda *args, **kwargs: encoded.append(1) or tower(*args, **kwargs)
+    first = qa.ask(clip, "Where?", OPTIONS)
+    second = qa.ask(clip, "What moves?")
+    assert (len(opened), len(encoded)) == (1, 1)
+    assert first.frames is second.frames
+    qa.ask(clip, "Where?", start=1.0)
+    assert (len(opened), len(encoded)) == (2, 2)
+
+
+def test_only_so_many_bytes_of_videos_are_kept(tiny_folder, clip):
+    model_and_processor = load_model(tiny_folder, "cpu")
+    frames = 8 * 112 * 112 * 3
+    for keep, same in ((2 * frames, True), (2 * frames - 1, False)):
+        qa = VideoQA(*model_and_processor, keep_bytes=keep)
+        first = qa.open(clip)
+        qa.open(clip, 0.0)
+        assert (qa.open(clip) is first) == same
+
+
+def test_the_prompt_is_the_processors(qa, clip):
+    processor, opened = qa.processor, qa.open(clip, 1.0, 3.0)
+    question, options = "What is <|video_pad|>?", ["left<|im_end|>", "right"]
+    inputs = processor.apply_chat_template(
+        processor.conversation(opened.frames, question, options, start=1.0, end=3.0), tokenize=True, return_dict=True,
+        return_tensors="pt", add_generation_prompt=True, sanitize_control_tokens=True,
+        processor_kwargs={"video_timestamps": [opened.timestamps]},
+    )  # fmt: skip
+    for name, tensor in qa.prompt(opened, question, options).items():
+        assert tensor.equal(inputs[name]), name
+    assert opened.pixels.equal(inputs["pixel_values_videos"])
+
+
+def test_threads_get_the_answers_of_one_after_another(qa, clip, script):
+    script(qa, REPLY)
+    questions = ["Where?", "What moves?", "Which way?", "Is it red?"]
+    alone = [qa.ask(clip, question, OPTIONS, start=i / 2) for i, question in enumerate(questions)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: qa.ask(clip, questions[i % 4], OPTIONS, start=(i % 4) / 2), range(8)))
+    for i, answer in enumerate(together):
+        assert (answer.text, answer.probabilities) == (alone[i % 4].text, alone[i % 4].probabilities)
+        assert all(a.latents.equal(b.latents) for a, b in zip(answer.images, alone[i % 4].images, strict=True))
+
+
+def test_sampling_follows_its_seed_alone(tiny_folder, clip):
+    qa = VideoQA.from_pretrained(tiny_folder, device="cpu")
+
+    def text(seed):
+        return qa.ask(clip, "Where?", max_new_tokens=24, temperature=1.0, seed=seed).text
+
+    state = torch.get_rng_state()
+    first = text(0)
+    assert torch.get_rng_state().equal(state)
+    torch.rand(3)
+    assert text(0) == first != text(1)
+
+
+def test_settings_out_of_range_are_refused(qa, clip):
+    for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match="temperature must be at least 0"):
+            qa.stream(clip, "Where?", **wrong)
+
+
+def test_imagery_can_be_replaced_or_forbidden(clip):
+    qa = VideoQA.from_pretrained(device="cpu")
+    own = qa.ask(clip, "In which direction does the red cube move?", OPTIONS)
+    blank = qa.ask(clip, "In which direction does the red cube move?", OPTIONS, latent_hook=hooks.zeros)
+    none = qa.ask(clip, "In which direction does the red cube move?", OPTIONS, imagery=False)
+    assert own.images and own.images[0].latents.any() and not blank.images[0].latents.any() and not none.images

@@ -1,0 +1,156 @@
+"""Videos of strangers: which are let in, and decoding them where they can do no harm.
+
+A decoder is C code that reads what anyone sent. Here it runs in a process of its own that has bounded time and memory,
+and that is killed when its time is up; a crash ends that process alone.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .video_fourdthinker import VideoError
+
+MAX_BYTES = 100_000_000
+MAX_SECONDS = 600
+MAX_SIDE = 4096  # pixels
+DECODE_SECONDS = 60
+# How a file of each kind begins: (offset, bytes). ISO media files (MP4, MOV) name their first box after its length.
+KINDS = (
+    *((4, box) for box in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")),
+    (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
+    (8, b"AVI "),
+    (0, b"FLV\x01"),
+    (0, b"OggS"),
+    (0, b"\x30\x26\xb2\x75"),  # ASF: WMV
+    (0, b"\x00\x00\x01\xba"),  # MPEG program stream
+)
+READABLE = "MP4, MOV, WebM, MKV, AVI, FLV, Ogg, WMV or MPEG"
+# Started with -I: it sees nothing but the standard library, its packages, and the file that opens videos.
+CHILD = """
+import json, sys
+job = json.loads(sys.argv[1])
+try:
+    import resource
+    for limit, most in ((resource.RLIMIT_AS, job["bytes"]), (resource.RLIMIT_CPU, 2 * job["seconds"])):
+        resource.setrlimit(limit, (most, most))
+except ImportError:  # not on Windows
+    pass
+sys.path.insert(0, job["folder"])
+import numpy as np
+from video_fourdthinker import VideoError, load_video, video_size
+try:
+    seconds, width, height = video_size(job["path"])
+    if seconds > job["max_seconds"]:
+        raise VideoError(f"lasts {seconds:.0f} s, more than the {job['max_seconds']} s that are taken here: cut it, "
+                         "for example with `ffmpeg -i IN -ss FROM -to UNTIL OUT.mp4`")
+    if max(width, height) > job["max_side"]:
+        raise VideoError(f"is {width} x {height} pixels, more than the {job['max_side']} a side that are taken here: "
+                         "make it smaller, for example with `ffmpeg -i IN -vf scale=-2:720 OUT.mp4`")
+    frames, timestamps = load_video(job["path"], **job["sampling"])
+except VideoError as error:
+    sys.exit(f"VideoError: {error}")
+except MemoryError:
+    sys.exit("VideoError: its frames do not fit into the memory that a video gets here: make it smaller, or trim it")
+np.save(job["out"] + "/frames.npy", frames)
+np.save(job["out"] + "/timestamps.npy", timestamps)
+"""
+
+
+def check_upload(path: str) -> None:
+    """VideoError, with what is taken, for a file that is too big or does not begin as a video does."""
+    name, size = Path(path).name, Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise VideoError(f"{name}: has {size / 1e6:.0f} MB, more than the {MAX_BYTES / 1e6:.0f} that are taken here")
+    with open(path, "rb") as file:
+        head = file.read(400)
+    is_transport_stream = len(head) > 376 and head[0] == head[188] == head[376] == 0x47  # gets a remark when opened
+    if not is_transport_stream and not any(head[at : at + len(mark)] == mark for at, mark in KINDS):
+        raise VideoError(f"{name}: is not a video file; {READABLE} can be read")
+
+
+def open_apart(processor, seconds: float = DECODE_SECONDS, memory: int = 6 * 2**30) -> Callable:
+    """`processor.open_video(path, start, end)` in a child process that is killed after `seconds`. What it returns also
+    raises VideoError for a video that is too long or too large, and for one at which the decoder crashes."""
+    sampling = {"fps": processor.fps, "max_frames": processor.max_frames}
+
+    def open_video(path, start=None, end=None) -> tuple[np.ndarray, np.ndarray]:
+        with tempfile.TemporaryDirectory(prefix="fourdthinker-") as out:
+            job = {
+                "path": str(path), "out": out, "folder": str(Path(__file__).parent), "bytes": memory,
+                "seconds": int(seconds), "max_seconds": MAX_SECONDS, "max_side": MAX_SIDE,
+                "sampling": sampling | {"start": start, "end": end},
+            }  # fmt: skip
+            name = Path(path).name
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-I", "-c", CHILD, json.dumps(job)], capture_output=True, text=True,
+                    errors="replace", timeout=seconds,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise VideoError(
+                    f"{name}: was not read within {seconds:g} s: cut it shorter or make it smaller, for example with "
+                    "`ffmpeg -i IN -t 60 -vf scale=-2:720 OUT.mp4`"
+                ) from None
+            if done.returncode == 0:
+                return np.load(f"{out}/frames.npy"), np.load(f"{out}/timestamps.npy")
+            cause = done.stderr.rpartition("VideoError: ")[2].strip()
+            if done.returncode != 1 or not cause or "Traceback" in cause:
+                raise VideoError(f"{name}: is damaged, and the decoder failed at it; re-encoding it may help")
+            cause = cause.removeprefix(f"{path}: ")
+            raise VideoError(f"{name}: {cause}")
+
+    return open_video
+
+
+def refuse_addresses(video: gr.Video) -> gr.Video:
+    """The component, made to take uploads alone: Gradio would also fetch what a client names by its address. (That a
+    path lies among the uploads is checked by Gradio itself.) MCP clients can name an upload only by the address that
+    this server gave it; the file is then taken from the uploads, and nothing is fetched."""
+    move = video.async_move_resource_to_block_cache
+
+    async def move_upload(path):
+        if path is not None and "://" in str(path):
+            _, served, path = str(path).partition("/gradio_api/file=")
+            if not served or not Path(path).resolve().is_relative_to(Path(video.GRADIO_CACHE).resolve()):
+                raise gr.Error("An address is not fetched: upload the video", print_exception=False)
+        return await move(path)
+
+    video.async_move_resource_to_block_cache = move_upload
+    return video
+
+
+class OnlyVideos:
+    """ASGI middleware: what is uploaded and is not a video is deleted at once and answered with status 415."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith("/upload"):
+            return await self.app(scope, receive, send)
+        messages = []
+
+        async def collect(message):
+            messages.append(message)
+
+        await self.app(scope, receive, collect)
+        body = b"".join(message.get("body", b"") for message in messages)
+        if messages[0]["status"] == 200:
+            paths = json.loads(body)
+            for path in paths:
+                try:
+                    check_upload(path)
+                except VideoError as error:
+                    for uploaded in paths:
+                        Path(uploaded).unlink(missing_ok=True)
+                    return await PlainTextResponse(str(error), status_code=415)(scope, receive, send)
+        for message in messages:
+            await send(message)

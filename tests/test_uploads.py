@@ -1,0 +1,67 @@
+"""Videos of strangers: what is let in, and that decoding them is bounded."""
+
+import time
+
+import numpy as np
+import pytest
+
+from fourdthinker_hf import uploads
+from fourdthinker_hf.uploads import check_upload, open_apart
+from fourdthinker_hf.video_fourdthinker import VideoError, video_size
+
+
+def test_a_video_opened_apart_is_the_same(processor, clip):
+    open_video = open_apart(processor)
+    for span in ((None, None), (1.0, 3.0)):
+        for apart, here in zip(open_video(clip, *span), processor.open_video(clip, *span), strict=True):
+            np.testing.assert_array_equal(apart, here)
+
+
+def test_what_is_wrong_is_told_without_the_servers_folders(processor, clip, tmp_path):
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:-500])
+    (tmp_path / "text.mp4").write_text("hello")
+    for path, span, message in (
+        (tmp_path / "cut.mp4", (), "cut.mp4: is truncated or damaged"),
+        (tmp_path / "text.mp4", (), "text.mp4: is not a video file"),
+        (clip, (90.0,), "clip.mp4: start=90.0 s is outside the clip, which runs from 0 to 4.000 s"),
+    ):
+        with pytest.raises(VideoError, match=f"^{message}"):
+            open_apart(processor)(path, *span)
+
+
+def test_decoding_is_killed_when_its_time_is_up(processor, clip, monkeypatch):
+    monkeypatch.setattr(uploads, "CHILD", "import time; time.sleep(600)")
+    start = time.monotonic()
+    with pytest.raises(VideoError, match="clip.mp4: was not read within 0.5 s: cut it shorter"):
+        open_apart(processor, seconds=0.5)(clip)
+    assert time.monotonic() - start < 300  # far below what it would have slept
+
+
+def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monkeypatch):
+    monkeypatch.setattr(uploads, "CHILD", "import os; os.abort()")
+    with pytest.raises(VideoError, match="clip.mp4: is damaged, and the decoder failed at it"):
+        open_apart(processor)(clip)
+
+
+@pytest.mark.parametrize(
+    "limit, value, message",
+    [("MAX_SECONDS", 3, "lasts 4 s, more than the 3 s"), ("MAX_SIDE", 100, "is 112 x 112 pixels, more than the 100")],
+)
+def test_what_is_too_long_or_large_is_refused_with_a_remedy(processor, clip, monkeypatch, limit, value, message):
+    monkeypatch.setattr(uploads, limit, value)
+    with pytest.raises(VideoError, match=f"clip.mp4: {message}.*ffmpeg"):
+        open_apart(processor)(clip)
+
+
+def test_what_may_be_uploaded(clip, tmp_path, monkeypatch):
+    check_upload(clip)
+    (tmp_path / "page.mp4").write_text("<html>")
+    with pytest.raises(VideoError, match="page.mp4: is not a video file; MP4"):
+        check_upload(tmp_path / "page.mp4")
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1000)
+    with pytest.raises(VideoError, match="more than the 0 that are taken here"):
+        check_upload(clip)
+
+
+def test_the_size_of_a_video(clip):
+    assert video_size(clip) == (4.0, 112, 112)
