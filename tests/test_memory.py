@@ -36,7 +36,7 @@ def run_steps(runs: list[dict], folder: str, queue) -> None:
 
 @pytest.mark.slow
 def test_told_and_measured_agree(tmp_path, monkeypatch, figure):
-    """Real steps of the trainer, in fp32 on the CPU; within 15%."""
+    """Real steps of the trainer, in fp32 on the CPU; within 20%."""
     runs = {"full": {}, "checkpointing": {"gradient_checkpointing": True}, "LoRA": {"use_lora": True}}
     monkeypatch.setenv(GIVE_BACK, "65536")
     context = multiprocessing.get_context("spawn")
@@ -59,7 +59,7 @@ def test_told_and_measured_agree(tmp_path, monkeypatch, figure):
         figure(f"memory, {name}: told {told[name] / 1e6:.0f} MB, measured {measured[name] / 1e6:.0f} MB")
     assert told["checkpointing"] < 0.8 * told["full"]
     for name in runs:
-        assert told[name] == pytest.approx(measured[name], rel=0.15), name
+        assert told[name] == pytest.approx(measured[name], rel=0.2), name
 
 
 @pytest.fixture(scope="module")

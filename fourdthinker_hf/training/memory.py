@@ -115,14 +115,16 @@ def trace_step(model, shape: Shape, setup: Setup, keep_grads: bool) -> dict[str,
         for _ in range(min(setup.accumulation, 2)):  # in the second the gradients of the first are there
             before = alive.now
             frames = -(-shape.frames // base.config.vision_config.temporal_patch_size)
+            batch = []  # what the loader gave stays until the step ends
             if setup.cached:
                 tokens = setup.batch_size * frames * _frame_patches(visual.config, shape) // visual.spatial_merge_unit
                 seen = torch.zeros(tokens, text.hidden_size, dtype=visual.dtype)
             else:
+                batch = [_pixels(visual.config, shape, setup.batch_size * n) for n in (shape.images, frames)]
                 with torch.no_grad():
-                    _run_tower(visual, shape, setup.batch_size * shape.images)
+                    _run_tower(visual, shape, batch[0])
                 with torch.no_grad() if setup.freeze_vision else nullcontext():
-                    seen = _run_tower(visual, shape, setup.batch_size * frames)
+                    seen = _run_tower(visual, shape, batch[1])
             size = (setup.batch_size, len(seen) // setup.batch_size + shape.text)
             embeds = base.get_input_embeddings()(torch.zeros(size, dtype=torch.long))
             embeds = torch.cat([seen.unflatten(0, (setup.batch_size, -1)), embeds[:, -shape.text :]], 1)
@@ -135,7 +137,7 @@ def trace_step(model, shape: Shape, setup: Setup, keep_grads: bool) -> dict[str,
             loss = F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long))
             head = alive.now - before - kept
             loss.backward()
-            del logits, loss, states, embeds, seen
+            del logits, loss, states, embeds, seen, batch
     return {"kept": kept, "head": head, "peak": alive.peak}
 
 
@@ -163,12 +165,18 @@ def _frame_patches(config, shape: Shape) -> int:
     return shape.pixels // config.patch_size**2 // merge * merge
 
 
-def _run_tower(visual, shape: Shape, num_frames: int) -> torch.Tensor:
-    """Features `(n, hidden)` of frames (of a video: pairs of frames), without the reordering by windows."""
+def _pixels(config, shape: Shape, num_frames: int) -> torch.Tensor:
+    """What the processor makes of frames (of a video: pairs of frames), in fp32."""
+    volume = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    return torch.zeros(num_frames * _frame_patches(config, shape), volume, dtype=torch.float32)
+
+
+def _run_tower(visual, shape: Shape, pixels: torch.Tensor) -> torch.Tensor:
+    """Features `(n, hidden)` of [`_pixels`], without the reordering by windows."""
     config = visual.config
     frame = _frame_patches(config, shape)
-    volume = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    hidden = visual.patch_embed(torch.zeros(num_frames * frame, volume, dtype=visual.dtype))
+    num_frames = len(pixels) // frame
+    hidden = visual.patch_embed(pixels.to(visual.dtype))
     angles = torch.zeros(num_frames * frame, config.hidden_size // config.num_heads)
     window = (config.window_size // config.patch_size) ** 2
     for number, block in enumerate(visual.blocks):
