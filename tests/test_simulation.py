@@ -529,6 +529,15 @@ def test_unseen_things_are_in_no_training_split():
             )
 
 
+@pytest.mark.parametrize("split", list(scenes.SPLITS))
+@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["dis", "dir_pred"])
+def test_a_span_lies_within_its_clip(level, split, kind):
+    for seed in range(200):
+        duration, start, end = stage.span_times(np.random.default_rng(seed), level, split, kind)
+        assert 0 <= start < end <= duration
+
+
 def test_default_tasks_go_by_level():
     assert sim.expand_tasks(None, 1) == sim.TASKS and sim.expand_tasks(None, 2) == sim.DSR_TASKS
     assert sim.expand_tasks(["dsr", "grounding"], 1) == (*sim.DSR_TASKS, "grounding") and len(sim.DSR_TASKS) == 13

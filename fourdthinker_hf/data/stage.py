@@ -48,12 +48,13 @@ class Cast:
         return SPLITS[self.split]
 
 
-def _times(rng: np.random.Generator, level: int, split: str, kind: str) -> tuple[float, float, float]:
+def span_times(rng: np.random.Generator, level: int, split: str, kind: str) -> tuple[float, float, float]:
     """Length of the clip, start and end of the span, in s; fast things are asked about for 3 s."""
     if level == 1:
         return 4.0, float(rng.choice([0, 0.5, 1])), float(rng.choice([3, 3.5]))
     duration = float(rng.integers(5, 11) if level == 2 else rng.integers(2 if kind == "dir_pred" else 4, 21))
-    long = 3 if split == "unseen" else int(rng.integers(min(3, duration - 1), min(duration, 13)))
+    least = int(min(3, duration - 1))
+    long = least if split == "unseen" else int(rng.integers(least, min(duration, 13)))
     start = float(rng.integers(0, duration - long))
     return duration, start, start + long
 
@@ -61,7 +62,7 @@ def _times(rng: np.random.Generator, level: int, split: str, kind: str) -> tuple
 def plan(rng: np.random.Generator, task: str, level: int, split: str) -> tuple[Ask, Cast]:
     """What a question of `task` is about."""
     kit, kind = SPLITS[split], task[4:]
-    duration, start, end = _times(rng, level, split, kind)
+    duration, start, end = span_times(rng, level, split, kind)
     agent_moves_alone = kind == "ori" and rng.random() < 0.25
     by_camera = rng.random() < (0.5 if kind != "spd" else 0.7)
     paired = kind == "spd_comp" or kind == "dis" and rng.random() < 0.4
