@@ -32,6 +32,9 @@ and lengths that it has never seen. Chance is 25% in every row. A probe cuts one
 ([probes.py](../fourdthinker_hf/evaluation/probes.py)); the same questions are answered with and without, and compared
 in pairs.
 
+To a task that it has never met it gives an answer of a task that it has, which names none of the options and counts as
+wrong: so those rows lie below chance, and no probe can lower them. They say that nothing carries over, no more.
+
 {said}
 
 Written by `python bench/evidence.py outputs/evidence{options}`, with PyTorch {torch} and transformers

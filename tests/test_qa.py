@@ -148,12 +148,12 @@ def test_streaming_grows_and_ends_with_what_ask_returns(qa, clip, script):
 
 def test_closing_the_stream_stops_the_decoding(qa, clip, script):
     script(qa, "<think>")
-    before, steps = threading.active_count(), []
+    before, steps = {*threading.enumerate()}, []
     qa.model.register_forward_hook(lambda *_: steps.append(1))
     stream = qa.stream(clip, "Where?", max_new_tokens=2000)
     assert next(stream).text.startswith("<think>")
     stream.close()
-    assert threading.active_count() == before and len(steps) < 1000
+    assert {*threading.enumerate()} <= before and len(steps) < 1000
 
 
 def test_an_error_while_decoding_reaches_the_caller(qa, clip, monkeypatch):
