@@ -20,7 +20,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from fourdthinker_hf import hooks, show, uploads
-from fourdthinker_hf.qa import BUNDLED, Answer, Clip, VideoQA, check_question
+from fourdthinker_hf.qa import BUNDLED, Answer, Clip, VideoQA, check_question, load_model
 from fourdthinker_hf.video_fourdthinker import VideoError
 
 try:
@@ -71,9 +71,8 @@ def split_options(text: str | None) -> list[str]:
 
 
 def load(model: str | os.PathLike) -> VideoQA:
-    qa = VideoQA.from_pretrained(model)
-    qa.open_video = uploads.open_apart(qa.processor)
-    return qa
+    network, processor = load_model(model)
+    return VideoQA(network, processor, open_video=uploads.open_apart(processor))
 
 
 def explain(error: ValueError, video: str) -> str:
@@ -153,8 +152,7 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                     changed = show.timeline_html(answer) + seen, show.pictures_html(answer, pictures)
                 yield gr.skip(), show.words_html(answer, tiles), *changed, gr.skip(), None
         except ValueError as error:
-            notice = f"<p class='notice' role='alert'>{show.html.escape(explain(error, video))}</p>"
-            yield notice, "", "", "", "", None
+            yield show.notice_html(explain(error, video)), "", "", "", "", None
             return
         said = show.verdict_html(answer, choices)
         words = show.words_html(answer, tiles)
@@ -167,14 +165,14 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
     def ask_without(cut: str, done: dict | None) -> Iterator[str]:
         """The last question again, with its imagery cut."""
         if done is None:
-            yield "<p class='notice' role='alert'>Ask a question first, and let it be answered.</p>"
+            yield show.notice_html("Ask a question first, and let it be answered.")
             return
         yield BUSY
         asked = done["asked"]
         try:
             *_, answer = stream(**asked, **settings_without(cut, asked["video"]))
         except ValueError as error:
-            yield f"<p class='notice' role='alert'>{show.html.escape(explain(error, asked['video']))}</p>"
+            yield show.notice_html(explain(error, asked["video"]))
             return
         same = answer.answer == done["answer"]
         yield show.versus_html(done["before"], answer, asked["options"], CUTS[cut][1], same)

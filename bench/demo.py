@@ -21,6 +21,7 @@ import numpy as np
 from gradio_client import Client, handle_file
 
 from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.data.simulation import simulate
 from fourdthinker_hf.qa import VideoQA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,12 +98,7 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=200)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        split = Path(scratch) / "split"
-        simulate = "from fourdthinker_hf.cli import app; app()"
-        num = str(args.clients)
-        words = ["simulate", "--num", num, "--seed", "31", "--out", str(split)]
-        subprocess.run([sys.executable, "-c", simulate, *words], cwd=ROOT, check=True, capture_output=True)
-        records = read_records(split / "records.jsonl")[: args.clients]
+        records = read_records(simulate(args.clients, 31, f"{scratch}/split", progress=False))
         qa = VideoQA.from_pretrained()
         expected = [vars(qa.ask(r.video, r.question, r.options)) for r in records]
         env = os.environ | {"GRADIO_SERVER_PORT": str(PORT), "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -166,7 +166,7 @@ def make_trainer(config, variant: str, folder: str, **settings):
             model = FourDThinkerForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     model.model.visual.requires_grad_(False)
-    peft_config = lora(config) if settings.pop("use_lora", False) else None
+    peft_config = lora() if settings.pop("use_lora", False) else None
     ours = variant not in (*STOCK, "trl")
     args = (DIFTConfig if ours else SFTConfig)(
         folder, report_to="none", disable_tqdm=True, save_strategy="no", max_length=None, learning_rate=1e-6,
@@ -378,14 +378,13 @@ def bench_head(quick: bool, rounds: int) -> None:
 HEADS = {"trl": {}, "dift": {"ce_weight": 1.0}}
 
 
-def lora(config):
-    """Adapters on the language model's linear layers, and the rows of the latent tokens."""
+def lora():
+    """Adapters where train/sft.py puts them; trainer and prediction add the rows of the latent tokens."""
     from peft import LoraConfig
 
-    from fourdthinker_hf.training.dift import latent_rows
+    from fourdthinker_hf.training.dift import LORA_TARGETS
 
-    return LoraConfig(target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
-                      trainable_token_indices=latent_rows(config))  # fmt: skip
+    return LoraConfig(target_modules=LORA_TARGETS)
 
 
 def bench_memory(quick: bool) -> None:
@@ -397,7 +396,7 @@ def bench_memory(quick: bool) -> None:
     for name, checkpointing, use_lora in (
         ("full", False, False), ("full, gradient checkpointing", True, False), ("LoRA", False, True)
     ):  # fmt: skip
-        told = predicted(config, shape, checkpointing=checkpointing, peft=lora(config) if use_lora else None)
+        told = predicted(config, shape, checkpointing=checkpointing, peft=lora() if use_lora else None)
         measured = peaks(quick, ["dift"], [shape], gradient_checkpointing=checkpointing, use_lora=use_lora)["dift"][0]
         typer.echo(f"| {name} | {gigabytes(told)} | {gigabytes(measured)} | {told / measured - 1:+.1%} |")
 

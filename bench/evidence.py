@@ -18,7 +18,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fourdthinker_hf.data.simulation import TASKS, simulate  # noqa: E402
+from fourdthinker_hf.data.simulation import DSR_TASKS, TASKS, simulate  # noqa: E402
 from fourdthinker_hf.evaluation.compare import compare  # noqa: E402
 from fourdthinker_hf.evaluation.page import markdown, paired_table, read_run, runs_table, tasks_table  # noqa: E402
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
@@ -75,10 +75,10 @@ def main(
     page: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "evidence.md",
 ) -> None:
     """Simulate, evaluate, write the page."""
-    for level in (1, 2, 3):
-        tasks = (*TASKS, "dsr") if level == 1 else ("dsr",)
+    asked = {1: (*TASKS, *DSR_TASKS), 2: DSR_TASKS, 3: DSR_TASKS}
+    for level, tasks in asked.items():
         if not (out / f"level{level}" / "records.jsonl").exists():
-            simulate(each * (17 if level == 1 else 13), seed, out / f"level{level}", level, tasks)
+            simulate(each * len(tasks), seed, out / f"level{level}", level, tasks)
     wanted = [("level1", probe) for probe in PROBES] + [("level2", "plain"), ("level3", "plain")]
     runs = {}
     for benchmark, probe in wanted:
@@ -100,7 +100,8 @@ def main(
             trained=", ".join(f"`{task}`" for task in TASKS),
             said=f"{verdict(probed, True)}\n\n{verdict(probed, False)}",
             options=options, torch=settings["torch"], transformers=settings["transformers"], cores=os.cpu_count(),
-            first=17 * each, others=13 * each, seed=seed, tasks=" ".join(f"--tasks {task}" for task in TASKS),
+            first=each * len(asked[1]), others=each * len(asked[2]), seed=seed,
+            tasks=" ".join(f"--tasks {task}" for task in TASKS),
             trained_options=" ".join(f"--trained {task}" for task in TASKS), tables=markdown(tables),
         )
     )  # fmt: skip

@@ -269,6 +269,11 @@ def _large_picture(number: int, image: MentalImage, answer: Answer) -> str:
     )
 
 
+def notice_html(text: str) -> str:
+    """What went wrong and what to do, read out at once by screen readers."""
+    return f"<p class='notice' role='alert'>{html.escape(text)}</p>"
+
+
 def verdict(answer: Answer, options: Sequence[str]) -> str:
     """The answer in words: the chosen option with its letter and probability, or why there is none."""
     if answer.option is not None:

@@ -12,7 +12,7 @@ from sft import DIFTConfig, ModelConfig, RunArguments, TrlParser
 
 from bench.convert import flat_config
 from bench.dift import Shape as BatchShape
-from bench.dift import lora, make_config, make_trainer, status, step
+from bench.dift import lora, make_config, make_trainer, predicted, status, step
 from fourdthinker_hf.training.memory import Setup, Shape, estimate, read_config, read_recipe
 
 RECIPES = Path("train/recipes")
@@ -44,13 +44,8 @@ def test_told_and_measured_agree(tmp_path, monkeypatch, figure):
     process = context.Process(target=run_steps, args=(list(runs.values()), str(tmp_path), queue))
     process.start()
     config = make_config(quick=True)
-    row = Shape(SHAPE.frames, SHAPE.height * SHAPE.width, SHAPE.images, SHAPE.text, SHAPE.spoken)
     told = {
-        name: estimate(
-            config,
-            Setup(batch_size=4, checkpointing=name == "checkpointing", peft=lora(config) if name == "LoRA" else None),
-            row,
-        )[-1][1]
+        name: predicted(config, SHAPE, checkpointing=name == "checkpointing", peft=lora() if name == "LoRA" else None)
         for name in runs
     }
     measured = dict(zip(runs, (queue.get(timeout=500) for _ in runs), strict=True))

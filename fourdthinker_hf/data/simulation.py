@@ -126,8 +126,9 @@ def _template(rng: np.random.Generator, task: str, turn: int, level: int, split:
     drawn, known = 0, None
     while True:
         ask, cast = plan(rng, task, level, split)
-        known = known or questions.classes(ask, level)
-        if questions.classes(ask, level) != known:  # another wording keeps the class: hard ones stay as often
+        possible = questions.classes(ask, level)
+        known = known or possible
+        if possible != known:  # another wording keeps the class: hard ones stay as often
             continue
         which, letter = _turn(turn, len(known))
         names, wanted = [f"{colour} {shape}" for colour, shape in cast.names], known[which]
