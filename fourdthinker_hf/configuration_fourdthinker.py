@@ -29,6 +29,8 @@ class FourDThinkerConfig(Qwen2_5_VLConfig):
             `latent_size` vectors. Published checkpoints were decoded with `True`.
         latent_scale (`str`, defaults to `"none"`): rescaling of each latent before it is fed. `"rms"` gives it unit
             root mean square, so that a decoded latent is as long as the target it was trained on.
+        forget_video (`bool`, defaults to `False`): whether the words behind the first mental images are written
+            without the video, from these alone; for checkpoints that were trained so.
         latent_mean (`list[float]`, *optional*): mean of the unit-length latents of training, `hidden_size` numbers.
             Decoding never uses it: it is what pictures of latents are centred by.
 
@@ -44,6 +46,7 @@ class FourDThinkerConfig(Qwen2_5_VLConfig):
     compress_strategy: str = "average"
     latent_early_end: bool = False
     latent_scale: str = "none"
+    forget_video: bool = False
     latent_mean: list[float] | None = None
 
     def __post_init__(self, **kwargs):

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .answers import match_option, parse
 from .hooks import LatentHook
 from .imagery import best_frame, similarity_maps, video_features
-from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from .modeling_fourdthinker import FourDThinkerForConditionalGeneration, end_of_first_images
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "4dthinker-tiny"
@@ -122,16 +122,17 @@ class VideoQA:
         *_, answer = self.stream(video, question, options, **kwargs)
         return answer
 
-    def open(self, video: str | PathLike, start: float | None = None, end: float | None = None) -> Clip:
+    def open(self, video: str | PathLike, start: float | None = None, end: float | None = None, **kwargs) -> Clip:
         """Decode the video at a path from `start` to `end`, in seconds; one that was asked about lately is not decoded
-        again while its file is the same. VideoError for a file that is no readable video or lacks that span."""
+        again while its file is the same. VideoError for a file that is no readable video or lacks that span. What else
+        is given goes to the `open_video` that this object was made with."""
         stat = os.stat(video) if os.path.exists(video) else None
         key = (os.fspath(video), stat and (stat.st_size, stat.st_mtime_ns), start, end)
         with self._clips_lock:
             if key in self._clips:
                 self._clips.move_to_end(key)
                 return self._clips[key]
-        frames, timestamps = self.open_video(video, start, end)
+        frames, timestamps = self.open_video(video, start, end, **kwargs)
         made = self.processor(videos=[frames], video_timestamps=[timestamps], return_tensors="pt")
         pixels, grid = made["pixel_values_videos"], made["video_grid_thw"]
         clip = Clip(frames, timestamps, start, end, grid, made["second_per_grid_ts"], pixels)
@@ -378,9 +379,14 @@ class _Reply:
 
     @torch.no_grad()
     def _scores(self, prefix: list[int], continuations: list[list[int]]) -> list[float]:
-        """Mean log-probability per token of each continuation of the prompt and `prefix`, latents replayed."""
+        """Mean log-probability per token of each continuation of the prompt and `prefix`, latents replayed; without
+        the video if the model has forgotten it by then."""
         prompt = self.inputs["input_ids"][0]
-        head = torch.cat([prompt, prompt.new_tensor(prefix)])
+        written = prompt.new_tensor(prefix)
+        forgotten = self.model.config.forget_video and end_of_first_images(written[None], self.model.config) > 0
+        if forgotten:
+            prompt = prompt[~self.model.model.is_vision(prompt)]
+        head = torch.cat([prompt, written])
         rows = [torch.cat([head, head.new_tensor(tokens)]) for tokens in continuations]
         pad = self.processor.tokenizer.pad_token_id
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
@@ -391,12 +397,14 @@ class _Reply:
         if is_pad.any():
             latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(len(rows), 1)
         copies = len(rows)
+        video = {} if forgotten else {
+            "mm_encoder_outputs": self._vision(copies),
+            "video_grid_thw": self.inputs["video_grid_thw"].repeat(copies, 1),
+            "second_per_grid_ts": self.inputs["second_per_grid_ts"].repeat(copies),
+        }  # fmt: skip
         with self.turn:
             logits = self.model(
-                input_ids=input_ids, attention_mask=mask, latent_embeds=latents,
-                mm_encoder_outputs=self._vision(copies),
-                video_grid_thw=self.inputs["video_grid_thw"].repeat(copies, 1),
-                second_per_grid_ts=self.inputs["second_per_grid_ts"].repeat(copies),
+                input_ids=input_ids, attention_mask=mask, latent_embeds=latents, **video,
                 logits_to_keep=input_ids.shape[1] - len(head) + 1,
             ).logits  # fmt: skip
         logprobs = logits[:, :-1].float().log_softmax(-1)

@@ -85,7 +85,7 @@ def test_ask_refuses_what_is_no_checkpoint(clip, tmp_path):
 def test_simulate_refuses_an_unknown_task_and_a_missing_extra(tmp_path, monkeypatch):
     arguments = ("simulate", "--num", 1, "--seed", 0, "--out", tmp_path)
     refused(run(*arguments, "--tasks", "juggling"), "juggling", "camera_motion")
-    refused(run(*arguments, "--reasoning", "words"), "unknown reasoning 'words'; it is paths or pictures")
+    refused(run(*arguments, "--reasoning", "words"), "unknown reasoning 'words'; it is paths, pictures or places")
 
     def missing(*args, **kwargs):
         raise ImportError('simulating needs MuJoCo: pip install "fourdthinker-hf[sim]"')

@@ -22,7 +22,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, hooks
 from fourdthinker_hf.modeling_fourdthinker import CACHE
 
 
@@ -290,6 +290,103 @@ def test_latents_that_do_not_see_the_video(model, processor, cache):
     seeing = generate(model, inputs, schedule)
     assert (blind.latents[0, 3] - seeing.latents[0, 3]).abs().max() < TOLERANCE  # of the start, a word
     assert (blind.latents[0, 4] - seeing.latents[0, 4]).abs().max() > 100 * TOLERANCE
+
+
+class SinceQuestion(Force):
+    """[`Force`] with steps counted from the end of the question, wherever the prompt ends."""
+
+    def __init__(self, model, processor, schedule):
+        super().__init__(model, 0, schedule)
+        self.end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.banned = [*self.banned, self.end]
+
+    def __call__(self, input_ids, scores):
+        self.prompt_length = int((input_ids[0] == self.end).nonzero()[-1]) + 1
+        return super().__call__(input_ids, scores)
+
+
+def forgetting(model, one, choose, steps, hook=None):
+    """The loop on one row: with the video up to the word behind the first images; from there again, without it."""
+    c = model.config
+    tokens, _, vectors = reference(model, one, choose, steps, hook=hook)
+    pairs = list(zip(tokens, tokens[1:], strict=False))
+    cut = next((i + 1 for i, (a, b) in enumerate(pairs) if a == c.latent_end_id and b != c.latent_start_id), None)
+    if cut is None:
+        return tokens, vectors
+    vision = (c.vision_start_token_id, c.video_token_id, c.vision_end_token_id)
+    kept = [token for token in one["input_ids"][0].tolist() if token not in vision] + tokens[:cut]
+    latents = torch.cat([torch.zeros(len(kept) - cut, vectors.shape[1]), vectors[:cut]])
+    blind = {"input_ids": torch.tensor([kept]), "latent_embeds": latents[None]}
+    more, _, others = reference(model, blind, choose, steps - cut, hook=hook)
+    return tokens[:cut] + more, torch.cat([vectors[:cut], others])
+
+
+@pytest.mark.parametrize("hook", [None, hooks.zeros])
+def test_a_forgotten_video(model, processor, hook):
+    """Two images and a later one; one image; none; one that the limit cuts; one that ends at the limit."""
+    inputs = prompts(processor, [4, 9, 6, 4, 2], questions=[0, 1, 2, 1, 0])
+    schedule = blocks(model, (0, 1), (0, 7), (0, 17), (1, 3), (3, 20), (4, 18))
+    force = SinceQuestion(model, processor, schedule)
+    output = model.generate(
+        **inputs, max_new_tokens=24, do_sample=False, return_dict_in_generate=True, logits_processor=[force],
+        forget_video=True, latent_hook=hook,
+    )  # fmt: skip
+    pad, prompt, same = model.config.latent_token_id, inputs["input_ids"].shape[1], []
+    for row, tokens in enumerate(output.sequences[:, prompt:].tolist()):
+        mine = {(0, at): token for (r, at), token in schedule.items() if r == row}
+        choose = SinceQuestion(model, processor, mine)
+        one_hook = hook and (lambda latent, block, slot: torch.zeros_like(latent))
+        new, vectors = forgetting(model, single(inputs, row), choose, 24, one_hook)
+        assert tokens == new, row
+        expected = vectors.masked_fill(torch.tensor(tokens)[:, None] != pad, 0)
+        assert (output.latents[row] - expected).abs().max() < TOLERANCE
+        same.append(new == reference(model, single(inputs, row), choose, 24, hook=one_hook)[0])
+    assert same == [False, False, True, True, True], "whether the video is forgotten should show in the words"
+    assert (output.sequences == pad).sum(1).tolist() == [12, 4, 0, 3, 4]
+
+
+def test_forgetting_shortens_rows_that_end_and_streams_one_text(model, processor):
+    inputs = prompts(processor, [4, 9])
+    eos = model.config.text_config.eos_token_id
+    schedule = blocks(model, (0, 1)) | {(0, 12): eos, (1, 3): eos}
+    settings = {"max_new_tokens": 24, "do_sample": False, "forget_video": True}
+    force = [SinceQuestion(model, processor, schedule)]
+    both = model.generate(**inputs, **settings, logits_processor=force)
+    new = both[:, inputs["input_ids"].shape[1] :]
+    assert new.shape == (2, 13) and (new == eos).sum(1).tolist() == [1, 1] and new[0, 12] == new[1, 3] == eos
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=10)
+    one = single(inputs, 0)
+    alone = model.generate(**one, **settings, logits_processor=force, streamer=streamer)
+    assert torch.equal(alone[0, one["input_ids"].shape[1] :], new[0])
+    assert "".join(streamer) == processor.tokenizer.decode(new[0])
+
+
+def test_samples_that_forget_keep_their_own_prompt(model, processor):
+    inputs = prompts(processor, [4, 9])
+    schedule = blocks(model, (0, 1), (1, 2), (2, 3))
+    torch.manual_seed(3)
+    output = model.generate(
+        **inputs, max_new_tokens=16, do_sample=True, num_return_sequences=2, return_dict_in_generate=True,
+        logits_processor=[SinceQuestion(model, processor, schedule)], forget_video=True,
+    )  # fmt: skip
+    prompt, pad = inputs["input_ids"].shape[1], model.config.latent_token_id
+    assert torch.equal(output.sequences[:, :prompt], inputs["input_ids"].repeat_interleave(2, 0))
+    assert (output.sequences == pad).sum(1).tolist() == [4, 4, 4, 0]
+    for row in range(3):  # what was pictured is of the row's own video
+        at = (output.sequences[row] == pad).nonzero()[-1, 0] + 1 - prompt
+        tokens = output.sequences[row, prompt : prompt + at].tolist()
+        _, vectors = follow(model, single(inputs, row // 2), tokens)
+        assert (output.latents[row, at - 4 : at] - vectors[-4:]).abs().max() < TOLERANCE
+
+
+def test_without_a_video_there_is_nothing_to_forget(model, processor):
+    inputs, schedule = prompts(processor, [1, 1], "text"), blocks(model, (0, 2), (1, 5))
+    force = [SinceQuestion(model, processor, schedule)]
+    plain, forgot = (
+        model.generate(**inputs, max_new_tokens=16, do_sample=False, logits_processor=force, forget_video=forget)
+        for forget in (False, True)
+    )
+    assert torch.equal(plain, forgot)
 
 
 class AtFirstLatent(StoppingCriteria):

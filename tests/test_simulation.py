@@ -268,7 +268,7 @@ def test_records_do_not_depend_on_number_or_workers(tmp_path):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The same 8 questions with either reasoning."""
-    paths, pictures = (tmp_path_factory.mktemp(name) for name in sim.REASONINGS)
+    paths, pictures = (tmp_path_factory.mktemp(name) for name in sim.REASONINGS[:2])
     sim.simulate(8, SEED, paths, workers=1, progress=False)
     return read_records(paths / "records.jsonl"), read_records(
         sim.simulate(8, SEED, pictures, workers=1, progress=False, reasoning="pictures")
@@ -301,6 +301,22 @@ def test_pictures_show_first_and_last_and_write_no_coordinates(both):
     assert sim.clip_from_record(both[1][3]).question.reasoning == both[1][3].reasoning
 
 
+def test_places_are_said_behind_the_images_and_are_where_things_are_there():
+    for task in sim.TASKS:
+        for index in range(8):
+            made = sim.compose(SEED, task, index, reasoning="places")
+            pictured = sim.compose(SEED, task, index, reasoning="pictures").question.targets
+            looks, text = made.question.targets, made.question.reasoning
+            assert looks == pictured if task != "camera_motion" else looks[: len(pictured)] == pictured
+            before, behind = text.split(f" {OUTPUT_IMAGE * len(looks)} ")
+            assert OUTPUT_IMAGE not in before + behind and made.question.answer in behind
+            for i in dict.fromkeys(i for i, _ in looks):
+                name, frames = made.scene.things[i].name, [frame for thing, frame in looks if thing == i]
+                assert f"{name} at {', '.join(f'{frame / 8:g}' for frame in frames)} s." in before
+                cells = (made.truth.centres[frames, i] * 12 // 112).astype(int)
+                assert f"{name} {', '.join(f'{x} {y}' for x, y in cells)}." in behind
+
+
 def test_what_is_pictured_is_in_the_picture():
     for task in sim.TASKS:
         for index in range(7):
@@ -323,7 +339,7 @@ def test_the_longest_shown_object_is_pictured_when_the_camera_moves():
         "pan left", 30.0, 0.0, 3.6, 35.0, 50.0, 0,
     ))  # fmt: skip
     assert truth.centres[[0, 28], 0, 0].round().tolist() == [27, 78] and truth.centres[28, 1, 0].round() == 108
-    assert plain._longest_shown(scene, truth) == (0, (0, 28))  # the second leaves before the end
+    assert plain._shown(scene, truth)[0] == (0, (0, 28))  # the second leaves before the end
 
 
 # What the checkpoint was trained on: computed before DSR-Sim came, when all of it was in simulation.py
@@ -554,7 +570,7 @@ def test_what_cannot_work_says_so(tmp_path):
         sim.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
     with pytest.raises(ValueError, match="task 'faster_object' is at level 1, split train, only"):
         sim.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
-    with pytest.raises(ValueError, match="^unknown reasoning 'words'; it is paths or pictures$"):
+    with pytest.raises(ValueError, match="^unknown reasoning 'words'; it is paths, pictures or places$"):
         sim.simulate(1, 0, tmp_path, reasoning="words")
     four = "camera_motion, object_direction, faster_object, distance_change"
     for task in ("grounding", "abs_dis"):

@@ -93,6 +93,60 @@ def test_imagery_and_options_can_be_left_out(processor, rows):
     text = processor.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
     assert text.startswith("user\nwhich way\nassistant\n<think>it moves</think>")
     assert "pixel_values_latent" not in batch
+    batch = DIFTCollator(processor, reasoning=False, forget_video=True)(rows)
+    said = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert said == ["\n<answer>left</answer><|im_end|>\n"] * 3 and "pixel_values_latent" not in batch
+
+
+def test_words_behind_the_first_images_are_learnt_without_the_video(processor, rows):
+    rows[1]["reasoning"] = "now <output_image><output_image> it moves"
+    plain, batch = DIFTCollator(processor)(rows), DIFTCollator(processor, forget_video=True)(rows)
+    said = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    block, forgetting = "<|latent_start|><|latent_end|>", batch["forgetting"]
+    assert said == [
+        f"\n<think>it {block} moves",
+        f"\n<think>now {block * 2} it",
+        "\n<answer>left</answer><|im_end|>\n",  # nothing is pictured: all of it is learnt with the video
+    ]
+    assert [processor.tokenizer.decode(row[row != -100]) for row in forgetting["labels"]] == [
+        " moves</think><answer>left</answer><|im_end|>\n", " it moves</think><answer>left</answer><|im_end|>\n",
+    ]  # fmt: skip
+    assert plain.keys() == batch.keys() - {"forgetting"}
+    assert all(torch.equal(plain[name], batch[name]) for name in plain if name != "labels")
+    vision = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|video_pad|>", "<|vision_end|>"])
+    for row in (0, 1):  # the same conversation, but for the video
+        ids = plain["input_ids"][row, plain["attention_mask"][row].bool()]
+        kept = ids[~torch.isin(ids, torch.tensor(vision))]
+        assert len(kept) < len(ids)
+        assert torch.equal(kept, forgetting["input_ids"][row, forgetting["attention_mask"][row].bool()])
+    nothing = DIFTCollator(processor, forget_video=True)(rows[2:])["forgetting"]
+    assert nothing["labels"].shape[0] == 1 and (nothing["labels"] == -100).all()
+
+
+def test_without_the_video_the_predicted_latents_are_fed_with_their_gradient(tiny_folder, processor, rows, tmp_path):
+    trainer = make_trainer(tiny_folder, processor, rows, tmp_path, ce_weight=0.5, forget_video=True)
+    batch, model = DIFTCollator(processor, forget_video=True)(rows), trainer.model
+    seen = {name: batch[name] for name in batch if name not in ("num_skipped", "forgetting", "labels")}
+    first, again = model(**seen), batch["forgetting"]
+    is_pad = seen["input_ids"] == model.config.latent_token_id
+    predicted = first.last_hidden_state[:, :-1][is_pad[:, 1:]]
+    latents = model.model.place_latents(again["input_ids"], predicted)
+    second = model(input_ids=again["input_ids"], attention_mask=again["attention_mask"], latent_embeds=latents)
+    words = [
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
+        for logits, labels in ((first.logits, batch["labels"]), (second.logits, again["labels"]))
+    ]
+    count = sum(int((labels[:, 1:] != -100).sum()) for labels in (batch["labels"], again["labels"]))
+    sim = 1 - F.cosine_similarity(predicted, first.latent_targets, dim=-1)
+    expected = 0.5 * torch.cat(words).sum() / count + sim.mean()
+    samples, num_items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    assert num_items == count and trainer._num_latents == 12
+    loss = trainer.compute_loss(model, samples[0], num_items_in_batch=num_items)
+    torch.testing.assert_close(loss, expected)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for one, other in zip(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert model.config.forget_video
 
 
 def test_the_processor_runs_once_a_batch_and_each_frame_is_decoded_once(processor, rows, record_file, monkeypatch):

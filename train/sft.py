@@ -5,8 +5,10 @@
 
 Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-5`. LoRA: `--use_peft`.
 Launched again, a run goes on from its last whole checkpoint; one that has finished says so and stops.
+`--push_to_hub --hub_model_id OWNER/NAME` publishes what it leaves as `fourdthinker publish` does, with a card.
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.card import lineage
 from fourdthinker_hf.data.records import RecordFiles
+from fourdthinker_hf.publish import check_repo_id, publish_run
 from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, last_checkpoint, record_dataset
 from fourdthinker_hf.training.dift import LORA_TARGETS
 from fourdthinker_hf.training.features import CachedCollator, FeatureStore
@@ -43,14 +47,27 @@ def load_model(args: ModelConfig):
     )  # fmt: skip
 
 
+def check_push(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> dict:
+    """What the card will say of the model that training starts from; ValueError for what could not be published."""
+    if model_args.use_peft and not run.merge_adapter:
+        raise ValueError("push_to_hub publishes a whole model, and LoRA leaves an adapter: give merge_adapter too")
+    check_repo_id(args.hub_model_id or "hub_model_id")
+    return lineage(model_args.model_name_or_path)
+
+
 def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
     output = Path(args.output_dir)
     if (output / FINISHED).is_file():
-        print(f"{output} holds a finished run, nothing is trained. To train again, give another output_dir")
+        print(
+            f"{output} holds a finished run, nothing is trained. To train again, give another output_dir; to publish "
+            f"it, `fourdthinker publish {output} OWNER/NAME`"
+        )
         return
     set_seed(args.seed)
 
     # Model
+    push, args.push_to_hub = args.push_to_hub, False  # the trainer's own would send all that it writes, unchecked
+    parent = check_push(run, args, model_args) if push else None
     model = load_model(model_args)
     folder = model_args.model_name_or_path
     processor = FourDThinkerProcessor.from_pretrained(folder, revision=model_args.model_revision)
@@ -58,12 +75,13 @@ def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
         model_args.lora_target_modules = LORA_TARGETS
 
     # Data
-    collator = DIFTCollator(processor, imagery=args.imagery, options=args.options)
+    what = {name: getattr(args, name) for name in ("imagery", "reasoning", "options", "forget_video")}
+    collator = DIFTCollator(processor, **what)
     if args.feature_cache is not None:
         store = FeatureStore(args.feature_cache, processor, model, bf16=args.bf16)
         files = RecordFiles([*run.records, *run.eval_records])
         store.fill(model, processor, files, num_workers=args.dataloader_num_workers, skip_bad=run.skip_bad)
-        collator = CachedCollator(processor, imagery=args.imagery, options=args.options, store=store)
+        collator = CachedCollator(processor, **what, store=store)
     train = record_dataset(run.records, collator, run.skip_bad)
     evaluation = record_dataset(run.eval_records, collator, run.skip_bad) if run.eval_records else None
 
@@ -86,6 +104,14 @@ def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
     trainer.save_state()
     trainer.end()
 
+    # Publish
+    if push and trainer.is_world_process_zero():
+        folders = ", ".join(Path(records).absolute().parent.name for records in run.records)
+        about = f"DIFT (`train/sft.py`) on {folders}."
+        print(publish_run(output, args.hub_model_id, parent, about, bool(args.hub_private_repo), args.hub_token))
+
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fourdthinker_hf.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
     main(*TrlParser((RunArguments, DIFTConfig, ModelConfig)).parse_args_and_config())

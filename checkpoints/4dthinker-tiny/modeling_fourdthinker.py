@@ -15,7 +15,7 @@ What it adds to Qwen2.5-VL, and nothing else:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 import torch
@@ -25,6 +25,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLModel,
     Qwen2_5_VLPreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -38,6 +40,11 @@ from .configuration_fourdthinker import FourDThinkerConfig
 
 # The name of the cache in arguments and outputs: transformers 5.24 changed it.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+# What a prompt's videos and pictures bring, beyond its ids and mask.
+VISION_INPUTS = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
+                 "mm_encoder_outputs", "mm_token_type_ids")  # fmt: skip
 
 
 @dataclass
@@ -198,6 +205,11 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         is_video = input_ids == self.config.video_token_id
         return (input_ids == self.config.image_token_id).long() + 2 * is_video.long()
 
+    def is_vision(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
+        """Whether a token stands for a picture or video, or begins or ends one; same shape as `input_ids`."""
+        around = torch.tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
+        return (self.get_mm_token_type_ids(input_ids) > 0) | torch.isin(input_ids, around.to(input_ids))
+
     def compute_3d_position_ids(self, input_ids=None, mm_token_type_ids=None, **kwargs):
         """Qwen2.5-VL's, which without `mm_token_type_ids` would fall back to plain text positions."""
         if mm_token_type_ids is None and input_ids is not None:
@@ -303,9 +315,76 @@ class LatentTrace:
     hook: Callable | None
     early_end: bool
     see_video: bool
+    forget_video: bool
     prompt_length: int = 0
+    max_length: int = 0
     vectors: list[torch.Tensor] = field(default_factory=list)  # per new token (rows, hidden): fed for it if a pad
     order: torch.Tensor | None = None  # (rows,) where each row, if a running beam, stood in the newest forward
+
+
+def end_of_first_images(tokens: torch.LongTensor, config: FourDThinkerConfig) -> torch.LongTensor:
+    """How many of `tokens` `(rows, seq)` reach to the end of a row's first mental images, those with no word between
+    them: `(rows,)`, 0 where there are none. That it is the end shows in the token behind it."""
+    tokens = F.pad(tokens, (0, 1), value=config.latent_start_id)  # behind the last token another image may come
+    is_last = (tokens == config.latent_end_id) & (tokens.roll(-1, 1) != config.latent_start_id)
+    return torch.where(is_last.any(1), is_last.int().argmax(1) + 1, 0)
+
+
+class BehindFirstImages(StoppingCriteria):
+    """A row stops with the first word behind its first mental images."""
+
+    def __init__(self, config: FourDThinkerConfig, prompt_length: int):
+        self.config, self.prompt_length = config, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        return end_of_first_images(input_ids[:, self.prompt_length :], self.config) > 0
+
+
+class Ended(StoppingCriteria):
+    """Rows that have ended, `is_done` `(rows,)`, take no part."""
+
+    def __init__(self, is_done: torch.BoolTensor):
+        self.is_done = is_done
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        return self.is_done
+
+
+class Relay:
+    """One stream of two decodings. A value is passed on when the next one comes, so that the first decoding's last
+    can be left out; the second one's prompt is left out too."""
+
+    def __init__(self, streamer):
+        self.streamer, self.held, self.skips_prompt = streamer, None, False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.skips_prompt:
+            self.flush()
+            self.held = value
+        self.skips_prompt = False
+
+    def end(self) -> None:
+        """Of one decoding."""
+
+    def drop(self) -> None:
+        """The last value, and the next one."""
+        self.held, self.skips_prompt = None, True
+
+    def flush(self) -> None:
+        if self.held is not None:
+            self.streamer.put(self.held)
+        self.held = None
+
+
+def gather_kept(ids, latents, keep, to_right: bool, fill: int):
+    """The kept places of `ids` `(rows, seq)` and `latents` `(rows, seq, hidden)`, moved to the right or left end of as
+    many columns as the row with most needs; elsewhere `fill` and zeros. Third the mask `(rows, columns)` of them."""
+    order = (keep if to_right else ~keep).long().argsort(dim=1, stable=True)
+    most = int(keep.sum(1).max())
+    order = order[:, keep.shape[1] - most :] if to_right else order[:, :most]
+    keep = keep.gather(1, order)
+    latents = latents.gather(1, order[..., None].expand(-1, -1, latents.shape[-1]))
+    return ids.gather(1, order).masked_fill(~keep, fill), latents.masked_fill(~keep[..., None], 0), keep
 
 
 class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -354,7 +433,7 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     @torch.no_grad()
     def generate(
         self, inputs=None, *args, latent_early_end: bool | None = None, latent_hook=None,
-        latents_see_video: bool = True, **kwargs,
+        latents_see_video: bool = True, forget_video: bool | None = None, **kwargs,
     ):  # fmt: skip
         """[`GenerationMixin.generate`] with mental images: greedy, sampling or beams.
 
@@ -365,6 +444,9 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
                 block) are `(rows,)` integer tensors. What it returns is fed, after `config.latent_scale`.
             latents_see_video: whether the new latents attend to the videos and pictures of the prompt. If not, what a
                 latent passes on is what the vector fed holds (and what words and earlier latents say).
+            forget_video: overrides `config.forget_video`. If true, once a row has its first mental images (with no
+                word between them), its videos and pictures are dropped from the prompt, and what stands behind them
+                is written by what was pictured alone. The output is as without: the whole prompt, then what is new.
             latent_embeds: `(batch, prompt, hidden)`, the latents of pads in the prompt (earlier turns).
             pixel_values_latent, image_grid_thw_latent: target frames for them instead, as `forward` takes them.
 
@@ -378,7 +460,11 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if inputs is not None or kwargs.get("input_ids") is not None:
             self._check_prompt(**({"input_ids": inputs} | kwargs))
         early_end = self.config.latent_early_end if latent_early_end is None else latent_early_end
-        trace = LatentTrace(latent_hook, early_end, latents_see_video)
+        forget = self.config.forget_video if forget_video is None else forget_video
+        trace = LatentTrace(latent_hook, early_end, latents_see_video, forget)
+        return (self._decode_forgetting if forget else self._decode)(trace, inputs, *args, **kwargs)
+
+    def _decode(self, trace: LatentTrace, inputs, *args, **kwargs):
         output = super().generate(inputs, *args, latent_trace=trace, **kwargs)
         if isinstance(output, GenerateDecoderOnlyOutput):
             return FourDThinkerGenerateOutput(**output, latents=self._recorded(output.sequences, trace))
@@ -386,6 +472,56 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             latents = self._recorded(output.sequences, trace, output.beam_indices)
             return FourDThinkerBeamOutput(**output, latents=latents)
         return output
+
+    def _decode_forgetting(
+        self, trace: LatentTrace, inputs, *args, input_ids=None, attention_mask=None, latent_embeds=None,
+        pixel_values_latent=None, image_grid_thw_latent=None, stopping_criteria=None, streamer=None,
+        return_dict_in_generate=None, **kwargs,
+    ):  # fmt: skip
+        """Decodes twice: with the videos, up to the first word behind the first mental images; then, that word
+        dropped, without the videos. All rows go along both times: hooks and logits processors see the same rows."""
+        prompt = input_ids if inputs is None else inputs
+        mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
+        if pixel_values_latent is not None:
+            latents = self.model.get_latent_targets(pixel_values_latent, image_grid_thw_latent)
+            latent_embeds = self.model.place_latents(prompt, latents)
+        relay, pad = None if streamer is None else Relay(streamer), self.generation_config.pad_token_id or 0
+        both, criteria = {"streamer": relay, "return_dict_in_generate": True}, list(stopping_criteria or ())
+        first = self._decode(
+            trace, None, *args, **both, **kwargs, input_ids=prompt, attention_mask=mask, latent_embeds=latent_embeds,
+            stopping_criteria=StoppingCriteriaList([*criteria, BehindFirstImages(self.config, prompt.shape[1])]),
+        )  # fmt: skip
+        new, latents = first.sequences[:, prompt.shape[1] :], first.latents
+        count = end_of_first_images(new, self.config)[:, None]  # (rows, 1); 0: the row has ended
+        keep = (torch.arange(new.shape[1], device=new.device) < count) | (count == 0)
+        limit, copies = trace.max_length - prompt.shape[1], len(new) // len(prompt)
+        if count.any():
+            shown = latents.new_zeros(*prompt.shape, latents.shape[-1]) if latent_embeds is None else latent_embeds
+            told = mask.bool() & ~self.model.is_vision(prompt)
+            rows = (tensor.repeat_interleave(copies, 0) for tensor in (prompt, shown.to(latents), told))
+            ids, embeds, kept = (torch.cat(pair, 1) for pair in zip(rows, (new, latents, keep), strict=True))
+            ids, embeds, kept = gather_kept(ids, embeds, kept, to_right=True, fill=pad)
+            if relay is not None:
+                relay.drop()
+            kwargs = {name: value for name, value in kwargs.items() if name not in VISION_INPUTS}
+            kwargs |= {"max_new_tokens": limit - int(count[count > 0].min()), "num_return_sequences": 1}
+            second = self._decode(
+                replace(trace, vectors=[], order=None), None, *args, **both, **kwargs, input_ids=ids,
+                attention_mask=kept.long(), latent_embeds=embeds,
+                stopping_criteria=StoppingCriteriaList([*criteria, Ended(count[:, 0] == 0)]),
+            )  # fmt: skip
+            tail = second.sequences[:, ids.shape[1] :]
+            keep_tail = (torch.arange(tail.shape[1], device=new.device) < limit - count) & (count > 0)
+            pairs = ((new, tail), (latents, second.latents), (keep, keep_tail))
+            new, latents, keep = (torch.cat(pair, 1) for pair in pairs)
+        if relay is not None:
+            relay.flush()
+            streamer.end()
+        new, latents, _ = gather_kept(new, latents, keep, to_right=False, fill=pad)
+        output = FourDThinkerGenerateOutput(torch.cat([prompt.repeat_interleave(copies, 0), new], 1), latents=latents)
+        if return_dict_in_generate is None:
+            return_dict_in_generate = kwargs.get("generation_config", self.generation_config).return_dict_in_generate
+        return output if return_dict_in_generate else output.sequences
 
     def generate_batch(self, *args, **kwargs):
         """Refused, with a `ValueError`."""
@@ -446,7 +582,16 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             generation_config, input_ids_seq_length=input_ids_seq_length, model_kwargs=model_kwargs, **kwargs
         )
         trace, beams = model_kwargs["latent_trace"], generation_config.num_beams > 1
-        trace.prompt_length = input_ids_seq_length
+        trace.prompt_length, trace.max_length = input_ids_seq_length, generation_config.max_length
+        if trace.forget_video:
+            more = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+            refused = (
+                (beams, "num_beams"), (model_kwargs[CACHE].get_seq_length() > 0, "a cache that holds the video"),
+                *((getattr(generation_config, name), name) for name in more),
+            )  # fmt: skip
+            for applies, name in refused:
+                if applies:
+                    raise ValueError(f"forget_video decodes in two parts, which {name} does not go with")
         if beams:
             model_kwargs[CACHE].latent_trace = trace  # what reorders their cache reorders their latents
         processors.insert(0, OutsideBlockLogitsProcessor(self.config))

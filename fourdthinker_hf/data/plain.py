@@ -311,12 +311,11 @@ def pictured(scene: Scene, truth: Truth, task: str, question: Question) -> Quest
     0 and 3.5 s (at 2 s too, where the distance may turn), or one when the camera moves, first and last seen whole;
     and then what the words of `question` conclude."""
     if task == "camera_motion":
-        thing, frames = _longest_shown(scene, truth)
+        thing, frames = _shown(scene, truth)[0]
         looks = [(thing, frame) for frame in frames]
         end = [SEEN_AS[CAMERA_MOTIONS.index(scene.motion)], f"camera {scene.motion}."]
     else:
-        frames = (0, 16, TARGET_FRAME) if task == "distance_change" else (0, TARGET_FRAME)
-        looks = [(i, frame) for i in dict.fromkeys(i for i, _ in question.targets) for frame in frames]
+        looks = _looks(task, question)
         end = question.reasoning.split(". ")[-1:]
     said, last = [], None
     for i, frame in looks:
@@ -325,15 +324,46 @@ def pictured(scene: Scene, truth: Truth, task: str, question: Question) -> Quest
     return Question(question.question, question.answer, f"{' '.join(said)} {'. '.join(end)}", tuple(looks))
 
 
-def _longest_shown(scene: Scene, truth: Truth) -> tuple[int, tuple[int, ...]]:
-    """The object that is whole in the picture longest, and the first and last of the sampled frames that show it.
-    Whole is half a metre about its centre, as for `_ask_camera`, which has made sure that one is so at the last."""
+def placed(scene: Scene, truth: Truth, task: str, question: Question) -> Question:
+    """The same question with a reasoning that first pictures, with no word between the images, and then says where
+    things are *in what was pictured*: so its words can do without the video. Objects and times are those of
+    `pictured`; if the camera moves, the two objects that are shown longest."""
+    if task == "camera_motion":
+        looks = [(i, frame) for i, frames in _shown(scene, truth)[:2] for frame in frames]
+        end = f"{SEEN_AS[CAMERA_MOTIONS.index(scene.motion)]}. camera {scene.motion}."
+    else:
+        looks, end = _looks(task, question), question.reasoning.split(". ")[-1]
+    paths = {i: [frame for thing, frame in looks if thing == i] for i, _ in looks}
+    cells = {i: bins(truth.centres[frames, i]) for i, frames in paths.items()}
+    names = {i: scene.things[i].name for i in paths}
+    asked = " ".join(f"{names[i]} at {', '.join(f'{frame / FPS:g}' for frame in paths[i])} s." for i in paths)
+    said = [path_text(names[i], cells[i]) for i in paths]
+    if task == "object_direction":
+        (first, last), = cells.values()
+        said.append(f"x changes by {last[0] - first[0]}, y by {last[1] - first[1]}.")
+    elif task == "faster_object":
+        said += [f"{names[i]} moves {_apart(cells[i][0], cells[i][-1])}." for i in paths]
+    elif task == "distance_change":
+        said.append(f"apart {', '.join(str(_apart(*pair)) for pair in zip(*cells.values(), strict=True))}.")
+    reasoning = f"{asked} {'<output_image>' * len(looks)} {' '.join(said)} {end}"
+    return Question(question.question, question.answer, reasoning, tuple(looks))
+
+
+def _looks(task: str, question: Question) -> list[tuple[int, int]]:
+    """Object and frame of what is pictured: each object asked about, early and late."""
+    frames = (0, 16, TARGET_FRAME) if task == "distance_change" else (0, TARGET_FRAME)
+    return [(i, frame) for i in dict.fromkeys(i for i, _ in question.targets) for frame in frames]
+
+
+def _shown(scene: Scene, truth: Truth) -> list[tuple[int, tuple[int, ...]]]:
+    """Objects that are whole in the picture, longest first, and the first and last of the sampled frames that show
+    each. Whole is half a metre about its centre, as for `_ask_camera`, which has made sure that one is at the last."""
     radius = scene.focal * 0.5 / truth.depths
     shown = np.abs(truth.centres - SIZE / 2).max(-1) < SIZE / 2 - radius  # (T, n)
     frames = np.arange(0, TARGET_FRAME + 1, 4)
-    spans = [frames[shown[frames, i]] for i in range(len(scene.things))]
-    longest = max(range(len(spans)), key=lambda i: np.ptp(spans[i]) if len(spans[i]) else -1)
-    return longest, tuple(dict.fromkeys((int(spans[longest][0]), int(spans[longest][-1]))))
+    spans = [(i, frames[shown[frames, i]]) for i in range(len(scene.things))]
+    spans = sorted((span for span in spans if len(span[1])), key=lambda span: -np.ptp(span[1]))
+    return [(i, tuple(dict.fromkeys((int(span[0]), int(span[-1]))))) for i, span in spans]
 
 
 def _ground(scene: Scene, truth: Truth) -> Question:

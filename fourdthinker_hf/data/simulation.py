@@ -20,6 +20,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ __all__ = ["ALL_TASKS", "BINS", "COLOURS", "DSR_TASKS", "SPLITS", "TASKS", "Clip
 ALL_TASKS = (*PLAIN_TASKS, *DSR_TASKS)
 LEVELS = (1, 2, 3)
 CHECKED = 4  # every 4th frame is looked at for what is seen: twice a second
-REASONINGS = ("paths", "pictures")
+REASONINGS = ("paths", "pictures", "places")
 # Without mbtree: what x264's assembly for it returns varies with what memory held before (its C code's does not), and
 # the same frames became other bytes. crf 19 errs by as much without it as 18 did with it, 2.4 of 255 at 112 x 112.
 ENCODING = {"crf": "19", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
@@ -68,7 +69,7 @@ def check_request(tasks: Sequence[str], level: int, split: str, reasoning: str =
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     if reasoning not in REASONINGS:
-        raise ValueError(f"unknown reasoning {reasoning!r}; it is {' or '.join(REASONINGS)}")
+        raise ValueError(f"unknown reasoning {reasoning!r}; it is paths, pictures or places")
     if not tasks:
         raise ValueError("no tasks given")
     for task in tasks:
@@ -76,8 +77,8 @@ def check_request(tasks: Sequence[str], level: int, split: str, reasoning: str =
             raise ValueError(f"unknown task {task!r}; the tasks are dsr, {', '.join(ALL_TASKS)}")
         if task in PLAIN_TASKS and (level, split) != (1, "train"):
             raise ValueError(f"task {task!r} is at level 1, split train, only (is level {level}, split {split})")
-        if reasoning == "pictures" and task not in TASKS:
-            raise ValueError(f"reasoning in pictures is for {', '.join(TASKS)} (tasks hold {task})")
+        if reasoning != "paths" and task not in TASKS:
+            raise ValueError(f"reasoning in {reasoning} is for {', '.join(TASKS)} (tasks hold {task})")
 
 
 # One question
@@ -103,8 +104,9 @@ def compose(
     if task in PLAIN_TASKS:
         rng = np.random.default_rng([seed, zlib.crc32(task.encode()), index])
         made = Composed(*plain.compose(rng, task, index))
-        if reasoning == "pictures":
-            made = replace(made, question=plain.pictured(made.scene, made.truth, task, made.question))
+        if reasoning != "paths":
+            write = plain.pictured if reasoning == "pictures" else plain.placed
+            made = replace(made, question=write(made.scene, made.truth, task, made.question))
         return made
     key = zlib.crc32(f"{task} {level} {split}".encode())
     rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # tasks start at other classes
@@ -313,8 +315,12 @@ def clip_from_record(record: Record, depth: bool = False) -> Clip:
 # Files
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = FPS) -> None:
-    """Write frames (T, H, W, 3) as an H.264 mp4 that browsers play: the same frames, the same bytes."""
+def write_video(
+    path: str | os.PathLike[str], frames: np.ndarray, fps: int = FPS, times: np.ndarray | None = None
+) -> None:
+    """Write frames (T, H, W, 3) as an H.264 mp4 that browsers play: the same frames, the same bytes.
+
+    Each is shown at its entry of `times` (T,), in s, if those are given, to the millisecond; else `fps` a second."""
     try:
         import av
     except ImportError as error:
@@ -323,8 +329,13 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int = FPS
     with av.open(str(path), "w", options=muxing) as container:
         stream = container.add_stream("libx264", rate=fps, options=ENCODING)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for k, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
+            if times is not None:
+                picture.pts, picture.time_base = round(1000 * float(times[k] - times[0])), Fraction(1, 1000)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
@@ -383,7 +394,8 @@ def simulate(
 
     Question i depends on (seed, i, tasks, level, split) alone: not on `num`, not on `workers` (default: one per core).
     With `reasoning="pictures"` the plain tasks' reasoning writes no coordinates: the same clips, questions, answers
-    and options, with two or three target frames for each object asked about.
+    and options, with two or three target frames for each object asked about. With `"places"` it pictures the same
+    first, and then writes where the objects are in what was pictured.
     """
     out = Path(out).absolute()
     tasks = expand_tasks(tasks, level)

@@ -26,7 +26,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from ..answers import match_option, parse
 from ..data.records import Record, open_frames
 from ..hooks import blocks_of
-from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration
+from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration, end_of_first_images
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from ..qa import load_model
 from .benchmarks import load_benchmark, missing_files, questions_hash
@@ -127,37 +127,49 @@ def batch_inputs(
 
 
 class Margins(LogitsProcessor):
-    """Changes nothing; keeps how far apart the two best scores of each step were, as greedy decoding sees them: inf
-    where the token was forced."""
+    """Changes nothing; keeps for each row the least of how far apart the two best scores of its steps were, as greedy
+    decoding sees them: a forced token counts as inf. One that forgets its video is decoded twice, see `generate`."""
 
-    def __init__(self, network: FourDThinkerForConditionalGeneration):
+    def __init__(self, network: FourDThinkerForConditionalGeneration, forgets: bool):
+        self.forgets = forgets
+        self.config, self.ends = network.config, torch.tensor(network.generation_config.eos_token_id)
         self.rule = BlockLogitsProcessor(network.config, network.config.latent_early_end, greedy=True)
-        self.steps: list[torch.Tensor] = []  # per new token (rows,)
+        self.least, self.prompt_length, self.length = None, 0, 0  # least: (rows,)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if input_ids.shape[1] != self.length + 1:  # a decoding begins
+            self.prompt_length = input_ids.shape[1]
+            if self.least is None:
+                self.least = torch.full_like(scores[:, 0], torch.inf)
+                self.done = torch.zeros_like(self.least, dtype=torch.bool)
+            else:
+                self.done, self.forgets = input_ids[:, -1] != self.config.latent_end_id, False
+        self.length = input_ids.shape[1]
         best = self.rule(input_ids, scores).topk(2).values
-        self.steps.append(best[:, 0] - best[:, 1])
+        new = input_ids[:, self.prompt_length :]
+        self.done = self.done | torch.isin(new[:, -1:], self.ends.to(new)).any(1)
+        if self.forgets:  # a row waits for the others with the word that will be dropped
+            self.done = self.done | (end_of_first_images(new, self.config) > 0)
+        self.least = torch.where(self.done, self.least, torch.minimum(self.least, best[:, 0] - best[:, 1]))
         return scores
 
 
 def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> list[Reply]:
     """Greedy replies to a batch of prompts."""
-    margins = Margins(network)
+    margins = Margins(network, kwargs.get("forget_video", network.config.forget_video))
     exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact:
         output = network.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=True,
             logits_processor=LogitsProcessorList([margins]), **kwargs,
         )  # fmt: skip
-    new, steps = output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(margins.steps, 1)
-    ends = network.generation_config.eos_token_id
-    is_end = torch.isin(new, torch.tensor(ends, device=new.device))
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    is_end = torch.isin(new, margins.ends.to(new))
     replies = []
-    for row, latents, differences, ended in zip(new, output.latents, steps, is_end, strict=True):
+    for row, latents, margin, ended in zip(new, output.latents, margins.least.tolist(), is_end, strict=True):
         length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
         images = blocks_of(row, latents, network.config)
-        text, margin = processor.decode_with_images(row), float(differences[:length].min())
-        replies.append(Reply(text, length, not bool(ended.any()), images, margin))
+        replies.append(Reply(processor.decode_with_images(row), length, not bool(ended.any()), images, margin))
     return replies
 
 

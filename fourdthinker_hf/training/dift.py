@@ -5,6 +5,9 @@
 The targets are detached and the tower that makes them is frozen. Both means are taken over the whole accumulation
 window and all processes, so how a batch is cut into micro-batches never matters. Only positions that have a label
 reach the vocabulary head.
+
+With `forget_video` the words behind a row's first mental images are learnt in a second forward, without the video and
+from the latents that the first one predicted: the loss of the words then teaches the latents what to show.
 """
 
 import logging
@@ -54,6 +57,7 @@ class DIFTTrainer(SFTTrainer):
             model.model.visual.requires_grad_(False)
         if isinstance(peft_config, LoraConfig) and peft_config.trainable_token_indices is None:
             peft_config.trainable_token_indices = latent_rows(model.config)
+        model.config.forget_video = args.forget_video
         self.means = {"train": Means(), "eval": Means()}
         self._num_latents, self._num_skipped = None, 0
         self.measures = LatentMeasures(model.config.latent_size)
@@ -73,24 +77,30 @@ class DIFTTrainer(SFTTrainer):
     # The loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Also counts the latents of the window, over all processes."""
+        """Also counts the latents of the window, and the labels learnt without a video, over all processes."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         token = self.network.config.latent_token_id
-        count = sum(int((batch["input_ids"] == token).sum()) for batch in samples)
-        self._num_latents = self.accelerator.gather(torch.tensor([count], device=device)).sum()
-        return samples, num_items
+        latents = sum((batch["input_ids"] == token).sum().item() for batch in samples)
+        again = [batch["forgetting"]["labels"] for batch in samples if "forgetting" in batch]
+        words = sum((labels != IGNORED).sum().item() for labels in again)
+        counts = self.accelerator.gather(torch.tensor([[latents, words]], device=device)).sum(0)
+        self._num_latents = counts[0]
+        return samples, num_items + counts[1]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         self._num_skipped += int(inputs.pop("num_skipped", 0)) if self.model.training else 0
-        labels = inputs.pop("labels")
+        forgetting, labels = inputs.pop("forgetting", None), inputs.pop("labels")
         labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # position p predicts the label of p + 1
         outputs = self.forward(model, inputs, labelled)
-        targets = labels[:, 1:][labelled[:, :-1]]
-        self._count("mean_token_accuracy", outputs.logits.argmax(-1) == targets)
-        text = self._mean("text_loss", self.text_loss(outputs.logits, targets), num_items_in_batch)
         is_pad = inputs["input_ids"] == self.network.config.latent_token_id
         predicted = outputs.last_hidden_state[:, :-1][is_pad[:, 1:]].float()  # h[p - 1], in the order of the pads
+        logits, words = outputs.logits, labels[:, 1:][labelled[:, :-1]]
+        if forgetting is not None:
+            more = self.forget(model, **forgetting, predicted=predicted)
+            logits, words = (torch.cat(pair) for pair in zip((logits, words), more, strict=True))
+        self._count("mean_token_accuracy", logits.argmax(-1) == words)
+        text = self._mean("text_loss", self.text_loss(logits, words), num_items_in_batch)
         latents = predicted[:0] if outputs.latent_targets is None else outputs.latent_targets.float()
         if len(latents):
             for name, values in self.measures(predicted.detach(), latents, self.model.training).items():
@@ -98,6 +108,14 @@ class DIFTTrainer(SFTTrainer):
         # Without latents too: sharded weights want the same graph in every process.
         latent = self._mean("latent_loss", self.latent_loss(predicted, latents), self._num_latents)
         return self.args.ce_weight * text + self.args.sim_weight * latent
+
+    def forget(self, model, input_ids, attention_mask, labels, predicted: torch.Tensor):
+        """Logits `(num_labels, vocab)` and labels of rows without their video, whose mental images are `predicted`."""
+        labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+        latents = self.network.model.place_latents(input_ids, predicted)
+        outputs = model(input_ids=input_ids, attention_mask=attention_mask, latent_embeds=latents,
+                        logits_to_keep=labelled, use_cache=False)  # fmt: skip
+        return outputs.logits, labels[:, 1:][labelled[:, :-1]]
 
     def forward(self, model, inputs: dict, labelled: torch.BoolTensor) -> FourDThinkerOutput:
         """One forward of a batch, whose logits are those of the `labelled` positions `(batch, seq)` alone."""

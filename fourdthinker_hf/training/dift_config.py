@@ -36,8 +36,13 @@ class DIFTConfig(SFTConfig):
     ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy on the assistant's text."})
     sim_weight: float = field(default=1.0, metadata={"help": "Weight of the cosine loss on the latents."})
     imagery: bool = field(default=True, metadata={"help": "Train mental images; if false they are left out."})
+    reasoning: bool = field(default=True, metadata={"help": "Train the reasoning; if false the answer alone."})
     options: bool = field(default=True, metadata={"help": "Show the options in the question."})
     freeze_vision: bool = field(default=True, metadata={"help": "Freeze the vision tower and its merger."})
+    forget_video: bool = field(
+        default=False,
+        metadata={"help": "Learn the words behind the first mental images without the video, from the images alone."},
+    )
     feature_cache: str | None = field(
         default=None, metadata={"help": "Folder for what the frozen tower makes; it then runs once, before training."}
     )

@@ -198,7 +198,7 @@ class CachedCollator(DIFTCollator):
     def open(self, row: dict) -> dict:
         """The row with `clip` and `targets`, each [`Encoded`]. `ValueError` if one is not there, or too small."""
         clip = self.store.clip(**{name: row.get(name) for name in CLIP})
-        targets = [self.store.frame(image) for image in (row.get("imagery") or [] if self.imagery else [])]
+        targets = [self.store.frame(image) for image in self.pictured(row)]
         for number, target in enumerate(targets, start=1):
             self.check_size(number, len(target.features))
         return {**row, "clip": clip, "targets": targets}
