@@ -315,7 +315,6 @@ class LatentTrace:
     hook: Callable | None
     early_end: bool
     see_video: bool
-    forget_video: bool
     prompt_length: int = 0
     max_length: int = 0
     vectors: list[torch.Tensor] = field(default_factory=list)  # per new token (rows, hidden): fed for it if a pad
@@ -461,7 +460,7 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             self._check_prompt(**({"input_ids": inputs} | kwargs))
         early_end = self.config.latent_early_end if latent_early_end is None else latent_early_end
         forget = self.config.forget_video if forget_video is None else forget_video
-        trace = LatentTrace(latent_hook, early_end, latents_see_video, forget)
+        trace = LatentTrace(latent_hook, early_end, latents_see_video)
         return (self._decode_forgetting if forget else self._decode)(trace, inputs, *args, **kwargs)
 
     def _decode(self, trace: LatentTrace, inputs, *args, **kwargs):
@@ -480,6 +479,13 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     ):  # fmt: skip
         """Decodes twice: with the videos, up to the first word behind the first mental images; then, that word
         dropped, without the videos. All rows go along both times: hooks and logits processors see the same rows."""
+        settings, _ = self._prepare_generation_config(**{"generation_config": None} | kwargs)
+        more = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+        caches = ((kwargs.get(name) is not None, name) for name in ("past_key_values", "cache"))
+        refused = (settings.num_beams > 1, "num_beams"), *((getattr(settings, name), name) for name in more), *caches
+        for applies, name in refused:
+            if applies:
+                raise ValueError(f"forget_video decodes in two parts, and {name} does not go with that")
         prompt = input_ids if inputs is None else inputs
         mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
         if pixel_values_latent is not None:
@@ -520,7 +526,7 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         new, latents, _ = gather_kept(new, latents, keep, to_right=False, fill=pad)
         output = FourDThinkerGenerateOutput(torch.cat([prompt.repeat_interleave(copies, 0), new], 1), latents=latents)
         if return_dict_in_generate is None:
-            return_dict_in_generate = kwargs.get("generation_config", self.generation_config).return_dict_in_generate
+            return_dict_in_generate = settings.return_dict_in_generate
         return output if return_dict_in_generate else output.sequences
 
     def generate_batch(self, *args, **kwargs):
@@ -583,15 +589,6 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         )
         trace, beams = model_kwargs["latent_trace"], generation_config.num_beams > 1
         trace.prompt_length, trace.max_length = input_ids_seq_length, generation_config.max_length
-        if trace.forget_video:
-            more = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-            refused = (
-                (beams, "num_beams"), (model_kwargs[CACHE].get_seq_length() > 0, "a cache that holds the video"),
-                *((getattr(generation_config, name), name) for name in more),
-            )  # fmt: skip
-            for applies, name in refused:
-                if applies:
-                    raise ValueError(f"forget_video decodes in two parts, which {name} does not go with")
         if beams:
             model_kwargs[CACHE].latent_trace = trace  # what reorders their cache reorders their latents
         processors.insert(0, OutsideBlockLogitsProcessor(self.config))

@@ -496,6 +496,9 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"forget_video": True, "num_beams": 2}, "num_beams does not go with that"),
+        ({"forget_video": True, "output_logits": True, "return_dict_in_generate": True}, "output_logits"),
+        ({"forget_video": True, "past_key_values": "filled"}, "past_key_values does not go"),
         ({"use_cache": False}, "use_cache=False"),
         ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
         ({"cache_implementation": "paged"}, "Continuous batching"),
@@ -522,11 +525,13 @@ def test_what_cannot_be_exact_is_refused_before_anything_is_computed(model, proc
     length, hidden = inputs["input_ids"].shape[1], model.config.text_config.hidden_size
     cache = DynamicCache(config=model.config)
     cache.update(torch.zeros(2, 2, length, 32), torch.zeros(2, 2, length, 32), 0)
+    filled = DynamicCache(config=model.config)
+    filled.update(torch.zeros(2, 2, length - 1, 32), torch.zeros(2, 2, length - 1, 32), 0)
     pads = inputs["input_ids"].clone()
     pads[0, -3:-1] = model.config.latent_token_id
     made = {
         "right": inputs["attention_mask"].flip(1), "pads": pads, "short": torch.zeros(2, length - 1, hidden),
-        "whole": torch.zeros(2, length, hidden), "longer": cache,
+        "whole": torch.zeros(2, length, hidden), "longer": cache, "filled": filled,
     }  # fmt: skip
     kwargs = {name: made.get(value, value) if isinstance(value, str) else value for name, value in kwargs.items()}
     computed = []

@@ -92,9 +92,11 @@ def history(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
+@pytest.mark.parametrize("forget", [False, True])
+def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
     """One step of SGD at rate 1: weights change by the gradient."""
     sgd = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0, "max_steps": 1}
+    sgd["forget_video"] = forget
     whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
     path, _ = recipe(**sgd, per_device_train_batch_size=8, output_dir=whole)
     finish(start(path, "--cpu", "--num_processes", 1))

@@ -63,7 +63,8 @@ def make_trainer(tiny_folder, processor, rows, out, eval_rows=None, peft_config=
     as_dataset = lambda data: Dataset.from_list(data) if isinstance(data, list) else data  # noqa: E731
     return DIFTTrainer(
         model=model, args=args, train_dataset=as_dataset(rows), processing_class=processor,
-        eval_dataset=as_dataset(eval_rows), data_collator=DIFTCollator(processor), peft_config=peft_config,
+        eval_dataset=as_dataset(eval_rows), peft_config=peft_config,
+        data_collator=DIFTCollator(processor, forget_video=args.forget_video),
     )  # fmt: skip
 
 
@@ -291,16 +292,21 @@ def test_one_forward_a_step_and_only_labelled_positions_reach_the_head(tiny_fold
     assert seen[-1][1].shape == (int((labels != -100).sum()), model.config.text_config.vocab_size)
 
 
+@pytest.mark.parametrize("forget", [False, True])
 @pytest.mark.parametrize("settings", [
     {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}, {"gradient_checkpointing": True},
     {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
 ])  # fmt: skip
-def test_neither_cuts_nor_checkpointing_change_loss_and_gradients(tiny_folder, processor, rows, tmp_path, settings):
+def test_neither_cuts_nor_checkpointing_change_loss_and_gradients(
+    tiny_folder, processor, rows, tmp_path, settings, forget
+):
     """One step of SGD at rate 1, so weights change by the gradient: unequal text, 1, 2 and 0 target frames."""
     sgd = {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "weight_decay": 0.0, "max_grad_norm": 0.0}
     runs = []
     for number, kwargs in enumerate(({}, settings)):
-        trainer = make_trainer(tiny_folder, processor, rows, tmp_path / str(number), **sgd, **kwargs)
+        trainer = make_trainer(
+            tiny_folder, processor, rows, tmp_path / str(number), forget_video=forget, **sgd, **kwargs
+        )
         trainer.train()
         runs.append((trainer.state.log_history[0], dict(trainer.model.named_parameters())))
     (log, whole), (other_log, cut) = runs
