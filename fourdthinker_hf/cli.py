@@ -83,7 +83,7 @@ def simulate(
         typer.Option(help="A task, or dsr for DSR-Sim's 13; once for each. Default: dsr, at level 1 its own 4."),
     ] = None,
     split: Annotated[str, typer.Option(help="train, or unseen: other shapes, colours and speeds.")] = "train",
-    reasoning: Annotated[str, typer.Option(help="Of the 4: paths writes coordinates, pictures only shows.")] = "paths",
+    reasoning: Annotated[str, typer.Option(help="Of the 4: paths writes coordinates, pictures only shows, places shows, then writes.")] = "paths",
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
     with plain_errors():
@@ -106,6 +106,30 @@ def sheet(
         from .data.sheet import contact_sheet
 
         typer.echo(contact_sheet(records, out, num, first))
+
+
+@app.command()
+def annotate(
+    source: Annotated[Path, typer.Argument(metavar="VIDEO_OR_FOLDER")],
+    out: Annotated[Path, typer.Option(help="Folder for records.jsonl, videos/ and images/; resumed if it has some.")],
+    shard: Annotated[str, typer.Option(help="I/N: every Nth video from the Ith, for many machines.")] = "1/1",
+    workers: Annotated[int | None, typer.Option(min=1, help="Videos at a time; one a core by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of wording and options.")] = 0,
+    sam3: Annotated[str | None, typer.Option(help="SAM 3 video model, folder or Hub id, to find objects.")] = None,
+    server: Annotated[str | None, typer.Option(help="OpenAI-compatible address, up to and with /v1.")] = None,
+    namer: Annotated[str | None, typer.Option(help="Its vision-language model that names objects.")] = None,
+    reasoner: Annotated[str | None, typer.Option(help="Its model that words the reasoning.")] = None,
+) -> None:
+    """Make questions about raw videos, answered from their pixels: no labels, and by default no network."""
+    with plain_errors():
+        from .data.annotate import Settings, describe
+        from .data.annotate import annotate as make
+
+        index, _, count = shard.partition("/")
+        if not (index.isdecimal() and count.isdecimal()):
+            raise ValueError(f"--shard {shard}: it must be I/N, as 1/8")
+        settings = Settings(seed, sam3, server, namer, reasoner)
+        typer.echo(describe(make(source, out, (int(index), int(count)), workers, settings)))
 
 
 @app.command()
@@ -161,6 +185,27 @@ def maps(
         from .qa import BUNDLED
 
         typer.echo(json.dumps(map_test(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
+
+
+@app.command(name="filter")
+def filter_command(
+    records: Annotated[Path, typer.Argument(help="JSONL file of records, ours or the published RL set.")],
+    out: Annotated[Path, typer.Option(help="JSONL file for those worth training on; counts lie beside it.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Replies to a question.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling; that of the run to come.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Keep the questions that a model answers right sometimes: 4DRL learns nothing from others. Resumable."""
+    with plain_errors():
+        from .qa import BUNDLED
+        from .training.filtering import filter_records
+
+        typer.echo(
+            filter_records(records, out, str(model or BUNDLED), samples, temperature, batch_size, max_new_tokens, seed)
+        )
 
 
 @app.command()

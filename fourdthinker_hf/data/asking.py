@@ -1,0 +1,504 @@
+"""Questions about a real shot, answered from its pixels: camera motion, masks over time, and nothing else.
+
+| task | what is asked, of a span of the shot | how its answer is read |
+| --- | --- | --- |
+| camera_motion | how does the camera move | `Camera`'s own span, if it is sure |
+| object_direction | to which side, toward or away from the camera an object moves | its path |
+| distance_change | how the distance between the camera and an object changes | its size in the picture |
+| speed_change | how the speed of an object changes | its path |
+| faster_object | which of two objects is faster | two paths |
+| spatial_description | on which side of another object an object is | the two centres |
+
+A path is known up to its scale: an object's depth is taken to go as one over its size in the picture, once the
+background's motion is taken out of both. What pixels do not tell (the focal length, how large one object is beside
+another, which measure of a mask is its size) is tried over a range, and so is noise, by thresholds both stricter and
+laxer than those of `questions.py`. **A question is asked only if every trial gives the same answer.** The runs of an
+answer, and its words, are those of `questions.py`.
+
+In the simulated benchmark the answer is drawn first, so that a question's text tells nothing of it. Here it cannot be:
+`add_options` sees to it afterwards, over the whole data set.
+"""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from . import questions
+from .camera import Camera, CameraSpan
+from .footage import Shot
+from .objects import Track
+from .plain import DIRECTIONS
+from .records import Record
+from .scenes import CAMERA, CAMERA_MOTIONS, STATIC
+from .varied import PAIRS
+
+# Confidences below which nothing is asked: of a track, of a camera whose motion is taken out, of one that is asked
+# about. On 90 clips of a development seed 61 of 62 single motions above ASKED were right, but 5 of 10 pairs: those
+# need a surer camera than `estimate_camera` is.
+SURE, ASKED, PAIR = 0.5, 0.7, 0.98
+SHORTEST, MARGIN = 1.5, 0.125  # s of a span, and left out at each end of a camera span that does not fill its shot
+FEWEST, PIXELS = 6, 60  # frames of a span; pixels of a mask that is measured
+WINDOW = 0.5  # s to each side over which a line is fitted
+LONG = 5 * WINDOW  # s of a span in which a sudden change of speed is not taken for a slow one
+GAP, PASSING = 3, 16  # frames in a row that may lack a whole mask; the same while one thing passes another
+NEAR = 2  # pixels between masks that touch
+JUMP = 0.2  # of log size between frames: something came before it, or became a part of its mask
+LARGEST = 0.3  # of the longer side: what is larger is no object but the road that objects are on
+OFF, GROWN = 0.03, 0.2  # of the longer side, and of log size: so far a landmark may be off what the camera does to it
+# What is tried. Focal lengths in longer sides: 71 to 31 degrees of view; the other object's scale beside the first's.
+FOCALS, SCALES = (0.7, 1.1, 1.8), (0.45, 1.0, 2.2)
+STRICT = (0.75, 1.3)  # of every change: as if it were smaller, and as if it were larger
+STRAIGHT, MOVED = 22.0, 0.06  # degrees off an axis at most; m per m of depth
+SLOWEST, FAST = (0.01, 0.03), 0.04  # m/s per m of depth: floors of a speed; what a faster object has
+APART = (0.02, 0.06)  # of the width: what is beside something
+OFTEN = 1.5
+STEADIED = ("object_direction", "speed_change", "faster_object")
+SIDES = questions.SIDES[1]
+
+ANSWERS = {
+    "camera_motion": tuple(
+        " and ".join(names)
+        for names in [(STATIC,), *((name,) for name in CAMERA_MOTIONS), *PAIRS]
+        if not any(name.startswith("orbit") for name in names)  # to the eye, truck one way and pan the other
+    ),
+    "object_direction": tuple(DIRECTIONS),
+    "distance_change": tuple(
+        questions.option_text(path)
+        for path in questions.classes(questions.Ask("rel_dis", CAMERA, 0, None, 0, 0, 4), level=2)
+    ),
+    "speed_change": questions.WORDS["spd"],  # throughout: what is smooth cannot tell a sudden change from a slow one
+    **{
+        task: tuple(questions.option_text(path) for path in ((a,), (b,), (a, b), (b, a)))
+        for task, (a, b) in (("faster_object", questions.WORDS["spd_comp"][:2]), ("spatial_description", SIDES))
+    },
+}
+TASKS = tuple(ANSWERS)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and its evidence; times in s since the shot's first frame.
+
+    `looks` are (track, frame) to picture, in the order of the reasoning, at `times`; `places` what is read there: x, y
+    and size of the object, shares of the picture's width, height and longer side. Where `steadied`, the camera's
+    motion has been taken out of them. `tracks` are those asked about, or the camera's reference, and `names` theirs.
+    """
+
+    task: str
+    question: str
+    answer: str
+    start: float
+    end: float
+    looks: tuple[tuple[int, int], ...]
+    times: tuple[float, ...]
+    places: tuple[tuple[float, float, float], ...]
+    tracks: tuple[int, ...]
+    names: tuple[str, ...]
+    steadied: bool
+
+
+def ask(shot: Shot, camera: Camera, tracks: Sequence[Track]) -> tuple[list[Asked], Counter]:
+    """The questions that a shot answers surely, and how often which task was refused, by reason."""
+    seen, refused = Scene.of(shot, camera, tracks), Counter()
+    asked = []
+    for task, write, who in _candidates(seen):
+        found = write(seen, *who)
+        if isinstance(found, Asked):
+            asked.append(found)
+        else:
+            refused[f"{task}: {found}"] += 1
+    return asked, refused
+
+
+# What is measured
+
+
+@dataclass(frozen=True)
+class Path:
+    """Of one track, smooth; NaN where it is not seen, sizes where it is not whole."""
+
+    name: str
+    moving: bool
+    centres: np.ndarray  # (T, 2) pixels
+    extents: np.ndarray  # (T,) log of pixels: of what is seen of its area, the square root
+    sizes: np.ndarray  # (T, 3) the same, and of the spread along x, along y
+    seen: np.ndarray  # (T,) bool
+    whole: np.ndarray  # (T,) bool: and neither cut by the picture's edge nor near another
+    piece: np.ndarray  # (T,) int: counts the jumps of its size, after which it may be another thing
+
+
+@dataclass(frozen=True)
+class Scene:
+    times: np.ndarray  # (T,) s since the first frame
+    size: tuple[int, int]  # width, height
+    spans: tuple[CameraSpan, ...]  # s since the first frame
+    homographies: np.ndarray  # (T - 1, 3, 3)
+    paths: dict[int, Path]  # by the track's number; those that are sure and have a name of their own
+    touching: np.ndarray  # (n, n, T) bool, of all tracks
+
+    @classmethod
+    def of(cls, shot: Shot, camera: Camera, tracks: Sequence[Track]) -> "Scene":
+        times, zero = shot.times - shot.times[0], shot.times[0]
+        spans = tuple(replace(span, start=span.start - zero, end=span.end - zero) for span in camera.spans)
+        names = Counter(track.description for track in tracks)
+        touching = _touching(tracks)
+        paths = {
+            i: _measure(track, touching[i].any(0), times)
+            for i, track in enumerate(tracks)
+            if track.confidence >= SURE and names[track.description] == 1
+        }
+        height, width = shot.frames.shape[1:3]
+        largest = LARGEST * max(width, height)
+        paths = {
+            i: path for i, path in paths.items() if path.seen.any() and np.exp(np.nanmedian(path.extents)) <= largest
+        }
+        return cls(times, (width, height), spans, camera.homographies, paths, touching)
+
+    def within(self, frames: slice) -> list[CameraSpan]:
+        """What the camera does in a span's frames."""
+        start, end = self.times[[frames.start, frames.stop - 1]]
+        return [span for span in self.spans if min(span.end, end) - max(span.start, start) > MARGIN]
+
+    def static(self, frames: slice) -> bool:
+        return all(span.motions == (STATIC,) for span in self.within(frames))
+
+    def sure(self, frames: slice) -> bool:
+        return all(span.confidence >= SURE for span in self.within(frames))
+
+    def steady(self, path: Path, frames: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Centres and sizes in a span's frames as if the camera had stayed as it was in the first of them."""
+        centres, sizes = path.centres[frames], path.sizes[frames]
+        if self.static(frames):
+            return centres, sizes
+        to_first = [np.eye(3)]
+        for step in self.homographies[frames.start : frames.stop - 1]:
+            to_first.append(to_first[-1] @ np.linalg.inv(step / step[2, 2]))
+        to_first = np.stack(to_first)
+        points = np.einsum("tij,tj->ti", to_first, np.column_stack([centres, np.ones(len(centres))]))
+        scale = np.sqrt(np.abs(np.linalg.det(to_first) / points[:, 2] ** 3))  # of lengths: the Jacobian is of areas
+        return points[:, :2] / points[:, 2:], sizes + np.log(scale)[:, None]
+
+    def trials(self, centres: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+        """Paths (T, 3) that show like this, right, down and ahead of the camera, the first depth being 1."""
+        middle, longer = np.array(self.size) / 2, max(self.size)
+        for focal, which in itertools.product(FOCALS, range(sizes.shape[1])):
+            depth = np.exp(sizes[0, which] - sizes[:, which])
+            yield depth[:, None] * np.column_stack([(centres - middle) / (focal * longer), np.ones(len(depth))])
+
+
+def _touching(tracks: Sequence[Track]) -> np.ndarray:
+    """For every two tracks, whether their masks are `NEAR` or nearer in a frame, (n, n, T) bool."""
+    kernel = np.ones((2 * NEAR + 1, 2 * NEAR + 1), np.uint8)
+    touching = np.zeros((len(tracks), len(tracks), len(tracks[0].masks) if tracks else 0), bool)
+    for i, one in enumerate(tracks):
+        wide = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) for mask in one.masks]).astype(bool)
+        for j, other in enumerate(tracks):
+            touching[i, j] = (wide & other.masks).any((1, 2)) & (i != j)
+    return touching
+
+
+def _measure(track: Track, touching: np.ndarray, times: np.ndarray) -> Path:
+    masks = track.masks
+    areas, rows, columns = masks.sum((1, 2)), masks.sum(2), masks.sum(1)
+    edges = (rows[:, 0] > 0) | (rows[:, -1] > 0) | (columns[:, 0] > 0) | (columns[:, -1] > 0)
+    (x, spread_x), (y, spread_y) = _moments(columns), _moments(rows)
+    sizes = np.log(np.maximum(np.column_stack([np.sqrt(areas), spread_x, spread_y]), 0.3))
+    jumps = (np.abs(np.diff(sizes[:, 0])) > JUMP) & (np.minimum(areas[1:], areas[:-1]) >= PIXELS)
+    piece = np.append(0, np.cumsum(jumps))
+    seen = (areas >= PIXELS) & ~(np.append(jumps, False) | np.append(False, jumps))
+    whole = seen & ~edges & ~touching
+    places = _smooth(np.column_stack([x, y, sizes[:, 0]]), seen, piece, times)
+    name, sizes = track.description.removeprefix("the "), _smooth(sizes, whole, piece, times)
+    return Path(name, track.moving, places[:, :2], places[:, 2], sizes, seen, whole, piece)
+
+
+def _moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of pixels of which `counts` (T, n) are in each column, (T,) each; of none, 0."""
+    places, total = np.arange(counts.shape[1]) + 0.5, np.maximum(counts.sum(1), 1)
+    mean = counts @ places / total
+    return mean, np.sqrt(np.maximum(counts @ places**2 / total - mean**2, 0))
+
+
+def _smooth(values: np.ndarray, known: np.ndarray, piece: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """At each time a line through what is known of its piece within `WINDOW` s, (T, n); NaN where fewer than three
+    values are."""
+    smooth = np.full(values.shape, np.nan)
+    for t, now in enumerate(times):
+        near = known & (piece == piece[t]) & (np.abs(times - now) <= WINDOW + 1e-3)
+        if near.sum() >= 3:
+            since = times[near] - now
+            design = np.column_stack([np.ones(len(since)), since])
+            smooth[t] = np.linalg.lstsq(design, values[near], rcond=None)[0][0]
+    return smooth
+
+
+def _long(scene: Scene, frames: slice) -> bool:
+    count = frames.stop - frames.start
+    return count >= FEWEST and scene.times[frames.stop - 1] - scene.times[frames.start] >= SHORTEST - 1e-6
+
+
+def _spans(scene: Scene, shown: np.ndarray, pieces: np.ndarray, gap: int) -> list[slice]:
+    """Frames to ask about: the longest run of those `shown` (T,) bool of one of the `pieces` (n, T), then its first
+    and its last two thirds."""
+    best, begin, last = slice(0, 0), 0, -gap - 1
+    for t in np.flatnonzero(shown).tolist():
+        if t - last > gap or (pieces[:, t] != pieces[:, last]).any():
+            begin = t
+        last = t
+        best = max(best, slice(begin, t + 1), key=lambda run: run.stop - run.start)
+    third = (best.stop - best.start) // 3
+    parts = [best, slice(best.start, best.stop - third), slice(best.start + third, best.stop)]
+    return [part for part in parts if _long(scene, part)]
+
+
+def _agreed(answers: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """The answer of all trials, if it is the same."""
+    found = None
+    for answer in answers:
+        if answer is None or (found is not None and answer != found):
+            return None
+        found = answer
+    return found
+
+
+# Which questions, and what each reads
+
+
+def _candidates(scene: Scene) -> Iterator[tuple[str, Callable, tuple]]:
+    movers = [i for i, path in scene.paths.items() if path.moving]
+    for span in scene.spans:
+        yield "camera_motion", _camera, (span,)
+    for i in movers:
+        yield "object_direction", _direction, (i,)
+        yield "speed_change", _speed, (i,)
+    rests = all(span.motions == (STATIC,) for span in scene.spans)
+    for i in movers if rests else scene.paths:  # between what rests and what rests nothing changes
+        yield "distance_change", _distance, (i,)
+    for i, j in itertools.combinations(scene.paths, 2):
+        if scene.touching[i, j].mean() > 0.5 or not (i in movers or j in movers):
+            continue  # what always touches may be a part of the other: a wheel and its car
+        one, other = (i, j) if i in movers else (j, i)
+        yield "spatial_description", _side, (one, other)
+        if other in movers:
+            yield "faster_object", _faster, (one, other)
+
+
+def _camera(scene: Scene, span: CameraSpan) -> Asked | str:
+    if span.confidence < (PAIR if len(span.motions) > 1 else ASKED):
+        return "unsure"
+    inner = scene.times - span.start >= MARGIN * (span.start > scene.times[0] + MARGIN)
+    inner &= span.end - scene.times >= MARGIN * (span.end < scene.times[-1] - MARGIN)
+    frames = slice(int(inner.argmax()), len(inner) - int(inner[::-1].argmax())) if inner.any() else slice(0, 0)
+    if not _long(scene, frames):
+        return "too short"
+    rests = {i: path for i, path in scene.paths.items() if not path.moving}
+    shown = {i: np.flatnonzero(path.seen[frames]) + frames.start for i, path in rests.items()}
+    shown = {i: moments for i, moments in shown.items() if len(moments) > 1}
+    if not shown:
+        return "no landmark to tell it by"
+    best = max(shown, key=lambda i: shown[i][-1] - shown[i][0])  # longest in sight
+    names = next((pair for pair in PAIRS if set(pair) == set(span.motions)), span.motions)
+    looks = [(best, int(frame)) for frame in shown[best][[0, -1]]]
+    if not _agrees(scene, scene.paths[best], slice(looks[0][1], looks[1][1] + 1)):
+        return "its landmark says otherwise"
+    return _asked(
+        scene, "camera_motion", "How does the camera move {span}?", " and ".join(names), frames, (best,), looks
+    )
+
+
+def _agrees(scene: Scene, landmark: Path, frames: slice) -> bool:
+    """Whether a landmark stays where it is once the camera's motion is taken out, or nearly: it may stand out of what
+    the homographies describe."""
+    centres, sizes = scene.steady(landmark, frames)
+    seen = np.linalg.norm(np.subtract(*landmark.centres[[frames.start, frames.stop - 1]]))
+    off, grown = np.linalg.norm(centres[-1] - centres[0]), np.abs(sizes[-1, 0] - sizes[0, 0])
+    return off <= max(OFF * max(scene.size), seen / 2) and not grown > GROWN  # its size is NaN if it is not whole
+
+
+def _direction(scene: Scene, i: int) -> Asked | str:
+    def read(frames: slice) -> tuple[str, ...] | None:
+        trials = scene.trials(*scene.steady(scene.paths[i], frames))
+        return _agreed(_way(step) for path in trials for step in _steps(path))
+
+    return _first(scene, "object_direction", "{seen}, in which direction does {x} move {span}?", (i,), read)
+
+
+def _steps(path: np.ndarray) -> list[np.ndarray]:
+    """The whole way, and twice its halves: right, down, ahead."""
+    first, middle, last = path[0], path[len(path) // 2], path[-1]
+    return [last - first, 2 * (middle - first), 2 * (last - middle)]
+
+
+def _way(step: np.ndarray) -> tuple[str, ...] | None:
+    """Which of `DIRECTIONS` a step over level ground goes. The camera looks on the ground from above: what goes away
+    goes up in the picture, and what goes down without coming nearer falls."""
+    right, down, ahead = step.tolist()
+    to_left, to_right, toward, away = DIRECTIONS
+    upright = math.hypot(down, ahead)
+    angle = math.degrees(math.atan2(upright, abs(right)))
+    if math.hypot(right, upright) < MOVED:
+        return None
+    if angle < STRAIGHT:
+        return (to_right if right > 0 else to_left,)
+    if angle > 90 - STRAIGHT and down * ahead <= 0 and abs(ahead) > abs(down) / 2:
+        return (away if ahead > 0 else toward,)
+    return None
+
+
+def _distance(scene: Scene, i: int) -> Asked | str:
+    path = scene.paths[i]
+
+    def read(frames: slice) -> tuple[str, ...] | None:
+        logs = [
+            np.log(np.linalg.norm(trial, axis=-1)) for trial in scene.trials(path.centres[frames], path.sizes[frames])
+        ]
+        return _agreed(questions.changes(log * strict, "dis") for log in logs for strict in STRICT)
+
+    return _first(
+        scene, "distance_change", "Seen from the camera as it moves, how does the distance to {x} change {span}?",
+        (i,), read,
+    )  # fmt: skip
+
+
+def _speed(scene: Scene, i: int) -> Asked | str:
+    def read(frames: slice) -> tuple[str, ...] | None:
+        if np.ptp(scene.times[frames]) < LONG:
+            return None
+        trials = scene.trials(*scene.steady(scene.paths[i], frames))
+        logs = [np.log(np.maximum(_speeds(path, scene.times[frames]), low)) for path in trials for low in SLOWEST]
+        return _agreed(questions.changes(log * strict, "spd") for log in logs for strict in STRICT)
+
+    return _first(scene, "speed_change", "{seen}, how does the speed of {x} change {span}?", (i,), read)
+
+
+def _speeds(path: np.ndarray, times: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(np.gradient(path, times, axis=0), axis=-1)
+
+
+def _faster(scene: Scene, i: int, j: int) -> Asked | str:
+    def read(frames: slice) -> tuple[str, ...] | None:
+        times = scene.times[frames]
+        one, two = (
+            [_speeds(path, times) for path in scene.trials(*scene.steady(scene.paths[k], frames))] for k in (i, j)
+        )
+        trials = itertools.product(zip(one, two, strict=True), SCALES)
+        return _agreed(
+            questions.runs(_leads(first / math.sqrt(scale), second * math.sqrt(scale)))
+            for (first, second), scale in trials
+        )
+
+    question = "{seen}, which is faster {span}: first, {x}, or second, {y}?"
+    return _first(scene, "faster_object", question, (i, j), read)
+
+
+def _leads(one: np.ndarray, two: np.ndarray) -> list[str | None]:
+    first, second, _ = questions.WORDS["spd_comp"]
+    ratio = np.maximum(one, SLOWEST[0]) / np.maximum(two, SLOWEST[0])
+    fast = np.maximum(one, two) > FAST
+    return [
+        None if not ok or 1 / questions.RATIO < r < questions.RATIO else first if r > 1 else second
+        for ok, r in zip(fast.tolist(), ratio.tolist(), strict=True)
+    ]
+
+
+def _side(scene: Scene, i: int, j: int) -> Asked | str:
+    def read(frames: slice) -> tuple[str, ...] | None:
+        if any("roll" in name for span in scene.within(frames) for name in span.motions):
+            return None  # left in the picture is then not left on the ground
+        x = (scene.paths[i].centres[frames, 0] - scene.paths[j].centres[frames, 0]) / scene.size[0]
+        if not np.abs(x[[0, -1]]).min() > APART[-1]:
+            return None
+        return _agreed(
+            questions.runs([SIDES[step > 0] if abs(step) > apart else None for step in x.tolist()]) for apart in APART
+        )
+
+    question = "Seen from the camera as it moves, on which side of {y} is {x} {span}?"
+    return _first(scene, "spatial_description", question, (i, j), read)
+
+
+def _first(
+    scene: Scene, task: str, question: str, who: tuple[int, ...], read: Callable[[slice], tuple[str, ...] | None]
+) -> Asked | str:
+    """The question about the first of the spans in which `who` are seen whose answer `read` tells."""
+    side = task == "spatial_description"  # for which a centre will do
+    shown = np.logical_and.reduce([scene.paths[i].seen if side else scene.paths[i].whole for i in who])
+    pieces = np.stack([scene.paths[i].piece for i in who])
+    spans = _spans(scene, shown, pieces, PASSING if side else GAP)
+    if not spans:
+        return "not seen long enough"
+    if task in STEADIED:
+        spans = [frames for frames in spans if scene.sure(frames)]
+    if not spans:
+        return "unsure of the camera"
+    for frames in spans:
+        answer = read(frames)
+        if answer is None or questions.option_text(answer) not in ANSWERS[task]:
+            continue
+        num = 3 if len(answer) > 1 or task == "speed_change" else 2
+        known = np.flatnonzero(shown[frames]) + frames.start
+        moments = [int(known[np.abs(known - at).argmin()]) for at in np.linspace(frames.start, frames.stop - 1, num)]
+        looks = [(i, frame) for i in who for frame in moments]
+        return _asked(scene, task, question, questions.option_text(answer), frames, who, looks)
+    return "unsure"
+
+
+def _asked(
+    scene: Scene, task: str, question: str, answer: str, frames: slice, who: tuple[int, ...],
+    looks: list[tuple[int, int]],
+) -> Asked:  # fmt: skip
+    steadied = task in STEADIED and not scene.static(frames)
+    start, end = (round(float(scene.times[k]), 1) for k in (frames.start, frames.stop - 1))
+    names = tuple(scene.paths[i].name for i in who)
+    words = dict(zip("xy", (f"the {name}" for name in names), strict=False))
+    words["seen"] = f"Seen from where the camera is at {questions.seconds(start)}"
+    words["span"] = f"from {questions.seconds(start)} to {questions.seconds(end)}"
+    places = []
+    for i, frame in looks:
+        path = scene.paths[i]
+        centre, extent = path.centres[frame], path.extents[frame]
+        if steadied:
+            centres, sizes = scene.steady(path, frames)
+            centre, extent = centres[frame - frames.start], sizes[frame - frames.start, 0]
+        places.append((*(centre / scene.size).tolist(), float(np.exp(extent) / max(scene.size))))
+    times = tuple(round(float(scene.times[frame]), 1) for _, frame in looks)
+    text = question.format(**words)
+    return Asked(task, text, answer, start, end, tuple(looks), times, tuple(places), who, names, steadied)
+
+
+# The options, over a whole data set
+
+
+def add_options(records: Sequence[Record], seed: int = 0) -> list[Record]:
+    """The records, each with its options, less those whose answer their task has too many of.
+
+    As in the simulated benchmark nothing in a question's text should tell its answer: each letter is right equally
+    often; distractors are drawn evenly from the answers that the data set has of the task (where it has less than
+    four, from all); and no answer is kept more often than `OFTEN` times the mean of its task. Which are left out
+    depends on `seed` and the records' ids, not on their order.
+    """
+    by_task = defaultdict(lambda: defaultdict(list))
+    for record in sorted(records, key=lambda record: record.id):
+        by_task[record.task][record.answer].append(record)
+    kept = []
+    for task, answers in sorted(by_task.items()):
+        rng = np.random.default_rng([seed, TASKS.index(task)])
+        most = _most([len(group) for group in answers.values()])
+        known = list(answers) if len(answers) >= 4 else ANSWERS[task]
+        for _, group in sorted(answers.items()):
+            letters = int(rng.integers(4))
+            for k, number in enumerate(sorted(rng.permutation(len(group))[:most].tolist())):
+                record = group[number]
+                options = questions.with_distractors(rng, record.answer, known, (letters + k) % 4)
+                kept.append(replace(record, options=options))
+    order = {record.id: number for number, record in enumerate(records)}
+    return sorted(kept, key=lambda record: order[record.id])
+
+
+def _most(counts: Sequence[int]) -> int:
+    """The largest number of records of an answer that is at most `OFTEN` times the mean of those then kept."""
+    return next(m for m in range(max(counts), 0, -1) if m <= max(1, OFTEN * np.mean(np.minimum(counts, m))))

@@ -1,0 +1,279 @@
+"""The pipeline on real files and in real processes: what it writes, what fails, and what a kill costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fourdthinker_hf.cli import app
+from fourdthinker_hf.data import annotate as pipeline
+from fourdthinker_hf.data.annotate import Job, Settings, annotate, annotate_video, find_flaw, find_videos
+from fourdthinker_hf.data.camera import Camera, CameraSpan
+from fourdthinker_hf.data.footage import Shot
+from fourdthinker_hf.data.objects import Track
+from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
+from fourdthinker_hf.video_fourdthinker import load_video
+
+GROUND = cv2.GaussianBlur(np.random.default_rng(0).integers(40, 200, (400, 600, 3)).astype(np.uint8), (0, 0), 3)
+
+
+def slide(seconds=4.0, speed=3.0, seed=0, size=(160, 224)):
+    """A red box goes right over a textured ground, 8 frames a second; (T, H, W, 3)."""
+    height, width = size
+    frames = np.repeat(GROUND[None, seed : seed + height, seed : seed + width], round(8 * seconds), 0).copy()
+    for k, frame in enumerate(frames):
+        x = 20 + round(speed * k) % (width - 60)
+        frame[60:92, x : x + 32] = (220, 20, 20)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_video):
+    """Three videos, one of them below, one that is none but named so, and a text."""
+    path = tmp_path_factory.mktemp("videos")
+    write_video(path / "one.mp4", slide())
+    (path / "below").mkdir()
+    write_video(path / "below" / "two.MP4", slide(seed=40))
+    write_video(path / "three.mp4", slide(seed=80, speed=-3))
+    (path / "broken.mp4").write_bytes(b"no video at all" * 100)
+    (path / "notes.txt").write_text("notes")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    return out, annotate(folder, out, workers=1, progress=False)
+
+
+def test_videos_become_records(made):
+    out, summary = made
+    assert (summary["videos"], summary["not videos"], summary["shots"]) == (4, 1, 3)
+    records = read_records(out / "records.jsonl")  # refuses what one cannot train on
+    assert len(records) == summary["kept"] >= 1
+    for record in records:
+        assert record.reasoning.count(OUTPUT_IMAGE) == len(record.imagery) >= 2
+        assert record.answer in record.options and len(record.options) >= 3
+        assert record.source["generator"] == "annotate" and record.task
+    assert len({record.id for record in records}) == len(records)
+    assert {record.source["video"] for record in records} <= {"one.mp4", "below/two.MP4", "three.mp4"}
+
+
+def test_a_clip_has_its_times_and_a_target_shows_its_object(made):
+    record = read_records(made[0] / "records.jsonl")[0]
+    frames, times = load_video(record.video, fps=8)
+    assert frames.shape == (32, 160, 224, 3)
+    np.testing.assert_allclose(times, np.arange(32) / 8, atol=1e-3)
+    for path, target in zip(record.imagery, record.source["targets"], strict=True):
+        picture, frame = np.asarray(Image.open(path)).astype(int), frames[round(8 * target["time"])].astype(int)
+        outside = np.ptp(picture, axis=-1) < 25  # grey
+        assert outside.mean() > 0.5
+        assert picture[outside].mean() < 0.5 * frame[outside].mean()
+
+
+def test_what_fails_is_told_with_stage_and_cause_and_the_rest_go_on(made):
+    out, summary = made
+    (failed,) = summary["failed"]
+    assert failed["video"] == "broken.mp4" and failed["stage"] == "shots"
+    assert failed["cause"].startswith("VideoError: ") and "not a video" in failed["cause"]
+    assert json.loads((out / "report-1-of-1.json").read_text()) == summary
+    assert not list((out / "parts").glob("*.now")) and not list(out.rglob("*.tmp"))
+
+
+def test_a_second_run_makes_nothing_again(made, folder):
+    out, summary = made
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*") if "broken" not in path.name}
+    text = (out / "records.jsonl").read_bytes()
+    again = annotate(folder, out, workers=1, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (out / "records.jsonl").read_bytes() == text
+    assert again["failed"] == summary["failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+def test_shards_make_the_same(made, folder, tmp_path):
+    for shard in ((2, 3), (1, 3), (3, 3)):
+        summary = annotate(folder, tmp_path, shard, workers=1, progress=False)
+    assert summary["videos"] == 1 and summary["kept"] == made[1]["kept"]
+    assert (tmp_path / "records.jsonl").read_bytes() == (made[0] / "records.jsonl").read_bytes()
+
+
+def test_a_changed_video_is_another_one(folder, tmp_path):
+    job = Job(folder / "one.mp4", "one.mp4", tmp_path, Settings())
+    other = tmp_path / "one.mp4"
+    other.write_bytes((folder / "one.mp4").read_bytes() + b"0")
+    assert job.key != replace(job, video=other).key
+    assert job.key != replace(job, name="below/one.mp4").key
+    assert job.key.startswith("one-") and len(job.key) == 14
+
+
+def test_other_settings_need_another_folder(made, folder):
+    with pytest.raises(ValueError, match=r"made with other settings \(seed 0, not 1\)"):
+        annotate(folder, made[0], settings=Settings(seed=1))
+
+
+def test_bad_requests_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        find_videos(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="has no video .* among 0 files"):
+        find_videos(tmp_path)
+    with pytest.raises(ValueError, match="shard 0/2: it must be from 1/2 to 2/2"):
+        annotate(folder, tmp_path, (0, 2))
+    with pytest.raises(ValueError, match="give the server's address"):
+        Settings(namer="some-model")
+    with pytest.raises(ValueError, match="what is asked of the server"):
+        Settings(server="http://127.0.0.1:1/v1")
+
+
+def test_the_command(folder, tmp_path):
+    arguments = ["annotate", str(folder / "one.mp4"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 videos, 1 shots of 4 s" in result.stdout
+    assert (tmp_path / "out" / "records.jsonl").is_file()
+    result = CliRunner().invoke(app, [*arguments, "--shard", "1of2"])
+    assert (result.exit_code, result.stdout) == (2, "") and "--shard 1of2: it must be I/N" in result.stderr
+
+
+def test_a_server_that_is_not_there_fails_the_video_at_its_stage(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fourdthinker_hf.data.chat.PAUSE", 0.0)
+    settings = Settings(server="http://127.0.0.1:9/v1", reasoner="some-model")
+    job = Job(folder / "one.mp4", "one.mp4", tmp_path, settings)
+    for name in ("parts", "videos", "images"):
+        (tmp_path / name).mkdir()
+    annotate_video(job)
+    report = json.loads(job.report.read_text())
+    assert report["stage"] == "reasoning" and "ChatError: http://127.0.0.1:9/v1" in report["cause"]
+    assert not job.done and read_records(job.report.with_suffix(".jsonl")) == []
+
+
+# Quality
+
+
+def a_shot(frames):
+    return Shot("made", 0.0, len(frames) / 8, frames, np.arange(len(frames)) / 8)
+
+
+def a_camera(motion):
+    return Camera([CameraSpan(0.0, 4.0, (motion,), 0.9)], np.tile(np.eye(3), (31, 1, 1)))
+
+
+def test_flaws():
+    shot, masks = a_shot(slide()), np.zeros((32, 160, 224), bool)
+    mover, rest = Track(masks, "the box", 0.9, True), Track(masks, "the stone", 0.9, False)
+    assert find_flaw(shot, a_camera("static"), [mover]) is None
+    assert find_flaw(shot, a_camera("pan left"), [rest]) is None
+    assert find_flaw(shot, a_camera("static"), [rest]) == "nothing moves"
+    smeared = a_shot(np.stack([cv2.GaussianBlur(frame, (0, 0), 9) for frame in shot.frames]))
+    assert find_flaw(smeared, a_camera("static"), [mover]) == "blurred"
+
+
+# Kills, of real processes
+
+COMMAND = [sys.executable, "-c", "from fourdthinker_hf.cli import app; app()", "annotate"]
+
+
+def start(source, out):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    arguments = [*COMMAND, str(source), "--out", str(out), "--workers", "1"]
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`, by /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def until(condition, seconds=500):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def many(tmp_path, write_video):
+    path = tmp_path / "many"
+    path.mkdir()
+    for k in range(5):
+        write_video(path / f"{k}.mp4", slide(seconds=8, seed=10 * k))
+    return path
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+@needs_proc
+def test_a_killed_run_loses_the_video_in_hand_alone(many, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    expected = annotate(many, whole, workers=1, progress=False)
+    process = start(many, out)
+    reports = until(lambda: (r := list((out / "parts").glob("*.json"))) and len(r) >= 2 and r)
+    workers = children(process.pid)
+    assert workers
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20)  # no worker lives on
+    done = {path: path.stat().st_mtime_ns for path in (out / "parts").glob("*.json")}
+    assert len(reports) <= len(done) < 5 and not (out / "records.jsonl").exists()
+    process = start(many, out)
+    told, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    assert "5 videos" in told
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list((out / "parts").glob("*.json"))) == 5 and not list((out / "parts").glob("*.now"))
+    assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    assert expected["failed"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+@needs_proc
+def test_a_video_that_kills_its_process_is_reported_and_the_rest_go_on(many, tmp_path):
+    out = tmp_path / "out"
+    process = start(many, out)
+    for _ in range(2):  # it is tried again alone
+        until(lambda: list((out / "parts").glob("0-*.now")))
+        (worker,) = until(lambda: [pid for pid in children(process.pid) if b"spawn_main" in _command(pid)])
+        os.kill(worker, signal.SIGKILL)
+        until(lambda pid=worker: not Path(f"/proc/{pid}/cmdline").exists() or not _command(pid))
+    told, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    summary = json.loads((out / "report-1-of-1.json").read_text())
+    (failed,) = summary["failed"]
+    assert failed["video"] == "0.mp4" and failed["stage"] in pipeline.STAGES and "the process died" in failed["cause"]
+    assert f"failed: 0.mp4, stage {failed['stage']}: the process died" in told
+    assert summary["videos"] == 5 and len(list((out / "parts").glob("*.json"))) == 5
+    counts = Counter(record.source["video"] for record in read_records(out / "records.jsonl"))
+    assert "0.mp4" not in counts and len(counts) >= 1
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,207 @@
+"""Reasoning: its parts and their order, how varied it is, and what of a language model's is taken."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fourdthinker_hf.data import chat, reasoning
+from fourdthinker_hf.data.asking import ANSWERS, Asked
+from fourdthinker_hf.data.chat import Chat, ChatError
+from fourdthinker_hf.data.reasoning import FormatError, check, rewrite, write
+
+IMAGE = "<output_image>"
+LEFT = Asked(
+    task="object_direction",
+    question="Seen from where the camera is at 0.5 s, in which direction does the red object move from 0.5 s to 3 s?",
+    answer="to the left",
+    start=0.5,
+    end=3.0,
+    looks=((1, 4), (1, 24)),
+    times=(0.5, 3.0),
+    places=((0.7, 0.5, 0.1), (0.304, 0.5, 0.104)),
+    tracks=(1,),
+    names=("red object",),
+    steadied=False,
+)
+SIDE = Asked(
+    "spatial_description", "On which side?", "left, then right", 0.0, 4.0,
+    ((0, 0), (0, 32), (2, 0), (2, 32)), (0.0, 4.0, 0.0, 4.0),
+    ((0.2, 0.5, 0.1), (0.8, 0.5, 0.1), (0.5, 0.6, 0.2), (0.5, 0.6, 0.2)), (0, 2), ("red object", "grey box"), True,
+)  # fmt: skip
+GOOD = f"From 0.5 s to 3 s. At 0.5 s the red object: {IMAGE}. At 3 s: {IMAGE}. It goes left. So it is to the left."
+
+
+def any_asked(task, answer):
+    """A question of a task, with as many objects as it has."""
+    two = task in ("faster_object", "spatial_description")
+    looks = ((0, 0), (0, 16), (1, 0), (1, 16)) if two else ((0, 0), (0, 16))
+    places = ((0.1, 0.2, 0.3),) * len(looks)
+    names = ("red object", "blue object")[: 1 + two]
+    times = (0.0, 2.0) * (1 + two)
+    return Asked(task, "?", answer, 0.0, 2.0, looks, times, places, (0, 1)[: 1 + two], names, not two)
+
+
+def test_reasoning_follows_the_evidence():
+    text = write(LEFT, np.random.default_rng(0))
+    before, middle, after = text.split(IMAGE)
+    assert "from 0.5 s to 3 s" in before and "red object" in before and "0.5 s" in before and "3 s" in middle
+    assert "70% across, 50% down and 10% large, then 30% across, 50% down and 10% large" in after
+    assert after.rstrip(".").endswith("to the left") and "camera" not in after
+
+
+def test_two_objects_each_have_their_places():
+    text = write(SIDE, np.random.default_rng(1))
+    assert text.count(IMAGE) == 4
+    after = text.rsplit(IMAGE, 1)[1]
+    assert after.index("20% across") < after.index("80% across") < after.index("50% across")
+    assert any(phrase in text for phrase in reasoning.STEADY)
+    assert after.rstrip(".").endswith("left, then right")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(task, answer) for task, answers in ANSWERS.items() for answer in answers]), st.integers(0, 99)
+)
+def test_every_answer_has_a_reasoning_that_passes_the_check(case, seed):
+    asked = any_asked(*case)
+    text = write(asked, np.random.default_rng(seed))
+    check(asked, text)
+    assert "{" not in text and "  " not in text
+
+
+@pytest.mark.parametrize("task", ANSWERS)
+def test_wording_varies(task):
+    asked = any_asked(task, ANSWERS[task][0])
+    texts = {write(asked, np.random.default_rng(seed)) for seed in range(200)}
+    assert len(texts) > 180
+    assert len({text.split(".")[0] for text in texts}) == len(reasoning.LOCATE)
+
+
+BAD = {
+    "one picture": (GOOD.replace(f" At 3 s: {IMAGE}.", " At 3 s."), "it has 1 <output_image>, it must have 2"),
+    "another tag": (GOOD.replace("It goes", "<b>It</b> goes"), "it has a <b>"),
+    "an answer tag": (f"{GOOD}</think>", "it has a </think>"),
+    "a time is missing": (GOOD.replace("At 3 s:", "Later:").replace("to 3 s", "on"), "3 s is missing before"),
+    "another time": (GOOD.replace("At 3 s:", "At 13 s:"), "3 s is missing before"),
+    "another answer": (GOOD.replace("it is to the left", "it is to the right"), "must end with the answer"),
+    "too long": (GOOD.replace("It goes", "It goes " + "on and on " * 150), "characters"),
+}
+
+
+def test_a_good_reasoning_passes():
+    check(LEFT, GOOD)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_check_refuses(name):
+    text, reason = BAD[name]
+    with pytest.raises(FormatError, match=reason):
+        check(LEFT, text)
+
+
+# A server that speaks the protocol
+
+
+class Server:
+    """Answers requests with `replies` in turn (texts, or statuses), and keeps what it was asked."""
+
+    def __init__(self, *replies):
+        self.replies, self.asked, self.headers = list(replies), [], []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append((self.path, body))
+                outer.headers.append(self.headers)
+                reply = outer.replies.pop(0)
+                status = reply if isinstance(reply, int) else 200
+                content = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+                data = reply if isinstance(reply, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+    def chat(self):
+        return Chat(self.url, "some-model")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(chat, "PAUSE", 0.0)
+
+
+def test_rewrite_takes_a_good_reply():
+    with Server(f"  {GOOD}\n") as server:
+        assert rewrite(LEFT, "the template", server.chat(), seed=7) == GOOD
+    ((path, body),) = server.asked
+    assert path == "/v1/chat/completions" and body["model"] == "some-model" and body["seed"] == 7
+    (message,) = body["messages"]
+    assert LEFT.question in message["content"] and "the template" in message["content"]
+
+
+def test_rewrite_tells_what_is_wrong_and_tries_again():
+    bad = BAD["one picture"][0]
+    with Server(bad, GOOD) as server:
+        assert rewrite(LEFT, "the template", server.chat()) == GOOD
+    roles = [message["role"] for message in server.asked[1][1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    assert "it has 1 <output_image>" in server.asked[1][1]["messages"][2]["content"]
+
+
+def test_rewrite_gives_up():
+    bad = BAD["another answer"][0]
+    with Server(bad, bad, bad) as server, pytest.raises(FormatError, match="some-model failed 3 times.*to the left"):
+        rewrite(LEFT, "the template", server.chat())
+
+
+def test_a_busy_server_is_asked_again():
+    with Server(503, 429, GOOD) as server:
+        assert rewrite(LEFT, "the template", server.chat()) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason"),
+    [((404,), "status 404"), ((503,) * 4, "status 503"), ((b"<html>",), "no chat completion"), ((" ",), "is empty")],
+)
+def test_a_server_that_does_not_answer_is_named(replies, reason):
+    with Server(*replies) as server, pytest.raises(ChatError, match=f"{server.url}/chat/completions: .*{reason}"):
+        server.chat().ask([])
+    assert server.replies == []
+
+
+def test_no_server_there():
+    with Server() as server:
+        pass
+    with pytest.raises(ChatError, match="chat/completions: "):
+        server.chat().ask([])
+    with pytest.raises(ValueError, match="begins with http"):
+        Chat("localhost:8000", "some-model")
+
+
+def test_the_key_is_sent_if_there_is_one(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with Server(GOOD, GOOD) as server:
+        server.chat().ask([])
+        monkeypatch.delenv("OPENAI_API_KEY")
+        server.chat().ask([])
+    assert [headers["Authorization"] for headers in server.headers] == ["Bearer k", None]
