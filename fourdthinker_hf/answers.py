@@ -18,6 +18,7 @@ _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 # Both are matched against folded text, whose outer brackets and punctuation are gone.
 _LETTER = re.compile(r"(?:(?:option|choice):? )?[(\[]?([a-z])")
 _LETTER_AND_TEXT = re.compile(r"(?:(?:option|choice):? )?[(\[]?([a-z])(?:[*_]*[)\].:,]+[*_]*| [-\u2013\u2014] ) ?(.+)")
+_NUMBER = re.compile(r"([+\-\u2212]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) ?(\D*)")
 _OPENING = " \"'`*_([{\u2018\u201c"
 _CLOSING = " \"'`*_)]}\u2019\u201d.,:;!?"
 
@@ -80,6 +81,22 @@ def match_option(answer: str | None, options: Sequence[str]) -> tuple[int | None
     if text in texts:
         return None, f"the letter {both[1].upper()} and the text {text!r} name different options"
     return None, f"the letter {both[1].upper()} stands beside {text!r}, which is no option's text"
+
+
+def match_number(answer: str | None, expected: str, tolerance: float = 0.05) -> bool:
+    """Whether a free answer says what is expected: its number to within `tolerance` of it, relative, in the same unit
+    (or in none); or, of what is no number, its words. 5% is ours: what is measured in a picture is hardly surer.
+
+    >>> match_number("10.4", "10 m"), match_number("10.4 s", "10 m"), match_number("To the left.", "to the left")
+    (True, False, True)
+    """
+    given, wanted = _fold(answer or ""), _fold(expected)
+    numbers = [_NUMBER.fullmatch(text) for text in (given, wanted)]
+    if None in numbers:
+        return bool(given) and given == wanted
+    (value, unit), (target, true_unit) = ((float(n[1].replace("\u2212", "-")), n[2]) for n in numbers)
+    within = tolerance * abs(target) * (1 + 1e-9)  # 2.1 is 5% from 2, for all the rounding of 2.1 - 2
+    return unit in ("", true_unit) and abs(value - target) <= within
 
 
 def _by_letter(letter: str, num_options: int) -> tuple[int | None, str | None]:

@@ -1,8 +1,13 @@
-"""Training of 4DThinker on TRL: DIFT, supervised imagery."""
+"""Training of 4DThinker on TRL: DIFT, supervised imagery, and 4DRL, reinforcement of what answers right."""
 
 from .collator import DIFTCollator
-from .dataset import record_dataset
+from .dataset import question_dataset, record_dataset
 from .dift import DIFTTrainer, last_checkpoint
 from .dift_config import DIFTConfig
+from .grpo import FourDRLTrainer
+from .grpo_config import FourDRLConfig
 
-__all__ = ["DIFTCollator", "DIFTConfig", "DIFTTrainer", "last_checkpoint", "record_dataset"]
+__all__ = [
+    "DIFTCollator", "DIFTConfig", "DIFTTrainer", "FourDRLConfig", "FourDRLTrainer", "last_checkpoint",
+    "question_dataset", "record_dataset",
+]  # fmt: skip
