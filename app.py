@@ -12,11 +12,14 @@ import functools
 import importlib.util
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 from starlette.middleware import Middleware
 
 from fourdthinker_hf import hooks, show, uploads
@@ -53,16 +56,19 @@ CUTS = {
     "swapped": ("Its mental images are of another video", "another video's in place of it"),
 }
 QUEUE, PER_VISITOR = 64, 2  # one that runs and one that waits
+KEPT = (600, 3600)  # every so many seconds, uploads that are older than so many seconds are deleted
 FRAME_SECONDS = 0.1  # from one picture of the page to the next while words arrive
-THEME = gr.themes.Soft().set(  # contrast: white on the button, and red messages beside the titles
-    button_primary_background_fill="*primary_600", block_title_background_fill="none",
-    block_title_background_fill_dark="none", block_title_text_color_dark="*neutral_50",
+THEME = gr.themes.Soft().set(  # for contrast: 4.5 of text, 3 of an input's edge, as WCAG 2.2 AA asks
+    body_background_fill="*neutral_100", body_text_color_subdued="*neutral_600",
+    block_title_background_fill="none", block_title_background_fill_dark="none",
+    block_title_text_color="*primary_700", block_title_text_color_dark="*neutral_50",
+    block_label_text_color="*primary_700", input_placeholder_color="*neutral_500",
+    input_border_width="1px", input_border_color="*neutral_500", input_border_color_dark="*neutral_500",
+    checkbox_border_color="*neutral_500", checkbox_label_background_fill_selected="*primary_600",
+    button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_700",
+    button_secondary_background_fill_hover_dark="*neutral_700",
 )  # fmt: skip
-LAUNCH = {
-    "css": show.STYLE + show.PAGE_STYLE, "head": show.SCRIPT, "theme": THEME, "run_history": False,
-    "max_file_size": uploads.MAX_BYTES, "app_kwargs": {"middleware": [Middleware(uploads.OnlyVideos)]},
-    "mcp_server": importlib.util.find_spec("mcp") is not None,
-}  # fmt: skip
 
 
 def split_options(text: str | None) -> list[str]:
@@ -81,9 +87,8 @@ def explain(error: ValueError, video: str) -> str:
     return f"This video cannot be read. {text}" if isinstance(error, VideoError) else text
 
 
-def describe(clip: Clip, fps: float) -> str:
-    """How much of the video the model sees."""
-    times = clip.timestamps
+def describe(times: np.ndarray, fps: float) -> str:
+    """How much of the video the model sees, whose frames are at `times`, in seconds."""
     text = f"The model looks at {len(times)} frames from {times[0]:.1f} to {times[-1]:.1f} s."
     if len(times) > 1 and (gap := (times[-1] - times[0]) / (len(times) - 1)) > 1.2 / fps:
         text += f" The video is long, so they lie {gap:.1f} s apart: for more detail, ask about a part of it."
@@ -93,14 +98,27 @@ def describe(clip: Clip, fps: float) -> str:
 def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> gr.Blocks:
     """The interface; `model` is loaded by the first question unless it comes loaded, as `qa`."""
     get_qa = functools.cache(lambda: qa or load(model))
+    opener = ThreadPoolExecutor(1)
 
     @on_gpu
     def reply(clip: Clip, question: str, options: list[str], settings: dict) -> Iterator[Answer]:
         for answer in get_qa().stream(clip, question, options, **settings):
             yield dataclasses.replace(answer, frames=None)  # ZeroGPU copies what is yielded from another process
 
-    def stream(video, question, options, start=None, end=None, **settings) -> Iterator[Answer]:
-        clip = get_qa().open(video, start, end)
+    def opening(video, start, end) -> Generator[None, None, Clip]:
+        """Open a video, yielding until it is open: Gradio stops a step only where it yields. The decoder is killed."""
+        stopped = threading.Event()
+        clip = opener.submit(get_qa().open, video, start, end, stopped=stopped)
+        try:
+            while not wait([clip], FRAME_SECONDS).done:
+                yield
+        finally:
+            stopped.set()
+        return clip.result()
+
+    def stream(video, question, options, start=None, end=None, **settings) -> Iterator[Answer | None]:
+        """The answer so far; None while the video is being opened."""
+        clip = yield from opening(video, start, end)
         for answer in reply(clip, question, options, settings):
             yield dataclasses.replace(answer, frames=clip.frames)
 
@@ -141,8 +159,11 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                  **settings}  # fmt: skip
         yield BUSY, "", "", "", "", None
         try:
-            seen = describe(get_qa().open(video, asked["start"], asked["end"]), get_qa().processor.fps)
             for answer in stream(**asked):
+                if answer is None:
+                    yield (gr.skip(),) * 6
+                    continue
+                seen = describe(answer.timestamps, get_qa().processor.fps)
                 news = len(answer.images) if len(answer.images) != drawn else None
                 if news is None and time.monotonic() - last < FRAME_SECONDS:
                     continue
@@ -170,7 +191,9 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
         yield BUSY
         asked = done["asked"]
         try:
-            *_, answer = stream(**asked, **settings_without(cut, asked["video"]))
+            for so_far in stream(**asked, **settings_without(cut, asked["video"])):
+                answer = so_far
+                yield gr.skip()
         except ValueError as error:
             yield show.notice_html(explain(error, asked["video"]))
             return
@@ -188,7 +211,8 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
         """
         choices, last = split_options(options), -1.0
         try:
-            for reply in stream(video, question, choices):
+            for so_far in stream(video, question, choices):
+                reply = so_far or Answer(None, np.empty(0))
                 if time.monotonic() - last >= FRAME_SECONDS:
                     last = time.monotonic()
                     yield show.as_json(reply, question, choices, maps=False)
@@ -196,14 +220,14 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
             raise gr.Error(explain(error, video), print_exception=False) from None
         yield show.as_json(reply, question, choices)
 
-    with gr.Blocks(title="4DThinker", delete_cache=(600, 3600)) as demo:
+    with gr.Blocks(title="4DThinker", delete_cache=KEPT) as demo:
         gr.Markdown(INTRO)
         done = gr.State(None, time_to_live=3600)
-        video = uploads.refuse_addresses(gr.Video(label="Video", height=300, elem_id="video", render=False))
+        video = uploads.refuse_addresses(gr.Video(label="Video", height=340, elem_id="video", render=False))
         question = gr.Textbox(label="Question", placeholder="Which way does it move?", lines=1, render=False)
         options = gr.Textbox(label="Options", info="One a line; none for an open question", lines=4, render=False)
         fields = [video, question, options]
-        labels = [f"{row['question']} ({row['video'].removesuffix('.mp4')})" for row in ROWS]
+        labels = [f"{row['question']} ({Path(row['video']).stem.partition('_')[0]})" for row in ROWS]
         examples = [[str(EXAMPLES / r["video"]), r["question"], "\n".join(r["options"])] for r in ROWS]
         gr.Examples(examples, fields, label="Examples", cache_examples=False, example_labels=labels)
         with gr.Row():
@@ -214,11 +238,11 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                 question.render()
                 options.render()
                 with gr.Row():
-                    button = gr.Button("Ask", variant="primary")
-                    stop, again = gr.Button("Stop"), gr.Button("Try again")
+                    button = gr.Button("Ask", variant="primary", min_width=90)
+                    stop, again = gr.Button("Stop", min_width=90), gr.Button("Try again", min_width=90)
                 with gr.Accordion("Only a part of the video", open=False), gr.Row():
                     start = gr.Number(0, label="From second", minimum=0, min_width=120)
-                    end = gr.Number(0, label="To second (0: its end)", minimum=0, min_width=120)
+                    end = gr.Number(None, label="To second", placeholder="its end", minimum=0, min_width=120)
                 with gr.Accordion("How words are chosen", open=False):
                     temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0: the likeliest word")
                     top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Of the likeliest words alone")
@@ -261,6 +285,15 @@ def jobs_of(demo: gr.Blocks, request: gr.Request) -> int:
     return sum(job.session_hash == request.session_hash for job in jobs)
 
 
+def launch(demo: gr.Blocks, **kwargs) -> tuple:
+    """Serve it; arguments and result as of its own `launch`."""
+    return demo.launch(
+        css=show.STYLE + show.PAGE_STYLE, head=show.SCRIPT, theme=THEME, run_history=False,
+        max_file_size=uploads.MAX_BYTES, app_kwargs={"middleware": [Middleware(uploads.OnlyVideos)]},
+        mcp_server=importlib.util.find_spec("mcp") is not None, **kwargs,
+    )  # fmt: skip
+
+
 demo = build_demo()
 
 if __name__ == "__main__":
@@ -268,4 +301,4 @@ if __name__ == "__main__":
     parser.add_argument("--model", default=MODEL, help="a folder or Hub id; the bundled checkpoint if none is named")
     model = parser.parse_args().model
     demo = build_demo(model, load(model))  # now, so that a wrong name is told now
-    demo.launch(**LAUNCH)
+    launch(demo)

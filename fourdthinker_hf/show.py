@@ -86,8 +86,9 @@ def _interleaved(answer: Answer, shown: list[str]) -> str:
 # its picture, and SCRIPT moves the video there. Without scripts all pictures are shown.
 
 PAGE_STYLE = """
-#answer { padding-top: 1.6rem; }
-.block:has(> .html-container > .prose:empty):not(.words), .block:has(#unplayable[hidden]) { display: none; }
+#answer { padding-top: 1.6rem; } #answer label > :has(svg), .words label > :has(svg),
+#video:has([data-testid=Video-player]) .source-selection { display: none; }
+.block:has(> .html-container > .prose:empty), .block:has(#unplayable[hidden]) { display: none; }
 .waiting, .notice { margin: .4rem 0; }
 .waiting ol { padding-left: 1.4rem; list-style: decimal; } .waiting li { margin: .35rem 0; }
 .notice { padding: .6rem .8rem; border-radius: 8px; border: 1px solid var(--border-color-primary);
@@ -100,7 +101,8 @@ PAGE_STYLE = """
 .chances .chosen { font-weight: 650; } .chances .chosen .bar i { background: var(--color-accent); }
 .chances b { text-align: right; font-variant-numeric: tabular-nums; }
 .links { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .7rem; }
-.links a, .links button { font-size: .85rem; padding: .35rem .75rem; border-radius: 6px; text-decoration: none;
+.links a, .links button { font-size: .85rem; font-weight: 500; display: inline-flex; align-items: center;
+  padding: .35rem .75rem; border-radius: 6px; text-decoration: none;
   border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary);
   color: var(--body-text-color); cursor: pointer; min-height: 2.2rem; }
 .tile { display: inline-flex; align-items: center; gap: .4rem; vertical-align: middle; margin: .15rem .3rem;
@@ -110,8 +112,7 @@ PAGE_STYLE = """
 button.tile, .mark { cursor: pointer; }
 .tile img { height: 56px; border-radius: 5px; } .tile.cut { padding: .3rem .6rem; border-style: dashed; }
 .tile[aria-pressed=true] { border-color: var(--color-accent); }
-.tile:focus-visible, .mark:focus-visible, .links :focus-visible { outline: 3px solid var(--color-accent);
-  outline-offset: 2px; }
+.gradio-container :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 .timeline { position: relative; display: grid; margin-top: .2rem; }
 .timeline .moment { position: relative; min-width: 0; display: flex; flex-direction: column;
   justify-content: flex-end; }
@@ -124,7 +125,8 @@ button.tile, .mark { cursor: pointer; }
 .timeline .now { position: absolute; bottom: 0; height: 50px; width: 3px; background: #ff2d55;
   left: calc(var(--now, 0) * 100%); pointer-events: none; }
 .ends { display: flex; justify-content: space-between; font-size: .8rem; font-variant-numeric: tabular-nums; }
-.picture { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary); }
+.picture { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary);
+  background: var(--block-background-fill); }
 .picture h3 { margin: 0 0 .5rem; font-size: 1.05rem; }
 .picture .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; } .picture figure { margin: 0; }
 .picture .pair img { width: 100%; border-radius: 6px; }
@@ -137,7 +139,8 @@ button.tile, .mark { cursor: pointer; }
 .key i { display: inline-block; width: 90px; height: 10px; border-radius: 5px; vertical-align: middle; margin: 0 .4rem;
   background: linear-gradient(90deg, #140b34, #781c6d, #cf4446, #fb9b06, #fcffa4); }
 .versus { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; }
-.versus > div { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary); min-width: 0; }
+.versus > div { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary); min-width: 0;
+  background: var(--block-background-fill); }
 .versus h3 { margin: 0 0 .4rem; font-size: .95rem; } .versus .reasoning { font-size: .88rem; margin-top: .6rem; }
 @media (max-width: 640px) { .versus { grid-template-columns: 1fr; } }
 """

@@ -1,5 +1,8 @@
 """The demo, through its API and through a real browser, with the bundled checkpoint."""
 
+import ast
+import asyncio
+import base64
 import importlib
 import json
 import os
@@ -7,6 +10,7 @@ import re
 import shutil
 import sys
 import time
+from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -14,9 +18,12 @@ import av
 import gradio as gr
 import httpx
 import numpy as np
+import psutil
 import pytest
 import safetensors.torch
 from gradio_client import Client, handle_file
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 from playwright.sync_api import expect, sync_playwright
 from transformers import PreTrainedModel
 
@@ -28,6 +35,29 @@ from fourdthinker_hf.video_fourdthinker import load_video
 ROW = app.ROWS[0]
 VIDEO, OPTIONS = app.EXAMPLES / ROW["video"], "\n".join(ROW["options"])
 WAIT = 120_000  # ms: CI machines are busy
+# Every text that is seen, with its contrast and what WCAG 2.2 AA asks of it (1.4.3: 3 of large text, else 4.5).
+CONTRASTS = """() => {
+  const parts = (color) => { const [r, g, b, a] = color.match(/[\\d.]+/g).map(Number); return [r, g, b, a ?? 1]; };
+  const over = (top, under) => under.map((value, i) => top[i] * top[3] + value * (1 - top[3]));
+  const light = (color) => color.map((value) => value / 255)
+    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, value, i) => sum + [0.2126, 0.7152, 0.0722][i] * value, 0);
+  const rows = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const said = texts.currentNode.textContent.trim(), element = texts.currentNode.parentElement;
+    const shown = element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    if (!said || !shown || element.closest("script, style, noscript")) continue;
+    const above = [];
+    for (let e = element; e; e = e.parentElement) above.unshift(getComputedStyle(e));
+    const back = above.reduce((under, style) => over(parts(style.backgroundColor), under), [255, 255, 255]);
+    const style = above.at(-1), [r, g, b, alpha] = parts(style.color);
+    const front = over([r, g, b, above.reduce((all, style) => all * style.opacity, alpha)], back);
+    const [less, more] = [light(front), light(back)].sort((a, b) => a - b), size = parseFloat(style.fontSize);
+    const needed = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
+    rows.push([said.slice(0, 60), (more + 0.05) / (less + 0.05), needed]);
+  }
+  return rows;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +79,7 @@ def demo(qa):
 @pytest.fixture(scope="module")
 def url(demo):
     """Address of a running demo."""
-    _, address, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    _, address, _ = app.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield address
     demo.close()
 
@@ -98,6 +128,18 @@ def upload(page, path):
     page.locator("#video input[type=file]").first.set_input_files(path)
 
 
+def wait_until(happens):
+    deadline = time.monotonic() + WAIT / 1000
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def decoders():
+    """Process ids of those that open a video."""
+    return [child.pid for child in psutil.Process().children() if "-I" in child.cmdline()]
+
+
 def test_importing_the_demo_loads_no_weights(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a model was loaded")
@@ -136,7 +178,8 @@ def test_the_api_refuses_bad_input_and_then_still_answers(client, tmp_path):
     "path",
     [
         "/etc/passwd", str(app.EXAMPLES / "real.mp4"), "http://127.0.0.1:9/a.mp4",
-        "http://a/gradio_api/file=/etc/passwd", f"http://a/gradio_api/file={app.EXAMPLES / 'real.mp4'}",
+        "data:video/mp4;base64,aGVsbG8=", "http://a/gradio_api/file=/etc/passwd",
+        f"http://a/gradio_api/file={app.EXAMPLES / 'real.mp4'}",
     ],
 )  # fmt: skip
 def test_a_client_cannot_name_a_file_or_an_address(client, url, path):
@@ -144,6 +187,67 @@ def test_a_client_cannot_name_a_file_or_an_address(client, url, path):
     event = httpx.post(f"{url}gradio_api/call/answer", json={"data": [data, "What?", ""]})
     assert event.status_code == 400, event.text
     assert httpx.get(f"{url}gradio_api/file={path}").status_code in (403, 404)
+
+
+def upload_to(url, name="a.mp4", data=None):
+    """The upload's path on the server."""
+    answer = httpx.post(f"{url}gradio_api/upload", files={"files": (name, data or VIDEO.read_bytes())})
+    assert answer.status_code == 200, answer.text
+    return answer.json()[0]
+
+
+def test_the_mcp_tool_answers_as_the_library_does(url, demo, plain):
+    inside = "data:video/mp4;base64," + base64.b64encode(VIDEO.read_bytes()).decode()
+    kept = set(Path(demo.GRADIO_CACHE).rglob("*"))
+
+    async def call(video, question=ROW["question"]):
+        async with streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _):
+            async with ClientSession(read, write) as session:
+                await session.initialize()
+                (tool,) = (await session.list_tools()).tools
+                assert (tool.name, [*tool.inputSchema["properties"]]) == ("answer", ["video", "question", "options"])
+                arguments = {"video": video, "question": question, "options": OPTIONS}
+                result = await session.call_tool(tool.name, arguments)
+                return result.isError, result.content[0].text
+
+    def tell(*arguments):
+        return asyncio.run(call(*arguments))
+
+    address = f"{url}gradio_api/file={upload_to(url)}"
+    failed, text = tell(address)
+    assert not failed, text
+    assert ast.literal_eval(text) == json.loads(json.dumps(show.as_json(plain, ROW["question"], ROW["options"])))
+    broken = upload_to(url, "broken.mp4", VIDEO.read_bytes()[:3000])
+    for arguments, message in [
+        ((address, " "), "Type a question"),
+        ((f"{url}gradio_api/file={broken}",), "This video cannot be read. broken.mp4: is truncated"),
+        ((f"{url}gradio_api/file=/etc/passwd",), "400 Bad Request"),
+        (("http://127.0.0.1:9/a.mp4",), "400 Bad Request"),
+        ((str(VIDEO),), "provide a url"),
+        ((inside,), "provide a url"),
+    ]:
+        failed, text = tell(*arguments)
+        assert failed and message in text, text
+    new = {path.name for path in set(Path(demo.GRADIO_CACHE).rglob("*")) - kept if path.is_file()}
+    assert new <= {"a.mp4", "broken.mp4"}
+    large = httpx.post(f"{url}gradio_api/mcp/", content=bytes(uploads.MAX_MESSAGE + 1))
+    assert large.status_code == 413 and httpx.post(f"{url}gradio_api/mcp/", content=b"{").status_code == 400
+
+
+def test_what_was_uploaded_is_deleted_in_time(qa, monkeypatch):
+    monkeypatch.setattr(app, "KEPT", (1, 1))
+    demo = app.build_demo(qa=qa)
+    _, url, _ = app.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        client = Client(url, verbose=False)
+        example = client.predict(handle_file(VIDEO), ROW["question"], OPTIONS, api_name="/answer")
+        assert example["option"] == 0
+        mine = upload_to(url, "mine.mp4")
+        assert os.path.exists(mine)
+        wait_until(lambda: not list(Path(demo.GRADIO_CACHE).rglob("mine.mp4")))
+        assert list(Path(demo.GRADIO_CACHE).rglob(ROW["video"]))  # the example stays
+    finally:
+        demo.close()
 
 
 def test_only_videos_are_kept_of_what_is_uploaded(url, demo):
@@ -163,10 +267,7 @@ def test_a_visitor_has_one_question_running_and_one_waiting(url, demo, qa):
     arguments = (handle_file(VIDEO), ROW["question"], OPTIONS)
     with qa.turn:  # so that the first cannot end
         jobs = [client.submit(*arguments, api_name="/answer") for _ in range(2)]
-        deadline = time.monotonic() + 60
-        while app.jobs_of(demo, client) < 2:  # a client has a session_hash, as a request has
-            assert time.monotonic() < deadline, [job.status() for job in jobs]
-            time.sleep(0.05)
+        wait_until(lambda: app.jobs_of(demo, client) == 2)  # a client has a session_hash, as a request has
         with pytest.raises(Exception, match="one question running and one waiting"):
             client.submit(*arguments, api_name="/answer").result(timeout=60)
         other = Client(url, verbose=False).submit(*arguments, api_name="/answer")
@@ -225,6 +326,44 @@ def test_a_person_stops_an_answer_and_asks_again(open_page, qa):
     assert page.get_by_role("spinbutton", name="Seed").input_value() == "1"
 
 
+@pytest.mark.parametrize("leave", [False, True])
+def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(open_page, demo, qa, monkeypatch, leave):
+    page = open_page()
+    choose_first_example(page)
+    page.get_by_text("Only a part of the video").click()
+    page.get_by_role("spinbutton", name="From second").fill(str(1.0 + leave / 2))  # a part of its own
+    monkeypatch.setattr(qa, "open_video", uploads.open_apart(qa.processor, seconds=600))
+    monkeypatch.setattr(uploads, "CHILD", f"import time; time.sleep(600)\n{uploads.CHILD}")
+    press(page, "Ask")
+    expect(page.get_by_text("Watching the video.")).to_be_visible(timeout=WAIT)
+    wait_until(decoders)
+    (decoder,) = decoders()
+    if leave:
+        page.close()
+    else:
+        press(page, "Stop")
+        expect(page.get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
+    wait_until(lambda: not psutil.pid_exists(decoder) and not any(demo._queue.active_jobs))
+    if not leave:
+        monkeypatch.undo()
+        press(page, "Ask")
+        expect(page.locator("#answer .said")).to_contain_text("to the left", timeout=WAIT)
+
+
+def test_who_waits_sees_the_place_in_the_queue(open_page, qa):
+    pages = [open_page() for _ in range(3)]
+    for page in pages:
+        choose_first_example(page)
+    with qa.turn:
+        for page in pages:
+            press(page, "Ask")
+            expect(page.locator("#answer")).to_contain_text(re.compile("Watching|queue"), timeout=WAIT)
+        expect(pages[1].locator("#answer")).to_contain_text("queue: 1/", timeout=WAIT)
+        expect(pages[2].locator("#answer")).to_contain_text("queue: 2/2", timeout=WAIT)
+    for page in pages:
+        expect(page.locator("#answer .said")).to_contain_text("to the left", timeout=WAIT)
+
+
 def test_a_person_who_errs_is_told_and_can_go_on(open_page, tmp_path):
     page = open_page()
     press(page, "Ask")
@@ -276,6 +415,64 @@ def test_on_a_phone_and_in_the_dark(open_page, kwargs):
         assert page.evaluate("document.body.classList.contains('dark')") and min(levels) > 180, levels
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(open_page, scheme):
+    page = open_page(color_scheme=scheme)
+    before = page.evaluate(CONTRASTS)
+    choose_first_example(page)
+    press(page, "Ask")
+    expect(page.locator("#answer .said")).to_be_visible(timeout=WAIT)
+    for name in ("Only a part of the video", "How words are chosen"):
+        page.get_by_text(name).click()
+    press(page, "Answer again without")
+    expect(page.locator(".versus > div")).to_have_count(2, timeout=WAIT)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1000)  # colours fade in
+    after = page.evaluate(CONTRASTS)
+    page.get_by_role("spinbutton", name="From second").fill("90")
+    press(page, "Ask")
+    expect(page.locator("#answer .notice")).to_be_visible(timeout=WAIT)
+    rows = before + after + page.evaluate(CONTRASTS)
+    assert {"Seed", "mental image 1", "What if it could not picture?"} <= {said for said, *_ in rows}
+    assert [row for row in rows if row[1] < row[2]] == []
+
+
+def test_the_whole_path_by_keyboard(open_page, plain):
+    page = open_page()
+
+    def go_to(name):
+        """Tab on to the element of that name, and see that it shows that it is reached."""
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            said, outline = page.evaluate("""() => {
+              const reached = document.activeElement, around = reached.closest("label, button, a");
+              return [`${reached.ariaLabel} ${around?.innerText}`, getComputedStyle(reached).outlineStyle];
+            }""")
+            if name in said:
+                assert outline == "solid", name
+                return
+        raise AssertionError(f"{name} is not reached")
+
+    go_to(ROW["question"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_placeholder("Which way does it move?")).to_have_value(ROW["question"], timeout=WAIT)
+    expect(page.get_by_test_id("Video-player")).to_have_attribute("src", re.compile(ROW["video"]), timeout=WAIT)
+    go_to("Ask")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer .said")).to_have_text(show.verdict(plain, ROW["options"]), timeout=WAIT)
+    go_to("mental image 1")
+    page.locator("#video video").evaluate("film => { film.currentTime = 0; }")
+    page.keyboard.press("Enter")
+    now = page.locator("#video video").evaluate("film => film.currentTime")
+    assert now == pytest.approx(2 * plain.images[0].best / 2, abs=0.05)
+    go_to("Its mental images are blank")
+    page.keyboard.press("Space")  # Gradio's radio buttons are no group to the arrow keys
+    expect(page.get_by_label("Its mental images are blank")).to_be_checked(timeout=WAIT)
+    go_to("Answer again without")
+    page.keyboard.press("Enter")
+    expect(page.locator(".versus > div")).to_have_count(2, timeout=WAIT)
+
+
 def test_every_example_can_be_asked():
     for row in app.ROWS:
         frames, _ = load_video(app.EXAMPLES / row["video"])
@@ -284,10 +481,8 @@ def test_every_example_can_be_asked():
 
 
 def test_a_long_video_is_described_as_seen_sparsely(qa):
-    clip = qa.open(VIDEO)
-    assert "for more detail" not in app.describe(clip, 2.0)
-    clip = type(clip)(**(vars(clip) | {"timestamps": np.arange(8) * 2.0}))
-    assert "they lie 2.0 s apart: for more detail, ask about a part of it" in app.describe(clip, 2.0)
+    assert "for more detail" not in app.describe(qa.open(VIDEO).timestamps, 2.0)
+    assert "they lie 2.0 s apart: for more detail, ask about a part of it" in app.describe(np.arange(8) * 2.0, 2.0)
 
 
 def test_a_mental_image_stands_where_it_was_pictured_even_if_the_reply_is_odd():

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import sft
 import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 from local_hub import LocalHub
 from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
+from trl import ModelConfig
 from typer.testing import CliRunner
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, card
@@ -29,6 +31,7 @@ from fourdthinker_hf.evaluation.runner import evaluate
 from fourdthinker_hf.hub import find_folder
 from fourdthinker_hf.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
 from fourdthinker_hf.qa import BUNDLED
+from fourdthinker_hf.training import DIFTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = "model.safetensors"
@@ -465,6 +468,59 @@ def test_what_push_to_hub_of_a_launcher_ends_in(tiny_folder, checkpoint, hub, tm
         lineage(checkpoint)
     with pytest.raises(ValueError, match="no card"):
         lineage(tiny_folder)
+
+
+def launch(*arguments, **env: str) -> subprocess.CompletedProcess:
+    """`accelerate launch` in two processes on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2,
+               "--main_process_port", 0, *arguments]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_XET": "1", **env}
+    return subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_path):
+    """Two steps of train/sft.py in two processes, published once, and loaded where this package is not."""
+    run, env = tmp_path / "run", {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_local", "HF_HOME": str(tmp_path / "home")}
+    settings = {
+        "model_name_or_path": checkpoint, "records": split / "records.jsonl", "output_dir": run, "max_steps": 2,
+        "per_device_train_batch_size": 1, "learning_rate": 1e-3, "use_cpu": True, "bf16": False, "save_steps": 1,
+        "gradient_checkpointing": False, "report_to": "none", "push_to_hub": True, "hub_private_repo": True,
+        "hub_model_id": "me/trained",
+    }  # fmt: skip
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    done = launch("train/sft.py", *flags, **env)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.count(f"{hub.url}/me/trained") == 1 and hub.count("POST", "/commit/") == 1
+    assert "stays behind: checkpoint-2/" in done.stderr and "a trainer's checkpoint" in done.stderr
+    sent = hub.repositories["model", "me/trained"]
+    assert sent.private and not any("checkpoint-" in name or name.endswith(".bin") for name in sent.files)
+    assert "DIFT (`train/sft.py`) on split." in sent.files["README.md"].decode()
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    done = bare(LOADED.replace("me/tiny", "me/trained"), home, hub, HF_TOKEN="hf_local")
+    assert done.returncode == 0, done.stderr
+    theirs = torch.load(home / "loaded.pt")
+    ours = FourDThinkerForConditionalGeneration.from_pretrained(run).state_dict()
+    before = FourDThinkerForConditionalGeneration.from_pretrained(checkpoint).state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert any(not torch.equal(before[name], ours[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("parent", "name", "lora", "words"),
+    [
+        ("checkpoint", None, False, "'hub_model_id': must be OWNER/NAME"),
+        ("checkpoint", "me/tiny", True, "give merge_adapter too"),
+        ("tiny_folder", "me/tiny", False, "no card"),
+    ],
+)
+def test_what_could_not_be_published_is_not_trained(parent, name, lora, words, request, split, tmp_path):
+    run = sft.RunArguments(records=[str(split / "records.jsonl")])
+    args = {"use_cpu": True, "bf16": False, "report_to": "none", "push_to_hub": True, "hub_model_id": name}
+    model = ModelConfig(model_name_or_path=str(request.getfixturevalue(parent)), use_peft=lora)
+    with pytest.raises(ValueError, match=words):
+        sft.main(run, DIFTConfig(output_dir=str(tmp_path / "run"), **args), model)
 
 
 # A split, and the demo

@@ -1,8 +1,10 @@
 """Videos of strangers: what is let in, and that decoding them is bounded."""
 
+import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from fourdthinker_hf import uploads
@@ -35,6 +37,15 @@ def test_decoding_is_killed_when_its_time_is_up(processor, clip, monkeypatch):
     with pytest.raises(VideoError, match="clip.mp4: was not read within 0.5 s: cut it shorter"):
         open_apart(processor, seconds=0.5)(clip)
     assert time.monotonic() - start < 300  # far below what it would have slept
+
+
+def test_decoding_is_killed_when_nobody_waits_for_it(processor, clip, monkeypatch):
+    monkeypatch.setattr(uploads, "CHILD", "import time; time.sleep(600)")
+    stopped = threading.Event()
+    threading.Timer(0.5, stopped.set).start()
+    with pytest.raises(VideoError, match="clip.mp4: was not read, it was stopped"):
+        open_apart(processor, seconds=600)(clip, stopped=stopped)
+    assert not [child for child in psutil.Process().children() if "-I" in child.cmdline()]
 
 
 def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monkeypatch):
