@@ -119,6 +119,7 @@ def make_batch(config, shape: Shape, variant: str, visual) -> dict:
     if with_frames:
         batch["image_grid_thw_latent"] = frame_grids
     if variant == "cached":
+
         def encode(values, grids):
             with torch.no_grad():
                 features = visual(values.to(visual.device, visual.dtype), grid_thw=grids.to(visual.device))

@@ -83,7 +83,9 @@ def simulate(
         typer.Option(help="A task, or dsr for DSR-Sim's 13; once for each. Default: dsr, at level 1 its own 4."),
     ] = None,
     split: Annotated[str, typer.Option(help="train, or unseen: other shapes, colours and speeds.")] = "train",
-    reasoning: Annotated[str, typer.Option(help="Of the 4: paths writes coordinates, pictures only shows, places shows, then writes.")] = "paths",
+    reasoning: Annotated[
+        str, typer.Option(help="Of the 4: paths writes coordinates, pictures only shows, places shows, then writes.")
+    ] = "paths",
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
     with plain_errors():

@@ -129,8 +129,16 @@ def test_jsonl_that_simulate_or_the_published_rl_set_writes(tmp_path, clip):
         (ours(id=1, answer="left"), "the answer 'left' is not among"),
         (ours(id=1, video=None), "either a video or frames"),
         (ours(id=1, video=None, frames=["a.png"], timestamps=[0, 1]), "2 timestamps for 1 frames"),
-        ({"id": 1, "text_input": "?", "text_output": "<think></think><answer>A</answer>", "image_input": [],
-          "image_output": []}, "question '1' cannot be asked: it has no options"),
+        (
+            {
+                "id": 1,
+                "text_input": "?",
+                "text_output": "<think></think><answer>A</answer>",
+                "image_input": [],
+                "image_output": [],
+            },
+            "question '1' cannot be asked: it has no options",
+        ),
         (ours(id=1, question="What is <output_image>?"), "stands for the model's own"),
         (ours(), "question '7' cannot be asked: its id is also another's"),
     ],

@@ -339,7 +339,7 @@ def placed(scene: Scene, truth: Truth, task: str, question: Question) -> Questio
     asked = " ".join(f"{names[i]} at {', '.join(f'{frame / FPS:g}' for frame in paths[i])} s." for i in paths)
     said = [path_text(names[i], cells[i]) for i in paths]
     if task == "object_direction":
-        (first, last), = cells.values()
+        ((first, last),) = cells.values()
         said.append(f"x changes by {last[0] - first[0]}, y by {last[1] - first[1]}.")
     elif task == "faster_object":
         said += [f"{names[i]} moves {_apart(cells[i][0], cells[i][-1])}." for i in paths]

@@ -307,6 +307,4 @@ def describe(recipe, shape: Shape, accelerate=None, gpus: int | None = None, con
         f"{'on' if setup.checkpointing else 'off'}; {setup.batch_size} row(s) of {tokens:,} video and "
         f"{shape.text:,} text tokens, {shape.images} target frames"
     )
-    return "\n".join(
-        [head, *(f"{name:18} {size / 1e9:8.2f} GB  {remark}".rstrip() for name, size, remark in rows)]
-    )
+    return "\n".join([head, *(f"{name:18} {size / 1e9:8.2f} GB  {remark}".rstrip() for name, size, remark in rows)])
