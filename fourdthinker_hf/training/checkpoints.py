@@ -1,6 +1,6 @@
 """Checkpoints of a trainer of 4DThinker: the Hub's names for weights, whole folders, and no step that is not a number.
 
-Placed before one of TRL's trainers: `class FourDRLTrainer(Checkpointed, GRPOTrainer)`.
+Placed before one of TRL's trainers: `class DIFTTrainer(Checkpointed, SFTTrainer)`.
 """
 
 import math
@@ -72,9 +72,9 @@ class Checkpointed:
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Of all processes, so that all stop."""
+        """Of all processes, so that all stop. (With fp16 such a step is skipped, and its scale lowered.)"""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and not math.isfinite(norm):
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:
             self._stop("the gradient is not finite")
         return norm
 

@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import TrainerState
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
-from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration, FourDThinkerOutput
+from ..modeling_fourdthinker import FourDThinkerOutput
 from .asking import ask_rows, samples_table
+from .checkpoints import Checkpointed
 from .collator import IGNORED
 from .dift_config import DIFTConfig
 from .measures import LatentMeasures, Means
@@ -36,7 +37,7 @@ NUM_SAMPLES = 4  # replies that an evaluation shows as text
 LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
-class DIFTTrainer(SFTTrainer):
+class DIFTTrainer(Checkpointed, SFTTrainer):
     """`SFTTrainer` on [`DIFTCollator`]'s batches, with the DIFT loss.
 
     Logs, in training and (with `eval_` before them) in evaluation, `text_loss` and `mean_token_accuracy`, means over
@@ -62,17 +63,6 @@ class DIFTTrainer(SFTTrainer):
         self._num_latents, self._num_skipped = None, 0
         self.measures = LatentMeasures(model.config.latent_size)
         super().__init__(model=model, args=args, peft_config=peft_config, **kwargs)
-        if is_deepspeed_zero3_enabled():
-            zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-            if not zero.get("stage3_gather_16bit_weights_on_model_save"):
-                raise ValueError("ZeRO-3 without zero3_save_16bit_model: true would save no weights")
-            self.network._weight_conversions = None  # those of a sharded load would save other names (5.24)
-
-    @property
-    def network(self) -> FourDThinkerForConditionalGeneration:
-        """The model itself, whatever wraps it."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if isinstance(model, PeftModel) else model
 
     # The loss
 
@@ -195,35 +185,14 @@ class DIFTTrainer(SFTTrainer):
     def _save(self, output_dir=None, state_dict=None):
         if self.measures.mean is not None:
             self.network.config.latent_mean = self.measures.mean.tolist()
-        if state_dict is not None and self.network.config.tie_word_embeddings:
-            state_dict.pop("lm_head.weight", None)  # DeepSpeed's is a copy, no longer seen to be the embedding
         super()._save(output_dir, state_dict)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if isinstance(self.model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._load_weights(resume_from_checkpoint)
-
-    def _load_best_model(self):
-        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_weights(self.state.best_model_checkpoint)
-
-    def _load_weights(self, folder: str) -> None:
-        """By `from_pretrained`: files have the Hub's names for weights, and `Trainer`, which takes them for the
-        module's, would leave every weight as it is, with no more than a warning."""
-        saved = type(self.network).from_pretrained(folder, dtype=self.network.dtype)
-        self.network.load_state_dict(saved.state_dict())
-
     def _save_rng_state(self, output_dir):
-        """Also what else a process remembers; then waits for the others, so that trainer_state.json, which the main
-        process writes next, stands for a checkpoint that is whole (see [`last_checkpoint`])."""
-        super()._save_rng_state(output_dir)
+        """Also what else a process remembers."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process, which makes it, may be late
         state = {"measures": self.measures.state_dict(), "num_skipped": self._num_skipped}
         torch.save(state, self._memory(output_dir))
-        self.accelerator.wait_for_everyone()
+        super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)

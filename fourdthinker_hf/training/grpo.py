@@ -52,6 +52,8 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
                 raise ValueError(f"{name} does not work with 4DRL: a reply is one turn, sampled with its latents")
         if isinstance(peft_config, LoraConfig) and peft_config.trainable_token_indices is not None:
             raise ValueError("trainable_token_indices do not work with 4DRL: TRL scores by the head without them")
+        if model.config.forget_video:
+            raise ValueError("a model that forgets its video cannot learn by 4DRL yet: its replies have two contexts")
         model.model.visual.requires_grad_(False)
         config = self._config = model.config
         sampling = {"suppress_tokens": [config.image_token_id, config.video_token_id]}  # they would want a picture
