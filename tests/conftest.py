@@ -1,9 +1,13 @@
 """A tiny random checkpoint and short videos, shared by all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read when trackio is loaded, by whichever test is first
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; threads of one small product wait on one another
 
 import av
@@ -15,6 +19,8 @@ from transformers import LogitsProcessor
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.qa import VideoQA
+
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"])  # after Trackio, begun later, has closed its runs
 
 TEXTS = [
     "In which direction does the red ball move? <think> red ball 7 4, 6 4. it moves to the left. </think>",

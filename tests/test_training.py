@@ -1,6 +1,7 @@
 """DIFT: exact labels, the loss against its formula, what moves and what not, what is measured, saved and refused."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -387,7 +388,6 @@ def test_evaluation_does_not_depend_on_its_batches(tiny_folder, processor, rows,
 def test_it_learns_to_answer_keeps_the_best_and_reports(tiny_folder, processor, rows, tmp_path, monkeypatch):
     """Two rows by heart: the accuracy of free-running answers rises, its first best checkpoint is kept, and numbers
     and replies stand in TensorBoard's and Trackio's files."""
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     out = tmp_path / "run"
     trainer = make_trainer(
@@ -413,7 +413,7 @@ def test_it_learns_to_answer_keeps_the_best_and_reports(tiny_folder, processor, 
     assert {"train/text_loss", "train/train_tokens_per_second", "eval/text_loss"} <= set(events.Tags()["scalars"])
     (text,) = events.Tensors("eval/samples/text_summary")[-1].tensor_proto.string_val
     assert b"<answer>left</answer>" in text
-    assert b"eval/accuracy" in next((tmp_path / "trackio").rglob("*.db")).read_bytes()
+    assert b"eval/accuracy" in next(Path(os.environ["TRACKIO_DIR"]).rglob("*.db")).read_bytes()
 
 
 # What is saved
