@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read when trackio is loaded, by whichever test is first
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL's trainers send some, from a thread that may outlive the run
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; threads of one small product wait on one another
 
 import av
