@@ -7,7 +7,8 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()  # read when trackio is loaded, by whichever test is first
+os.environ["TMPDIR"] = tempfile.mkdtemp()  # for processes that tests start, and sometimes kill
+os.environ["TRACKIO_DIR"] = os.environ["TMPDIR"]  # read when trackio is loaded, by whichever test is first
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL's trainers send some, from a thread that may outlive the run
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; threads of one small product wait on one another
 
@@ -21,7 +22,7 @@ from transformers import LogitsProcessor
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.qa import VideoQA
 
-atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"])  # after Trackio, begun later, has closed its runs
+atexit.register(shutil.rmtree, os.environ["TMPDIR"])  # after Trackio, begun later, has closed its runs
 
 TEXTS = [
     "In which direction does the red ball move? <think> red ball 7 4, 6 4. it moves to the left. </think>",
