@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import grpo
 import pytest
 import sft
 import torch
@@ -31,7 +32,7 @@ from fourdthinker_hf.evaluation.runner import evaluate
 from fourdthinker_hf.hub import find_folder
 from fourdthinker_hf.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
 from fourdthinker_hf.qa import BUNDLED
-from fourdthinker_hf.training import DIFTConfig
+from fourdthinker_hf.training import DIFTConfig, FourDRLConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = "model.safetensors"
@@ -479,23 +480,30 @@ def launch(*arguments, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_path):
-    """Two steps of train/sft.py in two processes, published once, and loaded where this package is not."""
+@pytest.mark.parametrize(
+    ("program", "stage", "more"),
+    [
+        ("sft", "DIFT", {"per_device_train_batch_size": 1}),
+        ("grpo", "4DRL", {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 8}),
+    ],
+)
+def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_path, program, stage, more):
+    """Two steps of a launcher in two processes, published once, and loaded where this package is not."""
     run, env = tmp_path / "run", {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_local", "HF_HOME": str(tmp_path / "home")}
     settings = {
         "model_name_or_path": checkpoint, "records": split / "records.jsonl", "output_dir": run, "max_steps": 2,
-        "per_device_train_batch_size": 1, "learning_rate": 1e-3, "use_cpu": True, "bf16": False, "save_steps": 1,
+        "learning_rate": 1e-3, "weight_decay": 0.5, "use_cpu": True, "bf16": False, "save_steps": 1,
         "gradient_checkpointing": False, "report_to": "none", "push_to_hub": True, "hub_private_repo": True,
-        "hub_model_id": "me/trained",
+        "hub_model_id": "me/trained", **more,
     }  # fmt: skip
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
-    done = launch("train/sft.py", *flags, **env)
+    done = launch(f"train/{program}.py", *flags, **env)
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.count(f"{hub.url}/me/trained") == 1 and hub.count("POST", "/commit/") == 1
     assert "stays behind: checkpoint-2/" in done.stderr and "a trainer's checkpoint" in done.stderr
     sent = hub.repositories["model", "me/trained"]
     assert sent.private and not any("checkpoint-" in name or name.endswith(".bin") for name in sent.files)
-    assert "DIFT (`train/sft.py`) on split." in sent.files["README.md"].decode()
+    assert f"{stage} (`train/{program}.py`) on split." in sent.files["README.md"].decode()
     home = tmp_path / "elsewhere"
     home.mkdir()
     done = bare(LOADED.replace("me/tiny", "me/trained"), home, hub, HF_TOKEN="hf_local")
@@ -515,12 +523,15 @@ def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_pat
         ("tiny_folder", "me/tiny", False, "no card"),
     ],
 )
-def test_what_could_not_be_published_is_not_trained(parent, name, lora, words, request, split, tmp_path):
-    run = sft.RunArguments(records=[str(split / "records.jsonl")])
+@pytest.mark.parametrize(("launcher", "config"), [(sft, DIFTConfig), (grpo, FourDRLConfig)])
+def test_what_could_not_be_published_is_not_trained(
+    launcher, config, parent, name, lora, words, request, split, tmp_path
+):
+    run = launcher.RunArguments(records=[str(split / "records.jsonl")])
     args = {"use_cpu": True, "bf16": False, "report_to": "none", "push_to_hub": True, "hub_model_id": name}
     model = ModelConfig(model_name_or_path=str(request.getfixturevalue(parent)), use_peft=lora)
     with pytest.raises(ValueError, match=words):
-        sft.main(run, DIFTConfig(output_dir=str(tmp_path / "run"), **args), model)
+        launcher.main(run, config(output_dir=str(tmp_path / "run"), **args), model)
 
 
 # A split, and the demo

@@ -5,12 +5,13 @@
 
 Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-6`. LoRA: `--use_peft`.
 Launched again, a run goes on from its last whole checkpoint; one that has finished says so and stops.
+`--push_to_hub --hub_model_id OWNER/NAME` publishes what it leaves as `fourdthinker publish` does, with a card.
 """
 
+import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from sft import FINISHED, load_model
+from sft import check_push, is_finished, load_model, save, send
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
@@ -20,19 +21,22 @@ from fourdthinker_hf.training.dift import LORA_TARGETS
 
 @dataclass
 class RunArguments:
-    """What a run learns from."""
+    """What a run learns from, and what it leaves."""
 
     records: list[str] = field(metadata={"help": "JSONL files of records, ours or the published RL set, to train on."})
     eval_records: list[str] = field(default_factory=list, metadata={"help": "JSONL files of records to evaluate on."})
+    merge_adapter: bool = field(
+        default=False, metadata={"help": "After LoRA: save the whole model; the adapter goes to output_dir/adapter."}
+    )
 
 
 def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> None:
-    output = Path(args.output_dir)
-    if (output / FINISHED).is_file():
-        print(f"{output} holds a finished run, nothing is trained. To train again, give another output_dir")
+    if is_finished(args.output_dir):
         return
 
     # Model
+    push, args.push_to_hub = args.push_to_hub, False  # the trainer's own would send all that it writes, unchecked
+    parent = check_push(run, args, model_args) if push else None
     model = load_model(model_args)
     processor = FourDThinkerProcessor.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision
@@ -49,10 +53,12 @@ def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> Non
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
 
     # Save
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
-    trainer.end()
+    save(trainer, run, args, model_args, processor)
+    if push and trainer.is_world_process_zero():
+        send(run, args, parent, "4DRL (`train/grpo.py`)")
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fourdthinker_hf.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
     main(*TrlParser((RunArguments, FourDRLConfig, ModelConfig)).parse_args_and_config())

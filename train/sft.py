@@ -40,6 +40,16 @@ class RunArguments:
     )
 
 
+def is_finished(output: str) -> bool:
+    """Whether a run has ended there; it says so."""
+    if done := (Path(output) / FINISHED).is_file():
+        print(
+            f"{output} holds a finished run, nothing is trained. To train again, give another output_dir; to publish "
+            f"it, `fourdthinker publish {output} OWNER/NAME`"
+        )
+    return done
+
+
 def load_model(args: ModelConfig):
     return FourDThinkerForConditionalGeneration.from_pretrained(
         args.model_name_or_path, revision=args.model_revision, dtype=args.dtype,
@@ -47,7 +57,7 @@ def load_model(args: ModelConfig):
     )  # fmt: skip
 
 
-def check_push(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> dict:
+def check_push(run, args, model_args: ModelConfig) -> dict:
     """What the card will say of the model that training starts from; ValueError for what could not be published."""
     if model_args.use_peft and not run.merge_adapter:
         raise ValueError("push_to_hub publishes a whole model, and LoRA leaves an adapter: give merge_adapter too")
@@ -55,13 +65,30 @@ def check_push(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> 
     return lineage(model_args.model_name_or_path)
 
 
-def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
+def save(trainer, run, args, model_args: ModelConfig, processor) -> None:
+    """The model, or LoRA's adapter, merged into the model if asked; then the trainer's state, which ends the run."""
     output = Path(args.output_dir)
-    if (output / FINISHED).is_file():
-        print(
-            f"{output} holds a finished run, nothing is trained. To train again, give another output_dir; to publish "
-            f"it, `fourdthinker publish {output} OWNER/NAME`"
-        )
+    merge = model_args.use_peft and run.merge_adapter
+    trainer.save_model(str(output / "adapter") if merge else args.output_dir)
+    if merge and trainer.is_world_process_zero():
+        unset_hf_deepspeed_config()  # this process alone loads the weights, so they must not be sharded
+        merged = PeftModel.from_pretrained(load_model(model_args), output / "adapter").merge_and_unload()
+        merged.config.latent_mean = trainer.network.config.latent_mean
+        merged.save_pretrained(output)
+        processor.save_pretrained(output)
+    trainer.save_state()
+    trainer.end()
+
+
+def send(run, args, parent: dict, how: str) -> None:
+    """Publish what a run left, with a card."""
+    folders = ", ".join(Path(records).absolute().parent.name for records in run.records)
+    about = f"{how} on {folders}."
+    print(publish_run(args.output_dir, args.hub_model_id, parent, about, bool(args.hub_private_repo), args.hub_token))
+
+
+def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
+    if is_finished(args.output_dir):
         return
     set_seed(args.seed)
 
@@ -93,22 +120,9 @@ def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
 
     # Save
-    merge = model_args.use_peft and run.merge_adapter
-    trainer.save_model(str(output / "adapter") if merge else args.output_dir)
-    if merge and trainer.is_world_process_zero():
-        unset_hf_deepspeed_config()  # this process alone loads the weights, so they must not be sharded
-        merged = PeftModel.from_pretrained(load_model(model_args), output / "adapter").merge_and_unload()
-        merged.config.latent_mean = trainer.network.config.latent_mean
-        merged.save_pretrained(output)
-        processor.save_pretrained(output)
-    trainer.save_state()
-    trainer.end()
-
-    # Publish
+    save(trainer, run, args, model_args, processor)
     if push and trainer.is_world_process_zero():
-        folders = ", ".join(Path(records).absolute().parent.name for records in run.records)
-        about = f"DIFT (`train/sft.py`) on {folders}."
-        print(publish_run(output, args.hub_model_id, parent, about, bool(args.hub_private_repo), args.hub_token))
+        send(run, args, parent, "DIFT (`train/sft.py`)")
 
 
 if __name__ == "__main__":
