@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import grpo
 import numpy as np
 import pandas
 import psutil
@@ -18,7 +19,7 @@ import yaml
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_sft import finish, history, zero
-from trl import GRPOTrainer
+from trl import GRPOTrainer, ModelConfig
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.data.records import RecordError
@@ -409,6 +410,19 @@ def test_a_resumed_run_ends_at_the_same_bits(make_trainer, tmp_path, adapters):
         del row["step_time"]
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(runs[0][1][name], parameter) for name, parameter in runs[1][1].items())
+
+
+def test_a_lora_run_leaves_a_whole_model(tiny_folder, processor, questions, tmp_path):
+    run = grpo.RunArguments(records=[str(questions)], merge_adapter=True)
+    args = FourDRLConfig(**base_settings(processor, tmp_path / "run"), length_weight=1.0)
+    grpo.main(run, args, ModelConfig(str(tiny_folder), use_peft=True))
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+    assert not (tmp_path / "run/adapter_config.json").exists()
+    ours, start = (
+        FourDThinkerForConditionalGeneration.from_pretrained(path) for path in (tmp_path / "run", tiny_folder)
+    )
+    moved = {name for name, p in ours.named_parameters() if not torch.equal(p, start.get_parameter(name))}
+    assert len(moved) == 2 * 7 and all("layers" in name for name in moved)  # layers x linear ones
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
