@@ -53,6 +53,7 @@ def make_network(quick: bool, vocabulary: int | None = None):
     torch.manual_seed(0)
     model = FourDThinkerForConditionalGeneration(config)
     model.config._name_or_path = str(TINY)
+    model.generation_config.eos_token_id = None  # the tokenizer's alone, which `make_trainer` forbids
     return model
 
 
