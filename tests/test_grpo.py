@@ -481,6 +481,8 @@ def work(kind: str, folder: str, questions: str, out: str, **settings) -> None:
     trainer.train()
     told = {"ids": trainer.ids, "prompts": [row["id"] for row in trainer._rows], **trainer.differences()}
     Path(out, f"{args.process_index}.json").write_text(json.dumps(told))
+    trainer.accelerator.wait_for_everyone()  # as in train/sft.py
+    trainer.end()
 
 
 class Spoilt(FourDRLTrainer):

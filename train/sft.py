@@ -77,6 +77,7 @@ def save(trainer, run, args, model_args: ModelConfig, processor) -> None:
         merged.save_pretrained(output)
         processor.save_pretrained(output)
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # or Gloo's threads may abort the process as it ends (pytorch#190489)
     trainer.end()
 
 
