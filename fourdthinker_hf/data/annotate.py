@@ -272,6 +272,14 @@ def annotate_shot(job: Job, number: int, shot: Shot, stage: Stages, refused: Cou
             from .naming import name_tracks
 
             tracks = name_tracks(shot, tracks, Chat(settings.server, settings.namer))
+    return tell(job, number, shot, camera, tracks, stage, refused)
+
+
+def tell(
+    job: Job, number: int, shot: Shot, camera: Camera, tracks: Sequence[Track], stage: Stages, refused: Counter
+) -> list[Record]:
+    """The records of one shot of which is known how the camera moves and what is seen."""
+    settings = job.settings
     with stage("quality"):
         if flaw := find_flaw(shot, camera, tracks):
             refused[f"shot: {flaw}"] += 1
