@@ -93,7 +93,7 @@ def make_trainer(model, folder: str, processor, latents: bool = True):
 
     config = model.config
     ends = [[[token], -100.0] for token in (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)]
-    often = [[[config.latent_start_id], 9.0 if latents else -100.0]]
+    often = [[[config.latent_start_id], 12.0 if latents else -100.0]]
     args = FourDRLConfig(
         folder, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=not torch.cuda.is_available(),
         bf16=False, gradient_checkpointing=False, per_device_train_batch_size=GROUP, num_generations=GROUP,
