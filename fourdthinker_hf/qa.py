@@ -107,7 +107,7 @@ class VideoQA:
         self.model, self.processor = model.eval(), processor
         self.open_video = open_video or processor.open_video
         self.turn = threading.Lock()  # whoever holds it may run the model
-        self._clips: OrderedDict[tuple, Clip] = OrderedDict()
+        self._clips: OrderedDict[tuple, tuple[tuple | None, Clip]] = OrderedDict()  # beside each, its file's state
         self._clips_lock, self._keep_bytes = threading.Lock(), keep_bytes
 
     @classmethod
@@ -127,18 +127,19 @@ class VideoQA:
         again while its file is the same. VideoError for a file that is no readable video or lacks that span. What else
         is given goes to the `open_video` that this object was made with."""
         stat = os.stat(video) if os.path.exists(video) else None
-        key = (os.fspath(video), stat and (stat.st_size, stat.st_mtime_ns), start, end)
+        key, state = (os.fspath(video), start, end), stat and (stat.st_size, stat.st_mtime_ns)
         with self._clips_lock:
-            if key in self._clips:
+            if key in self._clips and self._clips[key][0] == state:
                 self._clips.move_to_end(key)
-                return self._clips[key]
+                return self._clips[key][1]
         frames, timestamps = self.open_video(video, start, end, **kwargs)
         made = self.processor(videos=[frames], video_timestamps=[timestamps], return_tensors="pt")
         pixels, grid = made["pixel_values_videos"], made["video_grid_thw"]
         clip = Clip(frames, timestamps, start, end, grid, made["second_per_grid_ts"], pixels)
         with self._clips_lock:
-            self._clips[key] = clip
-            while len(self._clips) > 1 and sum(c.frames.nbytes for c in self._clips.values()) > self._keep_bytes:
+            self._clips[key] = state, clip  # in place of what the file held before
+            self._clips.move_to_end(key)
+            while len(self._clips) > 1 and sum(c.frames.nbytes for _, c in self._clips.values()) > self._keep_bytes:
                 self._clips.popitem(last=False)
         return clip
 

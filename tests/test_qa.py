@@ -1,7 +1,11 @@
 """Asking, streaming, the mental images and the options' probabilities, on scripted replies of random weights."""
 
+import gc
 import json
+import os
+import shutil
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -242,6 +246,16 @@ def test_only_so_many_bytes_of_videos_are_kept(tiny_folder, clip):
         first = qa.open(clip)
         qa.open(clip, 0.0)
         assert (qa.open(clip) is first) == same
+
+
+def test_a_file_that_has_changed_takes_the_place_of_what_it_was(qa, clip, tmp_path):
+    path = shutil.copy(clip, tmp_path / "clip.mp4")
+    before = weakref.ref(qa.open(path))
+    assert qa.open(path) is before()
+    os.utime(path, ns=(0, 0))
+    assert qa.open(path) is qa.open(path) is not before()
+    gc.collect()
+    assert before() is None
 
 
 def test_the_prompt_is_the_processors(qa, clip):
