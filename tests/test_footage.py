@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 av = pytest.importorskip("av")
 pytest.importorskip("cv2")
 
+from test_video import unreadable  # noqa: E402
+
 from fourdthinker_hf.data import footage  # noqa: E402
 from fourdthinker_hf.data.footage import _pieces, _windows, shots  # noqa: E402
 from fourdthinker_hf.video_fourdthinker import VideoError, load_video  # noqa: E402
@@ -176,28 +178,6 @@ def test_times_count_from_the_first_frame(tmp_path):
     assert shot.start == 0.0 and shot.times[1] == pytest.approx(0.16) and number_of(shot.frames[1]) == 4
 
 
-def unreadable(tmp_path, kind):
-    path = tmp_path / "clip.mp4"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "empty":
-        path.touch()
-    elif kind == "text":
-        path.write_text("Good morning. " * 100)
-    elif kind == "no index":
-        data = write(path).read_bytes()
-        path.write_bytes(data[: len(data) // 2])
-    elif kind == "audio":
-        with av.open(str(path), "w") as out:
-            stream = out.add_stream("aac", rate=16000)
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-            frame.rate = 16000
-            out.mux(stream.encode(frame) + stream.encode(None))
-    elif kind == "backwards":  # H.264 with B-frames: an AVI has but decoding times
-        write(tmp_path / "a.avi").rename(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "cause"),
     [
@@ -211,8 +191,12 @@ def unreadable(tmp_path, kind):
     ],
 )
 def test_unreadable_files_name_file_and_cause(tmp_path, kind, cause):
+    if kind == "backwards":  # H.264 with B-frames: an AVI has but decoding times
+        path = write(tmp_path / "a.avi").rename(tmp_path / "clip.mp4")
+    else:
+        path = unreadable(tmp_path, kind)
     with pytest.raises(VideoError, match=cause) as error:
-        list(shots(unreadable(tmp_path, kind)))
+        list(shots(path))
     assert "clip.mp4" in str(error.value)
 
 

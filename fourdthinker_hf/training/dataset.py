@@ -13,17 +13,23 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class OpenRow:
-    """Row `i` of record files, opened. With `skip_bad` the next good record stands in for a bad one, so that batches
-    keep their size; the row's `num_skipped` says how many were passed over."""
+class Rows:
+    """Rows of record files by their numbers, as `datasets` asks for them."""
 
     files: RecordFiles
-    collator: DIFTCollator
-    skip_bad: bool
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         rows = [self.row(index) for index in batch["index"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@dataclass
+class OpenRow(Rows):
+    """Row `i` of record files, opened. With `skip_bad` the next good record stands in for a bad one, so that batches
+    keep their size; the row's `num_skipped` says how many were passed over."""
+
+    collator: DIFTCollator
+    skip_bad: bool
 
     def row(self, index: int) -> dict:
         for num_skipped in range(len(self.files)):
@@ -47,16 +53,11 @@ def record_dataset(paths: list[str], collator: DIFTCollator, skip_bad: bool = Fa
 
 
 @dataclass
-class ReadRow:
+class ReadRow(Rows):
     """Row `i` of record files as [`FourDRLTrainer`] takes it: a record's columns, `prompt` (its text, for logs),
     `index` and `where` (file and line). Its video is not opened: a rollout does that, once for all replies."""
 
-    files: RecordFiles
     processor: FourDThinkerProcessor
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        rows = [self.row(index) for index in batch["index"]]
-        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def row(self, index: int) -> dict:
         record = self.files[index]

@@ -26,6 +26,13 @@ REFUSED = (
 )  # fmt: skip
 
 
+def refuse(settings, refused: tuple, stage: str) -> None:
+    """Raise `ValueError` for the first of `refused` whose value in `settings` is not one of the fine ones."""
+    for name, fine, reason in refused:
+        if (value := getattr(settings, name)) not in fine:
+            raise ValueError(f"{name}={value!r} does not work with {stage}: {reason}. Use {fine[0]!r}")
+
+
 @dataclass
 class DIFTConfig(SFTConfig):
     """`SFTConfig` with the weights of the two losses; their defaults are the published ones.
@@ -63,9 +70,7 @@ class DIFTConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        for name, fine, reason in REFUSED:
-            if (value := getattr(self, name)) not in fine:
-                raise ValueError(f"{name}={value!r} does not work with DIFT: {reason}. Use {fine[0]!r}")
+        refuse(self, REFUSED, "DIFT")
         if self.feature_cache is not None and not self.freeze_vision:
             raise ValueError("feature_cache needs freeze_vision: a tower that learns makes other features each step")
         if (self.metric_for_best_model or "").removeprefix("eval_") == "accuracy" and not self.eval_questions:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from .dift_config import refuse
+
 # What would be silently wrong, or ignored: option, the values that are fine, and why no other is.
 REFUSED = (
     ("use_vllm", (False,), "vLLM passes token ids only and would drop the latents"),
@@ -44,9 +46,7 @@ class FourDRLConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        for name, fine, reason in REFUSED:
-            if (value := getattr(self, name)) not in fine:
-                raise ValueError(f"{name}={value!r} does not work with 4DRL: {reason}. Use {fine[0]!r}")
+        refuse(self, REFUSED, "4DRL")
         super().__post_init__()
         if self.accelerator_config.dispatch_batches:
             raise ValueError("dispatch_batches=True does not work with 4DRL: rows hold more than tensors")
