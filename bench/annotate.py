@@ -23,6 +23,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from asking import ORBITS
 
 from fourdthinker_hf.data import simulation
 from fourdthinker_hf.data.camera import Camera, estimate_camera
@@ -30,7 +31,6 @@ from fourdthinker_hf.data.footage import Shot, shots
 from fourdthinker_hf.data.scenes import CAMERA_MOTIONS, STATIC
 from fourdthinker_hf.evaluation.report import wilson_interval
 
-ORBITS = {"orbit left": ("pan right", "truck left"), "orbit right": ("pan left", "truck right")}
 SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]
 QUOTAS = {**dict.fromkeys(SINGLE, 4), STATIC: 2, "orbits": 5, "pairs": 15, "several spans": 10}  # clips of each level
 

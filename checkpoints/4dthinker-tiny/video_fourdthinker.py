@@ -1,4 +1,4 @@
-"""Opens a video and samples frames with their real times. The only place in the project that opens one.
+"""Opens a video and samples frames with their real times: all that a model ever sees of one.
 
 Times are presentation timestamps (right on variable frame rate), in seconds since the first displayed frame. decord
 decodes, only ever forward from the first frame: its random access silently returns other frames for open-GOP H.264 and
@@ -42,7 +42,8 @@ def load_video(
 
     Returns frames (uint8, shape (T, H, W, 3), RGB) and timestamps (float64, shape (T,)), in source seconds: since
     its first displayed frame, whatever `start` is. Raises VideoError if `path` is missing, empty, a folder, no video,
-    audio only, truncated where frames are needed or of a kind that decord misreads, or the arguments do not fit it.
+    audio only, truncated where frames are needed (or just behind: decord decodes ahead), or of a kind that decord
+    misreads, or the arguments do not fit it.
     """
     reader = _open(path)
     times, duration = _frame_times(path, reader)
