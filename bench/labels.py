@@ -1,12 +1,15 @@
 """What it costs to learn from raw pixels: DIFT on what `annotate` makes of simulated clips, beside DIFT on what its
 last stages make of the same clips when they are told the truth.
 
-    python bench/labels.py data/labels --clips 2000 --seed 61
+    python bench/labels.py data/labels --clips 1600 --seed 61
     fourdthinker annotate data/labels/clips --out data/labels/pixels
     python bench/labels.py data/labels-heldout --clips 600 --seed 910061
-    accelerate launch train/sft.py --config train/recipes/tiny_labels.yaml --records data/labels/pixels/records.jsonl
-    accelerate launch train/sft.py --config train/recipes/tiny_labels.yaml --records data/labels/truth/records.jsonl
-    fourdthinker evaluate --model MODEL --benchmark data/labels-heldout/truth --out outputs/MODEL
+    for labels in pixels truth; do
+        accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml \\
+            --model_name_or_path checkpoints/4dthinker-tiny --records data/labels/$labels/records.jsonl \\
+            --max_steps 600 --output_dir runs/$labels
+        fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth --out outputs/$labels
+    done
 
 `clips/` are those of the plain tasks; `truth/` has the questions that `annotate` asks of exact camera motion and
 masks, each mask described by colour, size and place as an estimated one is, with the same phrases drawn for a clip.
@@ -50,7 +53,7 @@ def make(job: tuple[Path, int, int]) -> list[Record]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--clips", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=61)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()

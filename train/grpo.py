@@ -9,6 +9,7 @@ Launched again, a run goes on from its last whole checkpoint; one that has finis
 """
 
 import logging
+import warnings
 from dataclasses import dataclass, field
 
 from sft import check_push, is_finished, load_model, save, send
@@ -61,4 +62,5 @@ def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> Non
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fourdthinker_hf.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # TRL reads it at every step
     main(*TrlParser((RunArguments, FourDRLConfig, ModelConfig)).parse_args_and_config())
