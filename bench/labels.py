@@ -7,7 +7,7 @@ last stages make of the same clips when they are told the truth.
     for labels in pixels truth; do
         grep -v spatial_description data/labels/$labels/records.jsonl > data/labels/$labels/short.jsonl
         accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml \\
-            --model_name_or_path checkpoints/4dthinker-tiny --records data/labels/$labels/short.jsonl \\
+            --model_name_or_path checkpoints/4dthinker-tiny-dift --records data/labels/$labels/short.jsonl \\
             --max_steps 1600 --output_dir runs/$labels
         fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth --out outputs/$labels
     done
