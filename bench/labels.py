@@ -4,13 +4,16 @@ last stages make of the same clips when they are told the truth.
     python bench/labels.py data/labels --clips 1600 --seed 61
     fourdthinker annotate data/labels/clips --out data/labels/pixels
     python bench/labels.py data/labels-heldout --clips 600 --seed 910061
+    for made in labels/pixels labels/truth labels-heldout/truth; do
+        grep -v spatial_description data/$made/records.jsonl > data/$made/short.jsonl
+    done
     for labels in pixels truth; do
-        grep -v spatial_description data/labels/$labels/records.jsonl > data/labels/$labels/short.jsonl
         accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml \\
             --model_name_or_path checkpoints/4dthinker-tiny-dift --records data/labels/$labels/short.jsonl \\
             --max_steps 1600 --output_dir runs/$labels
-        fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth --out outputs/$labels
+        fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth/short.jsonl --out outputs/$labels
     done
+    fourdthinker report outputs/truth outputs/pixels --out outputs/labels.html
 
 `clips/` are those of the plain tasks; `truth/` has the questions that `annotate` asks of exact camera motion and
 masks, each mask described by colour, size and place as an estimated one is, with the same phrases drawn for a clip.
