@@ -23,8 +23,9 @@ from fourdthinker_hf.evaluation.compare import compare  # noqa: E402
 from fourdthinker_hf.evaluation.page import markdown, paired_table, read_run, runs_table, tasks_table  # noqa: E402
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
 from fourdthinker_hf.evaluation.runner import evaluate  # noqa: E402
+from fourdthinker_hf.qa import BUNDLED  # noqa: E402
 
-PAGE = """# Evidence: the bundled checkpoint on DSR-Sim
+PAGE = """# Evidence: `{model}` on DSR-Sim
 
 It was trained on {trained},
 simulated at level 1, and on nothing else; DSR-Sim's 13 tasks it has never met, and levels 2 and 3 show things, cameras
@@ -71,7 +72,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder for clips and runs; what is there already is kept.")],
     each: Annotated[int, typer.Option(min=1, help="Questions of each task and level.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the questions: none that was trained on.")] = 900001,
-    model: Annotated[Path, typer.Option(help="The checkpoint.")] = ROOT / "checkpoints" / "4dthinker-tiny",
+    model: Annotated[Path, typer.Option(help="The checkpoint.")] = BUNDLED,
     page: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "evidence.md",
 ) -> None:
     """Simulate, evaluate, write the page."""
@@ -95,11 +96,13 @@ def main(
         "Against the plain run": paired_table(probed, TASKS),
     }
     settings, options = probed[0].settings, f" --each {each}" * (each != 100) + f" --seed {seed}" * (seed != 900001)
+    options += f" --model {model}" * (model != BUNDLED)
     page.write_text(
         PAGE.format(
             trained=", ".join(f"`{task}`" for task in TASKS),
             said=f"{verdict(probed, True)}\n\n{verdict(probed, False)}",
-            options=options, torch=settings["torch"], transformers=settings["transformers"], cores=os.cpu_count(),
+            options=options, model=model.name, torch=settings["torch"], transformers=settings["transformers"],
+            cores=os.cpu_count(),
             first=each * len(asked[1]), others=each * len(asked[2]), seed=seed,
             tasks=" ".join(f"--tasks {task}" for task in TASKS),
             trained_options=" ".join(f"--trained {task}" for task in TASKS), tables=markdown(tables),

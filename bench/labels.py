@@ -11,7 +11,8 @@ last stages make of the same clips when they are told the truth.
         accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml \\
             --model_name_or_path checkpoints/4dthinker-tiny-dift --records data/labels/$labels/short.jsonl \\
             --max_steps 1600 --output_dir runs/$labels
-        fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth/short.jsonl --out outputs/$labels
+        fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth/short.jsonl \\
+            --out outputs/$labels
     done
     fourdthinker report outputs/truth outputs/pixels --out outputs/labels.html
 
