@@ -109,7 +109,7 @@ def make_batch(config, shape: Shape, variant: str, visual) -> dict:
              "mm_token_type_ids": kinds, "second_per_grid_ts": torch.ones(shape.batch)}  # fmt: skip
 
     def pixels(frames: int, rows: int):
-        grid = torch.tensor([[frames, shape.height // 14, shape.width // 14]] * rows)
+        grid = torch.tensor([frames, shape.height // 14, shape.width // 14]).repeat(rows, 1)
         return torch.rand(int(grid.prod(1).sum()), 3 * 2 * 14 * 14, generator=draw), grid
 
     clips, clip_grids = pixels(shape.frames // 2, shape.batch)
