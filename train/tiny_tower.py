@@ -102,7 +102,7 @@ def main(
 ) -> None:
     """Write OUT: MODEL warmed up for STEPS, its features centred."""
     torch.manual_seed(seed)
-    network = FourDThinkerForConditionalGeneration.from_pretrained(model)
+    network = FourDThinkerForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     processor = FourDThinkerProcessor.from_pretrained(model)
     tower, config = network.model.visual, network.config
     pixels = processor.image_processor.size["longest_edge"]
