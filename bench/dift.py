@@ -407,6 +407,7 @@ def bench_rows() -> None:
     from PIL import Image
 
     from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+    from fourdthinker_hf.data.records import Record
     from fourdthinker_hf.training import DIFTCollator
     from fourdthinker_hf.training.features import CachedCollator, FeatureStore
 
@@ -415,15 +416,16 @@ def bench_rows() -> None:
     with tempfile.TemporaryDirectory() as folder:
         frame = Path(folder) / "frame.png"
         Image.effect_noise((448, 448), 60).convert("RGB").save(frame)
-        row = {"video": str(ROOT / "examples/real.mp4"), "question": "How?", "options": ["a", "b"], "answer": "a",
-               "reasoning": "<output_image> <output_image>", "imagery": [str(frame)] * 2}  # fmt: skip
+        record = Record("", "How?", "a", options=["a", "b"], reasoning="<output_image> <output_image>",
+                        imagery=[str(frame)] * 2, video=str(ROOT / "examples/real.mp4"))  # fmt: skip
         store = FeatureStore(folder, processor, model)
-        store.fill(model, processor, [row])
-        seconds = {"opened": [], "read": []}
+        store.fill(model, processor, [record])
+        collators = {"opened": DIFTCollator(processor), "read": CachedCollator(processor, store=store)}
+        seconds = {name: [] for name in collators}
         for _ in range(20):
-            for name, collator in (("opened", DIFTCollator(processor)), ("read", CachedCollator(processor, store))):
+            for name, collator in collators.items():
                 start = time.process_time()
-                collator([row])
+                collator([vars(record)])
                 seconds[name].append(time.process_time() - start)
     opened, read = (1000 * median(seconds[name]) for name in ("opened", "read"))
     typer.echo(f"\nA row's batch (examples/real.mp4, 2 target frames): opened {opened:.0f} ms, read {read:.1f} ms")
