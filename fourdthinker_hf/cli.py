@@ -89,8 +89,8 @@ def simulate(
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
     with plain_errors():
-        from .data.simulation import expand_tasks
-        from .data.simulation import simulate as make
+        from .data.simulation.generation import expand_tasks
+        from .data.simulation.generation import simulate as make
 
         tasks = tasks or expand_tasks(None, level)
         typer.echo(make(num, seed, out, level=level, tasks=tasks, split=split, reasoning=reasoning))
@@ -105,7 +105,7 @@ def sheet(
 ) -> None:
     """Draw a contact sheet OUT of RECORDS: frames, questions, options, and which one is right."""
     with plain_errors():
-        from .data.sheet import contact_sheet
+        from .data.contact_sheet import contact_sheet
 
         typer.echo(contact_sheet(records, out, num, first))
 
@@ -124,8 +124,8 @@ def annotate(
 ) -> None:
     """Make questions about raw videos, answered from their pixels: no labels, and by default no network."""
     with plain_errors():
-        from .data.annotate import Settings, describe
-        from .data.annotate import annotate as make
+        from .data.annotation.pipeline import Settings, describe
+        from .data.annotation.pipeline import annotate as make
 
         index, _, count = shard.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
@@ -168,7 +168,7 @@ def report(
 ) -> None:
     """Draw a page that compares runs of `evaluate`: accuracies, paired differences, worst answers with imagery."""
     with plain_errors():
-        from .evaluation.page import write_report
+        from .evaluation.html_report import write_report
 
         typer.echo(write_report(runs, out, trained, failures))
 
@@ -203,7 +203,7 @@ def filter_command(
     """Keep the questions that a model answers right sometimes: 4DRL learns nothing from others. Resumable."""
     with plain_errors():
         from .qa import BUNDLED
-        from .training.filtering import filter_records
+        from .training.filter_records import filter_records
 
         typer.echo(
             filter_records(records, out, str(model or BUNDLED), samples, temperature, batch_size, max_new_tokens, seed)
@@ -224,7 +224,7 @@ def memory(
 ) -> None:
     """Tell the memory that each GPU needs to train by RECIPE; nothing is loaded or trained."""
     with plain_errors():
-        from .training.memory import Shape, describe
+        from .training.memory_estimate import Shape, describe
 
         typer.echo(describe(recipe, Shape(frames, pixels, images, text, spoken), accelerate, gpus, config))
 
@@ -239,7 +239,7 @@ def convert(
 ) -> None:
     """Make a 4DThinker folder DEST of the checkpoint SOURCE."""
     with plain_errors():
-        from .hub import convert as make
+        from .hub.convert import convert as make
 
         line = make(source, dest, instruction, latent_size=latent_size, compress_strategy=compress_strategy)
     typer.echo(line)
@@ -260,7 +260,7 @@ def card(
 ) -> None:
     """Make FOLDER/README.md, or render its figures anew, from the runs given and those given before."""
     with plain_errors():
-        from .card import keep_figures, make_card, renew_card, write_split_card
+        from .hub.card import keep_figures, make_card, renew_card, write_split_card
 
         if (folder / "records.jsonl").is_file():
             typer.echo(write_split_card(folder))
@@ -282,7 +282,7 @@ def publish(
 ) -> None:
     """Check FOLDER and upload what others need of it to the Hub; the same command goes on after a break."""
     with plain_errors():
-        from .publish import check_repo_id, make_plan, upload
+        from .hub.publish import check_repo_id, make_plan, upload
 
         if dataset and space:
             raise ValueError("--dataset and --space: it is one of the two")

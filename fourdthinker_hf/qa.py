@@ -23,8 +23,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers import match_option, parse
-from .hooks import LatentHook
 from .imagery import best_frame, similarity_maps, video_features
+from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration, end_of_first_images
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from tiny_init import make_config, make_processor, make_tokenizer
+from init_model import make_config, make_processor, make_tokenizer
 from transformers import LogitsProcessor
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor

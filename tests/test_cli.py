@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
-from fourdthinker_hf.data import simulation
 from fourdthinker_hf.data.records import Record, write_records
+from fourdthinker_hf.data.simulation import generation
 from fourdthinker_hf.qa import VideoQA
 
 OPTIONS = ["--option", "to the left", "--option", "to the right"]
@@ -90,7 +90,7 @@ def test_simulate_refuses_an_unknown_task_and_a_missing_extra(tmp_path, monkeypa
     def missing(*args, **kwargs):
         raise ImportError('simulating needs MuJoCo: pip install "fourdthinker-hf[sim]"')
 
-    monkeypatch.setattr(simulation, "simulate", missing)
+    monkeypatch.setattr(generation, "simulate", missing)
     refused(run(*arguments), "fourdthinker-hf[sim]")
 
 
@@ -101,7 +101,7 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
         calls.append((args, kwargs))
         return "records.jsonl"
 
-    monkeypatch.setattr(simulation, "simulate", make)
+    monkeypatch.setattr(generation, "simulate", make)
     run("simulate", "--num", 3, "--seed", 7, "--out", tmp_path, "--tasks", "faster_object", "--tasks", "camera_motion")
     run("simulate", "--num", 2, "--seed", 1, "--out", tmp_path, "--level", 3, "--split", "unseen")
     result = run("simulate", "--num", 1, "--seed", 0, "--out", tmp_path, "--reasoning", "pictures")
@@ -109,8 +109,8 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
     usual = {"level": 1, "split": "train", "reasoning": "paths"}
     assert calls == [
         ((3, 7, tmp_path), {**usual, "tasks": ["faster_object", "camera_motion"]}),
-        ((2, 1, tmp_path), {**usual, "level": 3, "split": "unseen", "tasks": simulation.DSR_TASKS}),
-        ((1, 0, tmp_path), {**usual, "tasks": simulation.TASKS, "reasoning": "pictures"}),
+        ((2, 1, tmp_path), {**usual, "level": 3, "split": "unseen", "tasks": generation.DSR_TASKS}),
+        ((1, 0, tmp_path), {**usual, "tasks": generation.TASKS, "reasoning": "pictures"}),
     ]
 
 
@@ -132,7 +132,7 @@ def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp
 
 
 def test_memory_tells_what_a_recipe_needs(tiny_folder):
-    recipe, hardware = "train/recipes/tiny_dift.yaml", "train/accelerate/zero2.yaml"
+    recipe, hardware = "train/recipes/tiny/dift.yaml", "train/accelerate/zero2.yaml"
     shape = ("--config", tiny_folder, "--frames", 8, "--pixels", 84 * 84, "--text", 60, "--spoken", 40)
     result = run("memory", recipe, *shape, "--accelerate", hardware, "--gpus", 2)
     assert result.exit_code == 0, result.output

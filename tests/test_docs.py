@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DECODING = (ROOT / "docs/decoding.md").read_text()
 
@@ -33,7 +33,7 @@ def test_a_second_turn_runs():
 
 def test_the_decoding_table_names_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", DECODING))
-    source = (ROOT / "tests/test_decoding.py").read_text()
+    source = (ROOT / "tests/test_generation.py").read_text()
     assert named and named == set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
 
 

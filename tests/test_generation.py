@@ -22,7 +22,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, hooks
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, latent_hooks
 from fourdthinker_hf.modeling_fourdthinker import CACHE
 
 
@@ -321,7 +321,7 @@ def forgetting(model, one, choose, steps, hook=None):
     return tokens[:cut] + more, torch.cat([vectors[:cut], others])
 
 
-@pytest.mark.parametrize("hook", [None, hooks.zeros])
+@pytest.mark.parametrize("hook", [None, latent_hooks.zeros])
 def test_a_forgotten_video(model, processor, hook):
     """Two images and a later one; one image; none; one that the limit cuts; one that ends at the limit."""
     inputs = prompts(processor, [4, 9, 6, 4, 2], questions=[0, 1, 2, 1, 0])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from reference_loop import STEPS, TOLERANCE, assert_exact, blocks, generate, prompts
 
-from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, hooks
+from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, latent_hooks
 
 PLACES = [(0, 0), (0, 8), (1, 2)]
 
@@ -31,7 +31,7 @@ def test_a_hook_sees_each_latent_once_and_decides_what_is_fed(model, processor):
 
 def test_zeros(model, processor):
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, *PLACES)
-    output = generate(model, inputs, schedule, latent_hook=hooks.zeros)
+    output = generate(model, inputs, schedule, latent_hook=latent_hooks.zeros)
     assert not output.latents.any()
     assert_exact(model, inputs, output, schedule, hooks=[lambda latent, block, slot: torch.zeros_like(latent)] * 2)
     assert (output.logits[9] - generate(model, inputs, schedule).logits[9]).abs().max() > 100 * TOLERANCE
@@ -47,10 +47,10 @@ def test_noise_is_as_long_as_the_latent_and_the_same_in_any_batch(model, process
 
         return hook
 
-    output = generate(model, inputs, schedule, latent_hook=hooks.noise([7, 8]))
+    output = generate(model, inputs, schedule, latent_hook=latent_hooks.noise([7, 8]))
     assert_exact(model, inputs, output, schedule, hooks=[loop(7), loop(8)])
     inputs, schedule = prompts(processor, [9], questions=[1]), blocks(model, (0, 2))
-    alone = generate(model, inputs, schedule, latent_hook=hooks.noise([8]))
+    alone = generate(model, inputs, schedule, latent_hook=latent_hooks.noise([8]))
     assert (alone.latents[0] - output.latents[1]).abs().max() < TOLERANCE
 
 
@@ -59,21 +59,21 @@ def test_swap_feeds_the_other_sample(model, processor):
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, *PLACES)
     plain = generate(model, inputs, schedule)
     new = plain.sequences[:, inputs["input_ids"].shape[1] :]
-    images = [hooks.blocks_of(t, v, model.config) for t, v in zip(new, plain.latents, strict=True)]
+    images = [latent_hooks.blocks_of(t, v, model.config) for t, v in zip(new, plain.latents, strict=True)]
     assert [len(image) for image in images] == [2, 1]
-    output = generate(model, inputs, schedule, latent_hook=hooks.swap(images[::-1]))
+    output = generate(model, inputs, schedule, latent_hook=latent_hooks.swap(images[::-1]))
     for (row, step), (donor, place) in {(0, 1): (1, 3), (0, 9): (1, 3), (1, 3): (0, 1)}.items():
         fed, other = output.latents[row, step : step + 4], plain.latents[donor, place : place + 4]
         assert (fed - other).abs().max() < TOLERANCE
-    own = generate(model, inputs, schedule, latent_hook=hooks.swap(images))
+    own = generate(model, inputs, schedule, latent_hook=latent_hooks.swap(images))
     assert (torch.stack(own.logits) - torch.stack(plain.logits)).abs().max() < TOLERANCE
     with pytest.raises(ValueError, match=r"Rows \[1\]"):
-        hooks.swap([images[0], []])
+        latent_hooks.swap([images[0], []])
 
 
 def test_pad_row(model, processor):
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, *PLACES)
-    output = generate(model, inputs, schedule, latent_hook=hooks.pad_row(model))
+    output = generate(model, inputs, schedule, latent_hook=latent_hooks.pad_row(model))
     row = model.get_input_embeddings().weight[model.config.latent_token_id].detach()
     assert (output.latents[0, 1:5] - model.model.scale_latents(row)).abs().max() < TOLERANCE
     assert_exact(model, inputs, output, schedule, hooks=[lambda latent, block, slot: row] * 2)
@@ -106,5 +106,5 @@ def test_blocks_of_a_row():
     config = FourDThinkerConfig(latent_token_id=0, latent_start_id=1, latent_end_id=2)
     tokens = torch.tensor([5, 1, 0, 0, 2, 6, 1, 2, 1, 0])
     latents = torch.arange(10.0)[:, None]
-    assert [block.flatten().tolist() for block in hooks.blocks_of(tokens, latents, config)] == [[2, 3], [9]]
-    assert hooks.blocks_of(tokens[:1], latents[:1], config) == []
+    assert [block.flatten().tolist() for block in latent_hooks.blocks_of(tokens, latents, config)] == [[2, 3], [9]]
+    assert latent_hooks.blocks_of(tokens[:1], latents[:1], config) == []

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_video import write_video
 from transformers import LogitsProcessor
+from video_files import write_video
 
 from fourdthinker_hf import FourDThinkerProcessor
 

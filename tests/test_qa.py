@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from tiny_init import SIDE
+from init_model import SIDE
 
-from fourdthinker_hf import hooks
+from fourdthinker_hf import latent_hooks
 from fourdthinker_hf.imagery import similarity_maps
 from fourdthinker_hf.qa import VideoQA, check_question, load_model
 from fourdthinker_hf.video_fourdthinker import VideoError
@@ -304,6 +304,6 @@ def test_settings_out_of_range_are_refused(qa, clip):
 def test_imagery_can_be_replaced_or_forbidden(clip):
     qa = VideoQA.from_pretrained(device="cpu")
     own = qa.ask(clip, "In which direction does the red cube move?", OPTIONS)
-    blank = qa.ask(clip, "In which direction does the red cube move?", OPTIONS, latent_hook=hooks.zeros)
+    blank = qa.ask(clip, "In which direction does the red cube move?", OPTIONS, latent_hook=latent_hooks.zeros)
     none = qa.ask(clip, "In which direction does the red cube move?", OPTIONS, imagery=False)
     assert own.images and own.images[0].latents.any() and not blank.images[0].latents.any() and not none.images

@@ -10,39 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from video_files import CONSTANT, unreadable, write_video
 
 from fourdthinker_hf.video_fourdthinker import VideoError, _sample, load_video, second_per_grid
 
-CONSTANT = [40 * i for i in range(30)]  # milliseconds
 VARIABLE = [0, 40, 80, 280, 300, 800, 833, 866, 1866, 1906, 1946]
 OPEN_GOP = "open-gop=1:bframes=3:keyint=10:min-keyint=10:scenecut=0"
-
-
-def write_video(path, times_ms=CONSTANT, codec="libx264", options=None, mux=None, audio=False, size=(64, 48)):
-    """One frame per time, of brightness 8 * index, with a lighter quarter at the top left."""
-    width, height = size
-    with av.open(str(path), "w", options=mux or {}) as out:
-        stream = out.add_stream(codec, rate=25, options=options or {"crf": "8"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        stream.codec_context.gop_size = 12
-        sound = out.add_stream("aac", rate=16000) if audio else None
-        for i, time in enumerate(times_ms):
-            image = np.full((height, width, 3), 8 * i, np.uint8)
-            image[: height // 2, : width // 2] += 10
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-        if audio:
-            out.mux(sound.encode(silence()) + sound.encode(None))
-    return path
-
-
-def silence():
-    frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-    frame.rate = 16000
-    return frame
 
 
 def indices_of(frames):
@@ -142,28 +115,6 @@ def test_narrow_frames(tmp_path, width):
         expected = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert frames.shape == (2, 32, width, 3)
     assert np.abs(frames - np.stack([expected[0], expected[-1]]).astype(int)).max() <= 2
-
-
-def unreadable(tmp_path, kind):
-    path = tmp_path / "clip.mp4"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "empty":
-        path.touch()
-    elif kind == "text":
-        path.write_text("Good morning. " * 100)
-    elif kind == "no index":
-        data = write_video(path).read_bytes()
-        path.write_bytes(data[: len(data) // 2])
-    elif kind == "audio":
-        with av.open(str(path), "w") as out:
-            stream = out.add_stream("aac", rate=16000)
-            out.mux(stream.encode(silence()) + stream.encode(None))
-    elif kind == "transport stream":
-        write_video(tmp_path / "a.ts").rename(path)
-    elif kind == "untimed":
-        write_video(tmp_path / "a.avi").rename(path)
-    return path
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Stage two, 4DRL: reward a model that pictures for answering right. A run is one recipe.
 
-    accelerate launch train/grpo.py --config train/recipes/tiny_4drl.yaml
-    accelerate launch --config_file train/accelerate/zero2.yaml train/grpo.py --config train/recipes/tiny_4drl.yaml
+    accelerate launch train/grpo.py --config train/recipes/tiny/4drl.yaml
+    accelerate launch --config_file train/accelerate/zero2.yaml train/grpo.py --config train/recipes/tiny/4drl.yaml
 
 Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-6`. LoRA: `--use_peft`.
 Launched again, a run goes on from its last whole checkpoint; one that has finished says so and stops.
@@ -17,7 +17,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, last_checkpoint, question_dataset
-from fourdthinker_hf.training.dift import LORA_TARGETS
+from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
 
 
 @dataclass
@@ -61,6 +61,6 @@ def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> Non
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fourdthinker_hf.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
+    logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # TRL reads it at every step
     main(*TrlParser((RunArguments, FourDRLConfig, ModelConfig)).parse_args_and_config())

@@ -1,7 +1,7 @@
 """Stage one, DIFT: teach a model to picture. A run is one recipe.
 
-    accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml
-    accelerate launch --config_file train/accelerate/zero2.yaml train/sft.py --config train/recipes/tiny_dift.yaml
+    accelerate launch train/sft.py --config train/recipes/tiny/dift.yaml
+    accelerate launch --config_file train/accelerate/zero2.yaml train/sft.py --config train/recipes/tiny/dift.yaml
 
 Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-5`. LoRA: `--use_peft`.
 Launched again, a run goes on from its last whole checkpoint; one that has finished says so and stops.
@@ -18,12 +18,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
-from fourdthinker_hf.card import lineage
 from fourdthinker_hf.data.records import RecordFiles
-from fourdthinker_hf.publish import check_repo_id, publish_run
+from fourdthinker_hf.hub.card import lineage
+from fourdthinker_hf.hub.publish import check_repo_id, publish_run
 from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, last_checkpoint, record_dataset
-from fourdthinker_hf.training.dift import LORA_TARGETS
-from fourdthinker_hf.training.features import CachedCollator, FeatureStore
+from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
+from fourdthinker_hf.training.feature_store import CachedCollator, FeatureStore
 
 FINISHED = "trainer_state.json"  # in output_dir itself it is the last file that a run writes
 
@@ -128,5 +128,5 @@ def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fourdthinker_hf.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
+    logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
     main(*TrlParser((RunArguments, DIFTConfig, ModelConfig)).parse_args_and_config())

@@ -1,7 +1,7 @@
 """The raw-video pipeline's questions, held against the simulator's truth.
 
-    python bench/asking.py --level 1 --level 2 --clips 100 --seed 770001
-    python bench/asking.py --level 1 --level 2 --clips 100 --seed 770001 --inputs truth
+    python bench/accuracy/annotated_questions.py --level 1 --level 2 --clips 100 --seed 770001
+    python bench/accuracy/annotated_questions.py --level 1 --level 2 --clips 100 --seed 770001 --inputs truth
 
 Clips of DSR-Sim (and at level 1 of the plain tasks too) are filmed, and questions asked of their pixels alone, or,
 with `--inputs truth`, of exact camera motion and masks: what is then wrong is the questions' own fault. An answer is
@@ -24,16 +24,16 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from fourdthinker_hf.data import questions, simulation
-from fourdthinker_hf.data.asking import TASKS, Asked, add_options, ask
-from fourdthinker_hf.data.camera import Camera, CameraSpan, estimate_camera
-from fourdthinker_hf.data.film import FPS, Clip, Truth
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.objects import Track, find_objects
-from fourdthinker_hf.data.plain import DIRECTIONS
-from fourdthinker_hf.data.questions import Ask
+from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan, estimate_camera
+from fourdthinker_hf.data.annotation.questions import TASKS, Asked, add_options, ask
+from fourdthinker_hf.data.annotation.shots import Shot
+from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.records import Record
-from fourdthinker_hf.data.scenes import CAMERA
+from fourdthinker_hf.data.simulation import generation, questions
+from fourdthinker_hf.data.simulation.basic_scenes import DIRECTIONS
+from fourdthinker_hf.data.simulation.questions import Ask
+from fourdthinker_hf.data.simulation.rendering import FPS, Clip, Truth
+from fourdthinker_hf.data.simulation.scenes import CAMERA
 from fourdthinker_hf.evaluation.report import wilson_interval
 
 ORBITS = {"orbit left": ("truck left", "pan right"), "orbit right": ("truck right", "pan left")}
@@ -108,7 +108,7 @@ def right(truth: Truth, asked: Asked, things: list[int | None]) -> bool:
 
 def look(job: tuple[int, str, int, int, str, str]) -> tuple[int, list[tuple[str, str, bool]], Counter, dict]:
     seed, task, index, level, split, inputs = job
-    clip = simulation.simulate_clip(seed, task, index, level, split=split)
+    clip = generation.simulate_clip(seed, task, index, level, split=split)
     begin = time.perf_counter()
     if inputs == "truth":
         shot, camera, tracks = exact(clip)
@@ -129,7 +129,7 @@ def jobs(level: int, clips: int, seed: int, inputs: str) -> list[tuple[int, str,
     made = []
     for k in range(clips):
         if level == 1 and k % 2:
-            made.append((seed, simulation.TASKS[k // 2 % 4], k // 8, 1, "train", inputs))
+            made.append((seed, generation.TASKS[k // 2 % 4], k // 8, 1, "train", inputs))
         else:
             number = k // 2 if level == 1 else k
             task = questions.DSR_TASKS[number % 13]

@@ -1,14 +1,14 @@
 """What it costs to learn from raw pixels: DIFT on what `annotate` makes of simulated clips, beside DIFT on what its
 last stages make of the same clips when they are told the truth.
 
-    python bench/labels.py data/labels --clips 1600 --seed 61
+    python bench/accuracy/annotated_training.py data/labels --clips 1600 --seed 61
     fourdthinker annotate data/labels/clips --out data/labels/pixels
-    python bench/labels.py data/labels-heldout --clips 600 --seed 910061
+    python bench/accuracy/annotated_training.py data/labels-heldout --clips 600 --seed 910061
     for made in labels/pixels labels/truth labels-heldout/truth; do
         grep -v spatial_description data/$made/records.jsonl > data/$made/short.jsonl
     done
     for labels in pixels truth; do
-        accelerate launch train/sft.py --config train/recipes/tiny_dift.yaml \\
+        accelerate launch train/sft.py --config train/recipes/tiny/dift.yaml \\
             --model_name_or_path checkpoints/4dthinker-tiny-dift --records data/labels/$labels/short.jsonl \\
             --max_steps 1600 --output_dir runs/$labels
         fourdthinker evaluate --model runs/$labels --benchmark data/labels-heldout/truth/short.jsonl \\
@@ -29,22 +29,22 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from asking import exact
+from annotated_questions import exact
 from tqdm import tqdm
 
-from fourdthinker_hf.data import simulation
-from fourdthinker_hf.data.annotate import Job, Settings, Stages, tell
-from fourdthinker_hf.data.asking import add_options
-from fourdthinker_hf.data.objects import View, describe
+from fourdthinker_hf.data.annotation.pipeline import Job, Settings, Stages, tell
+from fourdthinker_hf.data.annotation.questions import add_options
+from fourdthinker_hf.data.annotation.tracking import View, describe
 from fourdthinker_hf.data.records import Record, write_records
+from fourdthinker_hf.data.simulation import generation
 
 
 def make(job: tuple[Path, int, int]) -> list[Record]:
     """Write a clip; its records, without options, of what is true of it."""
     out, seed, index = job
-    clip = simulation.simulate_clip(seed, simulation.TASKS[index % 4], index // 4)
+    clip = generation.simulate_clip(seed, generation.TASKS[index % 4], index // 4)
     path = out / "clips" / f"{index:06d}.mp4"
-    simulation.write_video(path, clip.frames)
+    generation.write_video(path, clip.frames)
     shot, camera, tracks = exact(clip)
     view = View(shot.frames, camera.homographies)
     size, named = (view.width, view.height), []

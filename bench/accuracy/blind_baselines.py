@@ -1,6 +1,6 @@
 """DSR-Sim measured: what a model that sees no video gets, and how fast questions are made.
 
-    python bench/simulate.py --num 1300 --level 1 --level 2 --level 3
+    python bench/accuracy/blind_baselines.py --num 1300 --level 1 --level 2 --level 3
 
 Blind baselines answer from question and options alone: the most frequent letter, the longest option, the option that
 shares most words with the others, and a logistic regression on words, trained on as many questions of a seed far
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fourdthinker_hf.data import simulation
-from fourdthinker_hf.data.simulation import DSR_TASKS
+from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation.generation import DSR_TASKS
 from fourdthinker_hf.evaluation.report import wilson_interval
 
 
@@ -30,10 +30,10 @@ def question(job: tuple[int, int, int, str]) -> dict:
     """Text, options, the right letter's place, and how many scenes it took; nothing is filmed."""
     seed, number, level, split = job
     task, index = DSR_TASKS[number % 13], number // 13
-    made = simulation.compose(seed, task, index, level, split)
+    made = generation.compose(seed, task, index, level, split)
     right = made.options.index(made.question.answer)
     return {"task": task, "question": made.question.question, "options": made.options, "right": right,
-            "tries": made.tries, "again": made.tries > simulation.TRIES}  # fmt: skip
+            "tries": made.tries, "again": made.tries > generation.TRIES}  # fmt: skip
 
 
 FAR = 10_000  # from the seed tested to the seed trained on
@@ -128,17 +128,17 @@ def throughput(num: int, seed: int, level: int) -> None:
         return call
 
     parts = {"run": "physics", "_seen": "masks of candidates", "_film": "rendering", "write_video": "encoding"}
-    kept = {name: getattr(simulation, name) for name in parts}
+    kept = {name: getattr(generation, name) for name in parts}
     with tempfile.TemporaryDirectory() as out:
-        simulation.simulate(2, seed, out, level, ["dsr"], workers=1, progress=False)  # opens the studio
+        generation.simulate(2, seed, out, level, ["dsr"], workers=1, progress=False)  # opens the studio
         for name, part in parts.items():
-            setattr(simulation, name, timed(part, kept[name]))
+            setattr(generation, name, timed(part, kept[name]))
         start = time.perf_counter()
-        simulation.simulate(num, seed, out, level, ["dsr"], workers=1, progress=False)
+        generation.simulate(num, seed, out, level, ["dsr"], workers=1, progress=False)
         total = time.perf_counter() - start
         size = sum(path.stat().st_size for path in Path(out).rglob("*.mp4")) / num / 1e3
     for name, function in kept.items():
-        setattr(simulation, name, function)
+        setattr(generation, name, function)
     spent["proposing, judging, rest"] = total - sum(spent.values())
     shares = ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in spent.most_common())
     print(f"level {level}: {num / total:.1f} clips a second in one process, {size:.0f} kB a clip; {shares}")

@@ -1,8 +1,8 @@
 """The raw-video pipeline measured: camera motion against the simulator's truth, then speed and memory by stage.
 
-    python bench/annotate.py                                   both
-    python bench/annotate.py camera --seed 900001              level 1 and 2 clips of 12 motions and none, and others
-    python bench/annotate.py speed --seconds 20 --long 7200    a textured, moving scene with noise, 480p and 1080p
+    python bench/accuracy/camera.py                                   both
+    python bench/accuracy/camera.py camera --seed 900001              level 1 and 2 clips of 12 motions and none, and others
+    python bench/accuracy/camera.py speed --seconds 20 --long 7200    a textured, moving scene with noise, 480p and 1080p
 
 A clip with one motion throughout is right if the estimate is one span of just that motion; a clip with several spans,
 if the estimate is right for 80% of its time. An orbit is a truck with a pan the other way. Clips with pairs, orbits
@@ -23,12 +23,12 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-from asking import ORBITS
+from annotated_questions import ORBITS
 
-from fourdthinker_hf.data import simulation
-from fourdthinker_hf.data.camera import Camera, estimate_camera
-from fourdthinker_hf.data.footage import Shot, shots
-from fourdthinker_hf.data.scenes import CAMERA_MOTIONS, STATIC
+from fourdthinker_hf.data.annotation.camera import Camera, estimate_camera
+from fourdthinker_hf.data.annotation.shots import Shot, shots
+from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation.scenes import CAMERA_MOTIONS, STATIC
 from fourdthinker_hf.evaluation.report import wilson_interval
 
 SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]
@@ -53,11 +53,11 @@ def clips(seed: int, level: int):
     """(kind, clip) of each kind until there are `QUOTAS`; level 1 has no pairs."""
     wanted = Counter({kind: num for kind, num in QUOTAS.items() if level > 1 or kind != "pairs"})
     for index in itertools.count():
-        for task in simulation.DSR_TASKS:
-            kind = kind_of(simulation.compose(seed, task, index, level).truth.camera_motions)
+        for task in generation.DSR_TASKS:
+            kind = kind_of(generation.compose(seed, task, index, level).truth.camera_motions)
             if wanted[kind]:
                 wanted[kind] -= 1
-                yield kind, simulation.simulate_clip(seed, task, index, level, mask_frames=())
+                yield kind, generation.simulate_clip(seed, task, index, level, mask_frames=())
         if not sum(wanted.values()):
             return
 
@@ -74,7 +74,7 @@ def measure_camera(seed: int, sure: float) -> None:
     rows: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for level in (1, 2):
         for kind, clip in clips(seed, level):
-            shot = Shot("clip", 0.0, len(clip.frames) / simulation.FPS, clip.frames, clip.timestamps)
+            shot = Shot("clip", 0.0, len(clip.frames) / generation.FPS, clip.frames, clip.timestamps)
             camera = estimate_camera(shot)
             share = share_right(camera, clip.truth.camera_motions)
             right = share >= 0.8 if kind == "several spans" else share == 1.0
@@ -134,7 +134,7 @@ def repeat(source: Path, path: Path, seconds: float) -> None:
 
 ALONE = """
 import resource, sys, time
-from fourdthinker_hf.data.footage import shots
+from fourdthinker_hf.data.annotation.shots import shots
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.process_time()
 print(sum(shot.end - shot.start for shot in shots(sys.argv[1])), time.process_time() - start, before, peak())

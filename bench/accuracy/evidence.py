@@ -1,7 +1,7 @@
-"""The evidence page, docs/evidence.md: the checkpoint on DSR-Sim, and under every probe, by one command.
+"""The evidence page, docs/research/evidence.md: the checkpoint on DSR-Sim, and under every probe, by one command.
 
-    python bench/evidence.py outputs/evidence    # goes on where it was stopped
-    python bench/evidence.py outputs/quick --each 10 --page outputs/quick/evidence.md
+    python bench/accuracy/evidence.py outputs/evidence    # goes on where it was stopped
+    python bench/accuracy/evidence.py outputs/quick --each 10 --page outputs/quick/evidence.md
 
 Simulates `--each` questions of every task (the four plain kinds and DSR-Sim's 13 at level 1, and the 13 at levels 2
 and 3), runs `evaluate` with every probe at level 1 and plainly at the others, and writes the tables of `report`, the
@@ -15,14 +15,14 @@ from typing import Annotated
 
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fourdthinker_hf.data.simulation import DSR_TASKS, TASKS, simulate  # noqa: E402
-from fourdthinker_hf.evaluation.compare import compare  # noqa: E402
-from fourdthinker_hf.evaluation.page import markdown, paired_table, read_run, runs_table, tasks_table  # noqa: E402
+from fourdthinker_hf.data.simulation.generation import DSR_TASKS, TASKS, simulate  # noqa: E402
+from fourdthinker_hf.evaluation.html_report import markdown, paired_table, read_run, runs_table, tasks_table  # noqa: E402
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
 from fourdthinker_hf.evaluation.runner import evaluate  # noqa: E402
+from fourdthinker_hf.evaluation.statistics import compare  # noqa: E402
 from fourdthinker_hf.qa import BUNDLED  # noqa: E402
 
 PAGE = """# Evidence: `{model}` on DSR-Sim
@@ -38,7 +38,7 @@ wrong: so those rows lie below chance, and no probe can lower them. They say tha
 
 {said}
 
-Written by `python bench/evidence.py outputs/evidence{options}`, with PyTorch {torch} and transformers
+Written by `python bench/accuracy/evidence.py outputs/evidence{options}`, with PyTorch {torch} and transformers
 {transformers} on {cores} CPU cores, at the commit that brought this page. Its runs are these commands, with the name
 of every probe, and level 3 as level 2:
 

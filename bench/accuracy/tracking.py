@@ -1,6 +1,6 @@
 """Objects found in simulated clips' pixels, held against the simulator's masks.
 
-    python bench/objects.py --level 1 --level 2 --clips 52 --seed 880001
+    python bench/accuracy/tracking.py --level 1 --level 2 --clips 52 --seed 880001
 
 An object counts if its mask has more than 100 pixels in 4 frames or more; it moves if it gets 0.3 m in those frames.
 Its overlap is the intersection over the union with the track that suits it best, the mean over those frames: 0 where
@@ -16,12 +16,12 @@ import time
 
 import numpy as np
 
-from fourdthinker_hf.data import simulation
-from fourdthinker_hf.data.asking import SURE
-from fourdthinker_hf.data.camera import estimate_camera
-from fourdthinker_hf.data.film import FPS, Clip
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.objects import Track, find_objects
+from fourdthinker_hf.data.annotation.camera import estimate_camera
+from fourdthinker_hf.data.annotation.questions import SURE
+from fourdthinker_hf.data.annotation.shots import Shot
+from fourdthinker_hf.data.annotation.tracking import Track, find_objects
+from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation.rendering import FPS, Clip
 
 PIXELS, FRAMES, FAR, RESTS = 100, 4, 0.3, 0.03  # pixels, frames, m, m
 
@@ -47,19 +47,19 @@ def is_false(clip: Clip, track: Track) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--level", type=int, action="append", choices=simulation.LEVELS)
+    parser.add_argument("--level", type=int, action="append", choices=generation.LEVELS)
     parser.add_argument("--clips", type=int, default=52, help="of each level, the 13 tasks in turn")
     parser.add_argument("--seed", type=int, default=880001)
-    parser.add_argument("--split", choices=list(simulation.SPLITS), default="train")
+    parser.add_argument("--split", choices=list(generation.SPLITS), default="train")
     args = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(f"commit {commit}, {platform.machine()}, {os.cpu_count()} cores; {vars(args)}")
-    tasks = simulation.DSR_TASKS
+    tasks = generation.DSR_TASKS
     for level in args.level or [1, 2]:
         moved, switches, resting, wrong, sure_wrong, false, sure_false, sure, spent, length = ([], *[0] * 9)
         for number in range(args.clips):
             task, index = tasks[number % len(tasks)], number // len(tasks)
-            clip = simulation.simulate_clip(args.seed, task, index, level, split=args.split)
+            clip = generation.simulate_clip(args.seed, task, index, level, split=args.split)
             shot = Shot("simulated", 0.0, len(clip.frames) / FPS, clip.frames, clip.timestamps)
             camera, begin = estimate_camera(shot), time.process_time()
             tracks = find_objects(shot, camera)

@@ -1,7 +1,7 @@
 """Time and peak memory of `fourdthinker convert` on random checkpoints of Qwen2.5-VL-3B's shape, as published.
 
-    python bench/convert.py                  # writes 15 GB twice, and removes it: three to four minutes
-    python bench/convert.py --scale small    # the same in a minute, to see that it works
+    python bench/speed/convert.py                  # writes 15 GB twice, and removes it: three to four minutes
+    python bench/speed/convert.py --scale small    # the same in a minute, to see that it works
 
 Two sources: a published 4DThinker (vocabulary 151,668), where everything is copied, and a base (table padded to
 151,936, no latent tokens), where the file that holds the table is written anew. Both lie as they do on the Hub: flat
@@ -154,7 +154,7 @@ def measure(program: str, *arguments) -> tuple[float, float, float]:
 def bench(folder: Path, scale: str, published: bool) -> bool:
     source, dest = folder / "source", folder / "dest"
     in_process(write_source, source, scale, published)
-    _, _, imports = measure("import fourdthinker_hf.hub")
+    _, _, imports = measure("import fourdthinker_hf.hub.convert")
     seconds, cpu, peak = measure("from fourdthinker_hf.cli import app; app()", "convert", source, dest)
     in_process(load_whole, dest)
     sizes = [path.stat().st_size for path in sorted(source.glob("*.safetensors"))]

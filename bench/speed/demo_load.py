@@ -1,6 +1,6 @@
 """The demo under load and under damaged files, with the bundled checkpoint, server and visitors on this machine.
 
-    python bench/demo.py [--seconds 120] [--clients 32] [--mutants 200]
+    python bench/speed/demo_load.py [--seconds 120] [--clients 32] [--mutants 200]
 
 Prints, as JSON: the time to the first streamed word; how many questions the clients, each with a clip and a question
 of its own, had answered, how long they waited, and how many answers differ from those of asking one after another;
@@ -21,10 +21,10 @@ import numpy as np
 from gradio_client import Client, handle_file
 
 from fourdthinker_hf.data.records import read_records
-from fourdthinker_hf.data.simulation import simulate
+from fourdthinker_hf.data.simulation.generation import simulate
 from fourdthinker_hf.qa import VideoQA
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PORT = 7899
 URL = f"http://127.0.0.1:{PORT}"
 

@@ -1,7 +1,7 @@
 """Time and memory of a step of DIFT beside stock Qwen2.5-VL under TRL's SFTTrainer, with and without cached features.
 
-    python bench/dift.py                # half an hour on one CPU core, 8 GB
-    python bench/dift.py --quick        # a smaller network, few steps: only to see that it works
+    python bench/speed/dift_step.py                # half an hour on one CPU core, 8 GB
+    python bench/speed/dift_step.py --quick        # a smaller network, few steps: only to see that it works
 
 The network is a random one of 108 M parameters (hidden size 512, 8 layers, vocabulary 151,936, tower of 8 blocks). At
 the stated shape a row holds 1,000 video tokens of 16 frames and 200 of text; DIFT also encodes 2 target frames, whose
@@ -32,7 +32,7 @@ from typing import Annotated
 
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 TINY = ROOT / "checkpoints/4dthinker-tiny"
 STOCK = ("stock", "labelled")
@@ -311,11 +311,11 @@ def peaks(quick: bool, variants, shapes, **settings) -> dict[str, list[int]]:
 
 
 def predicted(config, shape: Shape, peft=None, **settings) -> int:
-    from fourdthinker_hf.training import memory
+    from fourdthinker_hf.training import memory_estimate
 
-    setup = memory.Setup(batch_size=shape.batch, peft=peft, **settings)
-    row = memory.Shape(shape.frames, shape.height * shape.width, shape.images, shape.text, shape.spoken)
-    return memory.estimate(config, setup, row)[-1][1]
+    setup = memory_estimate.Setup(batch_size=shape.batch, peft=peft, **settings)
+    row = memory_estimate.Shape(shape.frames, shape.height * shape.width, shape.images, shape.text, shape.spoken)
+    return memory_estimate.estimate(config, setup, row)[-1][1]
 
 
 def gigabytes(size: float) -> str:
@@ -383,7 +383,7 @@ def lora():
     """Adapters where train/sft.py puts them; trainer and prediction add the rows of the latent tokens."""
     from peft import LoraConfig
 
-    from fourdthinker_hf.training.dift import LORA_TARGETS
+    from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
 
     return LoraConfig(target_modules=LORA_TARGETS)
 
@@ -409,7 +409,7 @@ def bench_rows() -> None:
     from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
     from fourdthinker_hf.data.records import Record
     from fourdthinker_hf.training import DIFTCollator
-    from fourdthinker_hf.training.features import CachedCollator, FeatureStore
+    from fourdthinker_hf.training.feature_store import CachedCollator, FeatureStore
 
     processor = FourDThinkerProcessor.from_pretrained(TINY)
     model = FourDThinkerForConditionalGeneration.from_pretrained(TINY)

@@ -1,8 +1,8 @@
 """How fast `fourdthinker evaluate` is, where the time goes, and what batch size, dtype and processes change.
 
-    python bench/evaluate.py                    # 60 simulated questions; four minutes on two CPU cores
-    python bench/evaluate.py --hd               # the same questions on 10 s of 1280 x 720, 30 frames a second
-    python bench/evaluate.py --benchmark data/heldout --model runs/mine
+    python bench/speed/evaluate.py                    # 60 simulated questions; four minutes on two CPU cores
+    python bench/speed/evaluate.py --hd               # the same questions on 10 s of 1280 x 720, 30 frames a second
+    python bench/speed/evaluate.py --benchmark data/heldout --model runs/mine
 
 Each run is `evaluate` itself, in a process of its own; its videos are opened in turn with the model's answers, so that
 parts can be told. `ahead` opens the next batch's while the model answers, as is done on a GPU. Exits with 1 if batch
@@ -24,12 +24,12 @@ from typing import Annotated
 
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
 def make_questions(folder: Path, num: int) -> Path:
-    from fourdthinker_hf.data.simulation import simulate
+    from fourdthinker_hf.data.simulation.generation import simulate
 
     return Path(simulate(num, 7, folder))
 
@@ -164,7 +164,7 @@ def main(
 
 
 def compare_runs(scratch: Path, model: str, benchmark: str) -> bool:
-    from fourdthinker_hf.evaluation.compare import compare
+    from fourdthinker_hf.evaluation.statistics import compare
 
     def settings(name: str, **values) -> dict:
         return {"model": model, "benchmark": benchmark, "out": str(scratch / name), **values}

@@ -1,8 +1,8 @@
 """What forgetting the video saves: seconds a word and what the cache holds, by the length of the video.
 
-    python bench/forget.py            # five minutes on one CPU core, 3 GB
+    python bench/speed/forget_video.py            # five minutes on one CPU core, 3 GB
 
-The network is that of bench/dift.py, random, of 108 M parameters. A reply is two mental images of four latents and
+The network is that of bench/speed/dift_step.py, random, of 108 M parameters. A reply is two mental images of four latents and
 then 64 words; the features of the video are given, so no tower runs. Both ways in turn, three times each; medians of
 CPU seconds count. "forgetting" is the second prefill, of question and images alone; the cache is what the last step
 reads: keys and values of so many tokens, 8 layers of 2 x 2 x 64 fp32 numbers each.
@@ -16,11 +16,11 @@ from typing import Annotated
 
 import torch
 import typer
-from dift import Shape, make_config
+from dift_step import Shape, make_config
 from transformers import LogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration  # noqa: E402
 from fourdthinker_hf.evaluation.outputs import commit  # noqa: E402

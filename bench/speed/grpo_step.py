@@ -1,9 +1,9 @@
 """Rollouts of 4DRL that share what a group has in common, beside rollouts that repeat it, and what scoring costs.
 
-    python bench/rollout.py            # twenty minutes on one quiet CPU core, 8 GB
-    python bench/rollout.py --quick    # a smaller network: only to see that it works
+    python bench/speed/grpo_step.py            # twenty minutes on one quiet CPU core, 8 GB
+    python bench/speed/grpo_step.py --quick    # a smaller network: only to see that it works
 
-The network is that of bench/dift.py, random, of 108 M parameters with a vocabulary of 151,936; one question, eight
+The network is that of bench/speed/dift_step.py, random, of 108 M parameters with a vocabulary of 151,936; one question, eight
 replies of 128 tokens about a video of about 300, 1,000 and 3,000 tokens. All are steps of `FourDRLTrainer`; medians of
 CPU seconds (on CUDA: wall seconds) count, the variants take turns.
 
@@ -31,7 +31,7 @@ from statistics import median
 from typing import Annotated
 
 import typer
-from dift import ROOT, TINY, gigabytes, make_config, status
+from dift_step import ROOT, TINY, gigabytes, make_config, status
 
 GROUP, LENGTH = 8, 128
 VIDEOS = {300: (12, 196), 1000: (8, 448), 3000: (24, 448)}  # tokens, about: frames, pixels of a side
@@ -193,7 +193,7 @@ def make_score(trainer, video: Path):
     """`score(length, alone=False)` and `whole(length)`: forward and backward of replies that begin with an image."""
     import torch
 
-    from fourdthinker_hf.training.grpo import Sampled
+    from fourdthinker_hf.training.grpo_trainer import Sampled
     from fourdthinker_hf.training.rollout import as_encoded, start_replies
 
     config, groups = trainer.network.config, type(trainer).groups

@@ -12,9 +12,9 @@ import numpy as np
 import safetensors.torch
 from PIL import Image
 
-from .imagery import overlay
-from .processing_fourdthinker import OUTPUT_IMAGE
-from .qa import Answer, MentalImage
+from ..imagery import overlay
+from ..processing_fourdthinker import OUTPUT_IMAGE
+from ..qa import Answer, MentalImage
 
 STYLE = """
 .reasoning { margin-top: 1.6rem; line-height: 1.65; font-size: 1rem; overflow-wrap: anywhere; white-space: pre-wrap; }

@@ -6,7 +6,6 @@ The model is the bundled one unless --model, or FOURDTHINKER_MODEL, names anothe
 is run. The same file is a Space, on ZeroGPU too.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -22,9 +21,10 @@ import gradio as gr
 import numpy as np
 from starlette.middleware import Middleware
 
-from fourdthinker_hf import hooks, show, uploads
-from fourdthinker_hf.qa import BUNDLED, Answer, Clip, VideoQA, check_question, load_model
-from fourdthinker_hf.video_fourdthinker import VideoError
+from .. import latent_hooks
+from ..qa import BUNDLED, Answer, Clip, VideoQA, check_question, load_model
+from ..video_fourdthinker import VideoError
+from . import answer_html, uploads
 
 try:
     from spaces import GPU as on_gpu  # a ZeroGPU Space lends a GPU to what is wrapped in this
@@ -35,7 +35,7 @@ except ImportError:
 
 
 MODEL = os.environ.get("FOURDTHINKER_MODEL", BUNDLED)
-EXAMPLES = Path(__file__).parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ROWS = json.loads((EXAMPLES / "examples.json").read_text())
 INTRO = """# 4DThinker
 Ask about a moving scene. The model answers in words and, between them, *pictures* how the scene evolves: each
@@ -133,9 +133,9 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
         if cut == "suppressed":
             return {"imagery": False}
         if cut == "zeroed":
-            return {"latent_hook": hooks.zeros}
+            return {"latent_hook": latent_hooks.zeros}
         row = int(Path(video).name == ROWS[0]["video"])  # any but this video's own
-        return {"latent_hook": hooks.swap([others_images(row)])}
+        return {"latent_hook": latent_hooks.swap([others_images(row)])}
 
     def check(request: gr.Request, video, question, options, *rest) -> list[dict]:
         """Gradio's validation, before a request is queued; one entry per input."""
@@ -170,23 +170,23 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                 last, drawn = time.monotonic(), len(answer.images)
                 changed = (gr.skip(), gr.skip())
                 if news is not None:
-                    changed = show.timeline_html(answer) + seen, show.pictures_html(answer, pictures)
-                yield gr.skip(), show.words_html(answer, tiles), *changed, gr.skip(), None
+                    changed = answer_html.timeline_html(answer) + seen, answer_html.pictures_html(answer, pictures)
+                yield gr.skip(), answer_html.words_html(answer, tiles), *changed, gr.skip(), None
         except ValueError as error:
-            yield show.notice_html(explain(error, video)), "", "", "", "", None
+            yield answer_html.notice_html(explain(error, video)), "", "", "", "", None
             return
-        said = show.verdict_html(answer, choices)
-        words = show.words_html(answer, tiles)
-        before = said + show.compact_html(answer)
+        said = answer_html.verdict_html(answer, choices)
+        words = answer_html.words_html(answer, tiles)
+        before = said + answer_html.compact_html(answer)
         done = {"asked": asked, "before": before, "answer": answer.answer}
-        links = show.links_html(answer, question, choices)
-        timeline = show.timeline_html(answer) + seen
-        yield said + links, words, timeline, show.pictures_html(answer, pictures), "", done
+        links = answer_html.links_html(answer, question, choices)
+        timeline = answer_html.timeline_html(answer) + seen
+        yield said + links, words, timeline, answer_html.pictures_html(answer, pictures), "", done
 
     def ask_without(cut: str, done: dict | None) -> Iterator[str]:
         """The last question again, with its imagery cut."""
         if done is None:
-            yield show.notice_html("Ask a question first, and let it be answered.")
+            yield answer_html.notice_html("Ask a question first, and let it be answered.")
             return
         yield BUSY
         asked = done["asked"]
@@ -195,10 +195,10 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                 answer = so_far
                 yield gr.skip()
         except ValueError as error:
-            yield show.notice_html(explain(error, asked["video"]))
+            yield answer_html.notice_html(explain(error, asked["video"]))
             return
         same = answer.answer == done["answer"]
-        yield show.versus_html(done["before"], answer, asked["options"], CUTS[cut][1], same)
+        yield answer_html.versus_html(done["before"], answer, asked["options"], CUTS[cut][1], same)
 
     def answer(video: str, question: str, options: str = "") -> Iterator[dict]:
         """Answer a question about a video, with the reasoning, the probability of each option, and, for each mental
@@ -215,10 +215,10 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                 reply = so_far or Answer(None, np.empty(0))
                 if time.monotonic() - last >= FRAME_SECONDS:
                     last = time.monotonic()
-                    yield show.as_json(reply, question, choices, maps=False)
+                    yield answer_html.as_json(reply, question, choices, maps=False)
         except ValueError as error:
             raise gr.Error(explain(error, video), print_exception=False) from None
-        yield show.as_json(reply, question, choices)
+        yield answer_html.as_json(reply, question, choices)
 
     with gr.Blocks(title="4DThinker", delete_cache=KEPT) as demo:
         gr.Markdown(INTRO)
@@ -288,17 +288,7 @@ def jobs_of(demo: gr.Blocks, request: gr.Request) -> int:
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serve it; arguments and result as of its own `launch`."""
     return demo.launch(
-        css=show.STYLE + show.PAGE_STYLE, head=show.SCRIPT, theme=THEME, run_history=False,
+        css=answer_html.STYLE + answer_html.PAGE_STYLE, head=answer_html.SCRIPT, theme=THEME, run_history=False,
         max_file_size=uploads.MAX_BYTES, app_kwargs={"middleware": [Middleware(uploads.OnlyVideos)]},
         mcp_server=importlib.util.find_spec("mcp") is not None, **kwargs,
     )  # fmt: skip
-
-
-demo = build_demo()
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="The demo of 4DThinker.")
-    parser.add_argument("--model", default=MODEL, help="a folder or Hub id; the bundled checkpoint if none is named")
-    model = parser.parse_args().model
-    demo = build_demo(model, load(model))  # now, so that a wrong name is told now
-    launch(demo)

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .video_fourdthinker import VideoError
+from ..video_fourdthinker import VideoError
 
 MAX_BYTES = 100_000_000
 MAX_SECONDS = 600
@@ -94,7 +94,7 @@ def open_apart(processor, seconds: float = DECODE_SECONDS, memory: int = 6 * 2**
         stopped = stopped or threading.Event()
         with tempfile.TemporaryDirectory(prefix="fourdthinker-") as out:
             job = {
-                "path": str(path), "out": out, "folder": str(Path(__file__).parent), "bytes": memory,
+                "path": str(path), "out": out, "folder": str(Path(__file__).resolve().parents[1]), "bytes": memory,
                 "seconds": int(seconds), "max_seconds": MAX_SECONDS, "max_side": MAX_SIDE,
                 "sampling": sampling | {"start": start, "end": end},
             }  # fmt: skip

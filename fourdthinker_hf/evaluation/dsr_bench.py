@@ -10,8 +10,8 @@ import json
 import re
 from pathlib import Path
 
-from ..data.questions import DSR_TASKS
 from ..data.records import LETTERS, Record
+from ..data.simulation.questions import DSR_TASKS
 
 FILE = "benchmark.parquet"
 

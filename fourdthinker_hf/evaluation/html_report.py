@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.records import Record
+from ..demo.answer_html import STYLE, reasoning_html
 from ..qa import VideoQA
-from ..show import STYLE, reasoning_html
 from .benchmarks import load_benchmark
-from .compare import compare
 from .outputs import PREDICTIONS, REPORT
 from .probes import PROBES
 from .report import accuracy_table
+from .statistics import compare
 
 COLOURS = ("#3b6fb6", "#c8553d", "#5a9367", "#8d6a9f", "#b58b00", "#4f9da6", "#a23b72", "#6b7280", "#7c5e3c",
            "#9db843", "#d07fa8", "#2f4858")  # fmt: skip

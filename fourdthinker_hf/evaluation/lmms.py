@@ -1,4 +1,4 @@
-"""4DThinker as a model of lmms-eval, which finds `manifest` by its entry point: docs/lmms-eval.md.
+"""4DThinker as a model of lmms-eval, which finds `manifest` by its entry point: docs/evaluation.md.
 
 Prompt, videos and greedy decoding are those of `fourdthinker evaluate`, so the answers are the same.
 """

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..data.records import Record, read_records
-from ..data.simulation import clip_from_record
+from ..data.simulation.generation import clip_from_record
 from ..imagery import best_frame, similarity_maps, video_features
 from ..qa import load_model
 from .runner import answer_batch, batch_inputs

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..hub import LOADED, find_folder
+from ..hub.convert import LOADED, find_folder
 from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"

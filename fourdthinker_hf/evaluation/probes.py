@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import hooks
+from .. import latent_hooks
 from ..data.records import Record
 
 Images = Sequence[Sequence[torch.Tensor]]  # per row its mental images, each (latents, hidden)
@@ -26,7 +26,7 @@ class Probe:
     name: str
     cuts: str  # which path, in a line
     frames: Callable[[np.ndarray], np.ndarray | None] = lambda frames: frames
-    hook: Callable[..., hooks.LatentHook] | None = None
+    hook: Callable[..., latent_hooks.LatentHook] | None = None
     latents_see_video: bool = True
     pictures: bool = True
     needs_donors: bool = False  # the plain mental images of another question for each
@@ -58,10 +58,10 @@ def _shuffle(frames: np.ndarray) -> np.ndarray:
     return frames[order]
 
 
-def _own_or_donors(donors: Images) -> hooks.LatentHook:
+def _own_or_donors(donors: Images) -> latent_hooks.LatentHook:
     """Swap, where the donor pictured anything; where not, the row keeps its own."""
     rows = [row for row, images in enumerate(donors) if images]
-    swap = hooks.swap([donors[row] for row in rows])
+    swap = latent_hooks.swap([donors[row] for row in rows])
 
     def hook(latents, at, block, slot):
         has = torch.tensor([int(row) in rows for row in at], device=latents.device)
@@ -74,10 +74,10 @@ def _own_or_donors(donors: Images) -> hooks.LatentHook:
 
 
 HOOKS = {
-    "zeros": lambda model, records, donors: hooks.zeros,
-    "noise": lambda model, records, donors: hooks.noise([zlib.crc32(record.id.encode()) for record in records]),
+    "zeros": lambda model, records, donors: latent_hooks.zeros,
+    "noise": lambda model, records, donors: latent_hooks.noise([zlib.crc32(record.id.encode()) for record in records]),
     "swap": lambda model, records, donors: _own_or_donors(donors),
-    "pad-row": lambda model, records, donors: hooks.pad_row(model),
+    "pad-row": lambda model, records, donors: latent_hooks.pad_row(model),
 }
 INSTEAD = {
     "zeros": "zeros", "noise": "noise as long", "swap": "those of the next question", "pad-row": "the pad's embedding",

@@ -25,7 +25,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..answers import match_option, parse
 from ..data.records import Record, open_frames
-from ..hooks import blocks_of
+from ..latent_hooks import blocks_of
 from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration, end_of_first_images
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from ..qa import load_model
@@ -289,7 +289,7 @@ def _ask(asked: _Asked, batches: list[range], outputs: Outputs) -> None:
 
 def _prepared(asked: _Asked, batches: list[range]) -> Iterator:
     """Batches ready to be answered. On the CPU, where opening videos and answering want the same cores, in turn
-    (measured: bench/evaluate.py)."""
+    (measured: bench/speed/evaluate.py)."""
     return (map if asked.network.device.type == "cpu" else _one_ahead)(asked.prepare, batches)
 
 

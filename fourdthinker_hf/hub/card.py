@@ -30,17 +30,17 @@ from huggingface_hub import (
 )
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from .data.questions import DSR_TASKS
-from .data.records import Record, read_records
-from .evaluation.benchmarks import load_benchmark, questions_hash
-from .evaluation.compare import compare
-from .evaluation.outputs import find_model, model_hash
-from .evaluation.page import Run, read_run
-from .evaluation.probes import PROBES
-from .evaluation.report import accuracy_table, format_table
-from .hub import read_shards
+from ..data.records import Record, read_records
+from ..data.simulation.questions import DSR_TASKS
+from ..evaluation.benchmarks import load_benchmark, questions_hash
+from ..evaluation.html_report import Run, read_run
+from ..evaluation.outputs import find_model, model_hash
+from ..evaluation.probes import PROBES
+from ..evaluation.report import accuracy_table, format_table
+from ..evaluation.statistics import compare
+from .convert import read_shards
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+TEMPLATE = Path(__file__).resolve().parents[2] / "model_card.md"
 BEGIN, END = "<!-- figures: written by `fourdthinker card` -->", "<!-- end of figures -->"
 NEEDED = "[More Information Needed]"  # as in the Hub's own template
 FROM_SCRATCH = "trained-from-scratch"

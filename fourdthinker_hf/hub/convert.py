@@ -24,9 +24,9 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from .configuration_fourdthinker import FourDThinkerConfig
-from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
-from .processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
+from ..configuration_fourdthinker import FourDThinkerConfig
+from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What transformers 5.23 and 5.24 load a checkpoint from, but for its code.

@@ -29,14 +29,14 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..data.records import read_records
 from .card import check_card, check_split_card, make_card, read_card, split_card
-from .data.records import read_records
-from .hub import INDEX, LOADED, SINGLE, read_shards, why_refused
+from .convert import INDEX, LOADED, SINGLE, read_shards, why_refused
 
 logger = logging.getLogger(__name__)
 
 HERE = "OWNER/NAME"  # in a card, where it is to name its own repository
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ("README.md", "LICENSE*", "NOTICE*", "evaluation/*.json", ".eval_results/*.yaml")
 SPACE_FILES = ("app.py", "LICENSE", "fourdthinker_hf/*.py", "examples/*", "checkpoints/4dthinker-tiny/*")
 # The newest that ZeroGPU takes: huggingface.co/docs/hub/spaces-zerogpu, as of September 2026.

@@ -2,10 +2,10 @@
 
 from .collator import DIFTCollator
 from .dataset import question_dataset, record_dataset
-from .dift import DIFTTrainer, last_checkpoint
 from .dift_config import DIFTConfig
-from .grpo import FourDRLTrainer
+from .dift_trainer import DIFTTrainer, last_checkpoint
 from .grpo_config import FourDRLConfig
+from .grpo_trainer import FourDRLTrainer
 
 __all__ = [
     "DIFTCollator", "DIFTConfig", "DIFTTrainer", "FourDRLConfig", "FourDRLTrainer", "last_checkpoint",

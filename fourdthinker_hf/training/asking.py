@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from ..answers import parse
 from ..data.records import Record
 from ..evaluation.runner import answer_batch, batch_inputs, judge, open_clip
-from .features import Encoded
+from .feature_store import Encoded
 
 
 @dataclass

@@ -25,10 +25,10 @@ from trl.models import unwrap_model_for_generation
 
 from ..modeling_fourdthinker import FourDThinkerOutput
 from .asking import ask_rows, samples_table
-from .checkpoints import Checkpointed
 from .collator import IGNORED
 from .dift_config import DIFTConfig
-from .measures import LatentMeasures, Means
+from .latent_metrics import LatentMeasures, Means
+from .trainer_mixin import Checkpointed
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from trl.rewards import get_soft_overlong_punishment
 
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import rewards
-from .checkpoints import Checkpointed, bare
 from .collator import IGNORED
 from .grpo_config import FourDRLConfig
 from .rollout import as_encoded, start_replies, up_to_end
+from .trainer_mixin import Checkpointed, bare
 
 
 class Sampled(NamedTuple):

@@ -6,8 +6,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
+from fourdthinker_hf.data.contact_sheet import FRAME, GAP, contact_sheet, sample, text_of
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.sheet import FRAME, GAP, contact_sheet, sample, text_of
 
 
 @pytest.fixture

@@ -27,13 +27,12 @@ from mcp.client.streamable_http import streamable_http_client
 from playwright.sync_api import expect, sync_playwright
 from transformers import PreTrainedModel
 
-import app
-from fourdthinker_hf import show, uploads
+from fourdthinker_hf.demo import answer_html, interface, uploads
 from fourdthinker_hf.qa import Answer, MentalImage
 from fourdthinker_hf.video_fourdthinker import load_video
 
-ROW = app.ROWS[0]
-VIDEO, OPTIONS = app.EXAMPLES / ROW["video"], "\n".join(ROW["options"])
+ROW = interface.ROWS[0]
+VIDEO, OPTIONS = interface.EXAMPLES / ROW["video"], "\n".join(ROW["options"])
 WAIT = 120_000  # ms: CI machines are busy
 # Every text that is seen, with its contrast and what WCAG 2.2 AA asks of it (1.4.3: 3 of large text, else 4.5).
 CONTRASTS = """() => {
@@ -62,7 +61,7 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def qa():
-    return app.load(app.BUNDLED)
+    return interface.load(interface.BUNDLED)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +72,13 @@ def plain(qa):
 
 @pytest.fixture(scope="module")
 def demo(qa):
-    return app.build_demo(qa=qa)
+    return interface.build_demo(qa=qa)
 
 
 @pytest.fixture(scope="module")
 def url(demo):
     """Address of a running demo."""
-    _, address, _ = app.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    _, address, _ = interface.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield address
     demo.close()
 
@@ -153,7 +152,7 @@ def test_importing_the_demo_loads_no_weights(monkeypatch):
 def test_the_api_answers_as_the_library_does(client, plain):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/answer"]
     job = client.submit(handle_file(VIDEO), ROW["question"], OPTIONS, api_name="/answer")
-    assert job.result() == json.loads(json.dumps(show.as_json(plain, ROW["question"], ROW["options"])))
+    assert job.result() == json.loads(json.dumps(answer_html.as_json(plain, ROW["question"], ROW["options"])))
     first, last = job.outputs()[0], job.outputs()[-1]
     assert last["option"] == plain.option == 0 and np.shape(last["images"][0]["map"]) == plain.images[0].maps.shape
     assert first["probabilities"] is None and last["reasoning"].startswith(first["reasoning"])
@@ -177,9 +176,9 @@ def test_the_api_refuses_bad_input_and_then_still_answers(client, tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        "/etc/passwd", str(app.EXAMPLES / "real.mp4"), "http://127.0.0.1:9/a.mp4",
+        "/etc/passwd", str(interface.EXAMPLES / "real.mp4"), "http://127.0.0.1:9/a.mp4",
         "data:video/mp4;base64,aGVsbG8=", "http://a/gradio_api/file=/etc/passwd",
-        f"http://a/gradio_api/file={app.EXAMPLES / 'real.mp4'}",
+        f"http://a/gradio_api/file={interface.EXAMPLES / 'real.mp4'}",
     ],
 )  # fmt: skip
 def test_a_client_cannot_name_a_file_or_an_address(client, url, path):
@@ -216,7 +215,7 @@ def test_the_mcp_tool_answers_as_the_library_does(url, demo, plain):
     address = f"{url}gradio_api/file={upload_to(url)}"
     failed, text = tell(address)
     assert not failed, text
-    assert ast.literal_eval(text) == json.loads(json.dumps(show.as_json(plain, ROW["question"], ROW["options"])))
+    assert ast.literal_eval(text) == json.loads(json.dumps(answer_html.as_json(plain, ROW["question"], ROW["options"])))
     broken = upload_to(url, "broken.mp4", VIDEO.read_bytes()[:3000])
     for arguments, message in [
         ((address, " "), "Type a question"),
@@ -235,9 +234,9 @@ def test_the_mcp_tool_answers_as_the_library_does(url, demo, plain):
 
 
 def test_what_was_uploaded_is_deleted_in_time(qa, monkeypatch):
-    monkeypatch.setattr(app, "KEPT", (1, 1))
-    demo = app.build_demo(qa=qa)
-    _, url, _ = app.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    monkeypatch.setattr(interface, "KEPT", (1, 1))
+    demo = interface.build_demo(qa=qa)
+    _, url, _ = interface.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         client = Client(url, verbose=False)
         example = client.predict(handle_file(VIDEO), ROW["question"], OPTIONS, api_name="/answer")
@@ -267,7 +266,7 @@ def test_a_visitor_has_one_question_running_and_one_waiting(url, demo, qa):
     arguments = (handle_file(VIDEO), ROW["question"], OPTIONS)
     with qa.turn:  # so that the first cannot end
         jobs = [client.submit(*arguments, api_name="/answer") for _ in range(2)]
-        wait_until(lambda: app.jobs_of(demo, client) == 2)  # a client has a session_hash, as a request has
+        wait_until(lambda: interface.jobs_of(demo, client) == 2)  # a client has a session_hash, as a request has
         with pytest.raises(Exception, match="one question running and one waiting"):
             client.submit(*arguments, api_name="/answer").result(timeout=60)
         other = Client(url, verbose=False).submit(*arguments, api_name="/answer")
@@ -278,7 +277,7 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, plain):
     page = open_page()
     choose_first_example(page)
     press(page, "Ask")
-    expect(page.locator("#answer .said")).to_have_text(show.verdict(plain, ROW["options"]), timeout=WAIT)
+    expect(page.locator("#answer .said")).to_have_text(answer_html.verdict(plain, ROW["options"]), timeout=WAIT)
     expect(page.locator("#answer .chances li")).to_have_count(4)
     tile = page.locator(".words button.tile")
     expect(tile).to_have_count(1)
@@ -459,7 +458,7 @@ def test_the_whole_path_by_keyboard(open_page, plain):
     expect(page.get_by_test_id("Video-player")).to_have_attribute("src", re.compile(ROW["video"]), timeout=WAIT)
     go_to("Ask")
     page.keyboard.press("Enter")
-    expect(page.locator("#answer .said")).to_have_text(show.verdict(plain, ROW["options"]), timeout=WAIT)
+    expect(page.locator("#answer .said")).to_have_text(answer_html.verdict(plain, ROW["options"]), timeout=WAIT)
     go_to("mental image 1")
     page.locator("#video video").evaluate("film => { film.currentTime = 0; }")
     page.keyboard.press("Enter")
@@ -474,35 +473,35 @@ def test_the_whole_path_by_keyboard(open_page, plain):
 
 
 def test_every_example_can_be_asked():
-    for row in app.ROWS:
-        frames, _ = load_video(app.EXAMPLES / row["video"])
+    for row in interface.ROWS:
+        frames, _ = load_video(interface.EXAMPLES / row["video"])
         assert len(frames) >= 8 and len(row["options"]) >= 2 and row["question"]
-        assert row["video"].partition("_")[0] in (app.EXAMPLES / "ORIGIN.md").read_text()
+        assert row["video"].partition("_")[0] in (interface.EXAMPLES / "ORIGIN.md").read_text()
 
 
 def test_a_long_video_is_described_as_seen_sparsely(qa):
-    assert "for more detail" not in app.describe(qa.open(VIDEO).timestamps, 2.0)
-    assert "they lie 2.0 s apart: for more detail, ask about a part of it" in app.describe(np.arange(8) * 2.0, 2.0)
+    assert "for more detail" not in interface.describe(qa.open(VIDEO).timestamps, 2.0)
+    assert "they lie 2.0 s apart: for more detail, ask about a part of it" in interface.describe(np.arange(8) * 2.0, 2.0)
 
 
 def test_a_mental_image_stands_where_it_was_pictured_even_if_the_reply_is_odd():
     image = MentalImage(np.zeros((0, 4)))
     answer = Answer(np.zeros((2, 8, 8, 3)), np.arange(2), reasoning="a <output_image> b", images=[image, image])
-    shown = show.reasoning_html(answer, [])
+    shown = answer_html.reasoning_html(answer, [])
     assert shown.count("<figure>") == 2 and shown.index("<figure>") < shown.index("b<figure>")
     answer.reasoning, answer.images = "a <output_image> b <output_image> c", []
-    assert show.reasoning_html(answer, []) == "<div class='reasoning'>abc</div>"
+    assert answer_html.reasoning_html(answer, []) == "<div class='reasoning'>abc</div>"
 
 
 def test_text_of_the_model_and_of_the_visitor_is_never_markup():
     hostile = "<img src=x onerror=alert(1)>'\""
     answer = Answer(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), reasoning=hostile, answer=hostile)
     answer.probabilities = [0.5, 0.5]
-    shown = show.words_html(answer, []) + show.verdict_html(answer, [hostile, "b"])
-    shown += show.links_html(answer, hostile, [hostile, "b"]) + show.versus_html("", answer, [hostile, "b"], "x", True)
+    shown = answer_html.words_html(answer, []) + answer_html.verdict_html(answer, [hostile, "b"])
+    shown += answer_html.links_html(answer, hostile, [hostile, "b"]) + answer_html.versus_html("", answer, [hostile, "b"], "x", True)
     assert "<img" not in shown and "'\"" not in shown.replace("&#x27;&quot;", "")
 
 
 def test_the_verdict_says_why_no_option_was_chosen():
     nothing = Answer(None, None, answer="up", reason="'up' is neither an option's letter nor its text")
-    assert show.verdict(nothing, ["left", "right"]) == "up ('up' is neither an option's letter nor its text)"
+    assert answer_html.verdict(nothing, ["left", "right"]) == "up ('up' is neither an option's letter nor its text)"

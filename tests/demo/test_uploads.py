@@ -7,8 +7,8 @@ import numpy as np
 import psutil
 import pytest
 
-from fourdthinker_hf import uploads
-from fourdthinker_hf.uploads import check_upload, open_apart
+from fourdthinker_hf.demo import uploads
+from fourdthinker_hf.demo.uploads import check_upload, open_apart
 from fourdthinker_hf.video_fourdthinker import VideoError, video_size
 
 

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.evaluation.page import Run, markdown, paired_table, read_run, tasks_table, write_report
+from fourdthinker_hf.evaluation.html_report import Run, markdown, paired_table, read_run, tasks_table, write_report
 from fourdthinker_hf.evaluation.runner import evaluate
 
 

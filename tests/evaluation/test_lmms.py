@@ -1,4 +1,4 @@
-"""The model and the task for lmms-eval, without lmms-eval: docs/lmms-eval.md shows a run in it."""
+"""The model and the task for lmms-eval, without lmms-eval: docs/evaluation.md shows a run in it."""
 
 import importlib.util
 import json
@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fourdthinker_hf.data.simulation import simulate
+from fourdthinker_hf.data.simulation.generation import simulate
 from fourdthinker_hf.evaluation import evaluate, lmms
 from fourdthinker_hf.qa import BUNDLED
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "fourdthinker_hf/evaluation/lmms_tasks"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOC = {"question": "Way?", "options": ["left", "right"], "answer": "right", "video": "videos/0.mp4"}

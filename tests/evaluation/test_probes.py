@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference_loop import TOLERANCE, blocks, generate, prompts
 from transformers import SequenceBiasLogitsProcessor
 
-from fourdthinker_hf import FourDThinkerProcessor, hooks
+from fourdthinker_hf import FourDThinkerProcessor, latent_hooks
 from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.evaluation.probes import PROBES
 
@@ -94,7 +94,7 @@ def test_swap_takes_the_donors_and_a_row_without_keeps_its_own(model, inputs):
     assert (output.latents[0, 3:7] - plain.latents[0, 3:7]).abs().max() < TOLERANCE
     assert (output.latents[1, 6:10] - model.model.scale_latents(image)).abs().max() < TOLERANCE
     assert PROBES["swap"].needs_donors and PROBES["blind-swap"].needs_donors
-    assert hooks.blocks_of(output.sequences[1, -16:], output.latents[1], model.config)[0].shape == image.shape
+    assert latent_hooks.blocks_of(output.sequences[1, -16:], output.latents[1], model.config)[0].shape == image.shape
 
 
 def test_each_says_which_path_it_cuts():

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.simulation import simulate
+from fourdthinker_hf.data.simulation.generation import simulate
 from fourdthinker_hf.evaluation import accuracy_table, evaluate, runner, wilson_interval
 from fourdthinker_hf.evaluation.maps import _bootstrap, _compare, map_test
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
@@ -25,7 +25,7 @@ from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import Reply, batch_inputs, judge, unread
 from fourdthinker_hf.qa import BUNDLED, load_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CLIPS = sorted((ROOT / "examples").glob("sim_*.mp4"))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourdthinker_hf.evaluation.compare import compare, mcnemar, paired_interval
+from fourdthinker_hf.evaluation.statistics import compare, mcnemar, paired_interval
 
 counts = st.integers(0, 40)
 

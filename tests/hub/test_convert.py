@@ -8,9 +8,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import init_model
 import numpy as np
 import pytest
-import tiny_init
 import torch
 from conftest import TEXTS
 from safetensors.torch import load_file, save_file
@@ -19,9 +19,10 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from typer.testing import CliRunner
 
 import fourdthinker_hf
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, hub
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.cli import app
-from fourdthinker_hf.hub import convert
+from fourdthinker_hf.hub import convert as hub
+from fourdthinker_hf.hub.convert import convert
 
 LATENTS = ["<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"]
 EMBED, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -45,9 +46,9 @@ PIXELS = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Q
 
 def small_tokenizer(latents: bool):
     with pytest.MonkeyPatch.context() as patch:
-        kept = [token for token in tiny_init.SPECIAL_TOKENS if latents or token not in LATENTS]
-        patch.setattr(tiny_init, "SPECIAL_TOKENS", kept)
-        return tiny_init.make_tokenizer(TEXTS, 400)
+        kept = [token for token in init_model.SPECIAL_TOKENS if latents or token not in LATENTS]
+        patch.setattr(init_model, "SPECIAL_TOKENS", kept)
+        return init_model.make_tokenizer(TEXTS, 400)
 
 
 def old_name(name: str) -> str:
@@ -97,7 +98,7 @@ def write_source(
     write_shards(folder, tensors, files)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny_init.CHAT_TEMPLATE}))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": init_model.CHAT_TEMPLATE}))
     (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.5}))
     return folder

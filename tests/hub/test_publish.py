@@ -22,19 +22,20 @@ from safetensors.torch import load_file, save_file
 from trl import ModelConfig
 from typer.testing import CliRunner
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, card
-from fourdthinker_hf.card import FROM_SCRATCH, NEEDED, keep_figures, lineage, make_card, renew_card
+from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.cli import app
-from fourdthinker_hf.data.simulation import simulate
+from fourdthinker_hf.data.simulation.generation import simulate
 from fourdthinker_hf.evaluation.maps import map_test
 from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import evaluate
-from fourdthinker_hf.hub import find_folder
-from fourdthinker_hf.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
+from fourdthinker_hf.hub import card
+from fourdthinker_hf.hub.card import FROM_SCRATCH, NEEDED, keep_figures, lineage, make_card, renew_card
+from fourdthinker_hf.hub.convert import find_folder
+from fourdthinker_hf.hub.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
 from fourdthinker_hf.qa import BUNDLED
 from fourdthinker_hf.training import DIFTConfig, FourDRLConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model.safetensors"
 CODE = ["configuration_fourdthinker.py", "modeling_fourdthinker.py", "processing_fourdthinker.py",
         "video_fourdthinker.py"]  # fmt: skip
@@ -387,7 +388,7 @@ def test_old_weights_are_deleted(checkpoint, hub):
 UPLOAD = """
 import sys
 from pathlib import Path
-from fourdthinker_hf.publish import Plan, upload
+from fourdthinker_hf.hub.publish import Plan, upload
 files = {path.name: path for path in Path(sys.argv[1]).glob("*.safetensors*")}
 upload(Plan("model", files, {}), "me/tiny")
 """

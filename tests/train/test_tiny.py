@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_init import SPECIAL_TOKENS, make_tokenizer
-from tiny_tower import place_loss, places_of
+from init_model import SPECIAL_TOKENS, make_tokenizer
+from pretrain_tower import place_loss, places_of
 
-from fourdthinker_hf.data.simulation import COLOURS
+from fourdthinker_hf.data.simulation.generation import COLOURS
 
 TOKENIZER = make_tokenizer(["red ball 3 4, 5 4."], 300)
 

@@ -21,9 +21,9 @@ from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerPr
 from fourdthinker_hf.data import records
 from fourdthinker_hf.data.records import RecordError, write_records
 from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, last_checkpoint, record_dataset
-from fourdthinker_hf.training.measures import NUM_RIVALS, LatentMeasures
+from fourdthinker_hf.training.latent_metrics import NUM_RIVALS, LatentMeasures
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

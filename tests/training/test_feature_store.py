@@ -11,7 +11,7 @@ from PIL import Image
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer
-from fourdthinker_hf.training.features import CachedCollator, FeatureStore
+from fourdthinker_hf.training.feature_store import CachedCollator, FeatureStore
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.records import read_records
-from fourdthinker_hf.training import filtering
+from fourdthinker_hf.training import filter_records
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def questions(tmp_path, clip):
 @pytest.fixture
 def replies(monkeypatch):
     """Sampled for real, then reread: the number of the question is that of its right replies; the texts are kept."""
-    seen, sample = [], filtering._sample
+    seen, sample = [], filter_records._sample
 
     def told(network, processor, rows, samples, *args):
         texts = sample(network, processor, rows, samples, *args)
@@ -32,7 +32,7 @@ def replies(monkeypatch):
         right = [int(row["id"]) for row in rows]
         return [["<answer>B</answer>"] * count + ["<answer>A</answer>"] * (samples - count) for count in right]
 
-    monkeypatch.setattr(filtering, "_sample", told)
+    monkeypatch.setattr(filter_records, "_sample", told)
     return seen
 
 

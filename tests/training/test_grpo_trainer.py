@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,19 +15,19 @@ import psutil
 import pytest
 import torch
 import yaml
+from launches import finish, history, start, zero
 from peft import LoraConfig
 from safetensors.torch import load_file
-from test_sft import finish, history, zero
 from trl import GRPOTrainer, ModelConfig
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.data.records import RecordError
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset, rollout
-from fourdthinker_hf.training.dift import LORA_TARGETS
-from fourdthinker_hf.training.grpo import Sampled
+from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
 from fourdthinker_hf.training.grpo_config import REFUSED
+from fourdthinker_hf.training.grpo_trainer import Sampled
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ("which way does it move", "where", "which way", "what is red and how does it move now")
 
 
@@ -501,17 +500,6 @@ class Dying(FourDRLTrainer):
         if self.state.global_step == 1 and self.args.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().score(*args)
-
-
-def start(program: Path, *args: object, launch: tuple) -> subprocess.Popen:
-    """`accelerate launch *launch program *args`, on the CPU."""
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "train", ROOT / "tests")))
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, program, *args]
-    return subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture

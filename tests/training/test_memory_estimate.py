@@ -10,10 +10,10 @@ import pytest
 import torch
 from sft import DIFTConfig, ModelConfig, RunArguments, TrlParser
 
-from bench.convert import flat_config
-from bench.dift import Shape as BatchShape
-from bench.dift import lora, make_config, make_trainer, predicted, status, step
-from fourdthinker_hf.training.memory import Setup, Shape, estimate, read_config, read_recipe
+from bench.speed.convert import flat_config
+from bench.speed.dift_step import Shape as BatchShape
+from bench.speed.dift_step import lora, make_config, make_trainer, predicted, status, step
+from fourdthinker_hf.training.memory_estimate import Setup, Shape, estimate, read_config, read_recipe
 
 RECIPES = Path("train/recipes")
 ZERO2 = Path("train/accelerate/zero2.yaml")
@@ -116,15 +116,15 @@ def test_recipes_parse_and_carry_the_published_settings(size):
 
 
 def test_a_recipe_and_its_hardware_are_read(tmp_path):
-    name, setup = read_recipe(RECIPES / "dift_3b.yaml", ZERO2)
+    name, setup = read_recipe(RECIPES / "3b/dift.yaml", ZERO2)
     assert name == "checkpoints/4dthinker-3b-base"
     assert asdict(setup) == asdict(Setup(checkpointing=True, bf16=True, gpus=8, zero=2))
-    assert read_recipe(RECIPES / "dift_3b.yaml", ZERO2, gpus=4)[1].gpus == 4
+    assert read_recipe(RECIPES / "3b/dift.yaml", ZERO2, gpus=4)[1].gpus == 4
     lora = tmp_path / "lora.yaml"
-    lora.write_text((RECIPES / "dift_3b.yaml").read_text() + "use_peft: true\nlora_r: 8\noptim: adamw_torch\n")
+    lora.write_text((RECIPES / "3b/dift.yaml").read_text() + "use_peft: true\nlora_r: 8\noptim: adamw_torch\n")
     assert read_recipe(lora)[1].peft.r == 8
     for line, message in (("optim: adafactor", "adafactor"), ("packing: true", "packing")):
-        lora.write_text((RECIPES / "dift_3b.yaml").read_text() + line + "\n")
+        lora.write_text((RECIPES / "3b/dift.yaml").read_text() + line + "\n")
         with pytest.raises(ValueError, match=message):
             read_recipe(lora)
     with pytest.raises(ValueError, match="no recipe"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,12 +12,13 @@ import psutil
 import pytest
 import torch
 import yaml
+from launches import finish, history, start, zero
 from PIL import Image
 from safetensors.torch import load_file
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NUM_IMAGES = (0, 1, 3, 0, 2, 1, 0, 2)  # of the records; texts differ in length too
 
 
@@ -58,39 +58,6 @@ def recipe(tiny_folder, records, tmp_path):
     return write
 
 
-def start(recipe: Path, *launch: object) -> subprocess.Popen:
-    """`accelerate launch *launch train/sft.py --config recipe`, on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "train/sft.py", "--config", recipe]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
-
-
-def finish(*runs: subprocess.Popen) -> str:
-    """Wait for all; what the first printed."""
-    outputs = [run.communicate()[0] for run in runs]
-    for run in runs:
-        assert run.returncode == 0, "\n\n".join(outputs)[-20000:]
-    return outputs[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def zero(name: str) -> tuple:
-    return ("--config_file", ROOT / f"train/accelerate/{name}.yaml", "--mixed_precision", "no", "--num_processes", 2,
-            "--main_process_port", free_port())  # fmt: skip
-
-
-def history(folder: Path) -> list[dict]:
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("forget", [False, True])
 def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
@@ -99,9 +66,10 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
     sgd["forget_video"] = forget
     whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
     path, _ = recipe(**sgd, per_device_train_batch_size=8, output_dir=whole)
-    finish(start(path, "--cpu", "--num_processes", 1))
+    finish(start("train/sft.py", "--config", path, launch=("--cpu", "--num_processes", 1)))
     path, _ = recipe(**sgd, per_device_train_batch_size=4, output_dir=cut)
-    finish(start(path, "--multi_gpu", "--num_processes", 2, "--main_process_port", 0))
+    launch = ("--multi_gpu", "--num_processes", 2, "--main_process_port", 0)
+    finish(start("train/sft.py", "--config", path, launch=launch))
     one, two = (load_file(f"{folder}/model.safetensors") for folder in (whole, cut))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -120,10 +88,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
     }  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     path, _ = recipe(**settings, output_dir=str(whole))
-    finish(start(path, *zero("zero2")))
+    finish(start("train/sft.py", "--config", path, launch=zero("zero2")))
 
     path, _ = recipe(**settings, output_dir=str(killed))
-    run = start(path, *zero("zero2"))
+    run = start("train/sft.py", "--config", path, launch=zero("zero2"))
     while not list(killed.glob("checkpoint-*/trainer_state.json")):
         assert run.poll() is None, run.communicate()[0][-5000:]
         time.sleep(0.01)
@@ -135,7 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
     (killed / "checkpoint-7" / "model.safetensors").write_bytes(b"half")
     (killed / "checkpoint-7" / "trainer_state.json").write_text('{"epoch": 1.0, "glo')
 
-    output = finish(start(path, *zero("zero2")))
+    output = finish(start("train/sft.py", "--config", path, launch=zero("zero2")))
     assert "checkpoint-7 was not written to its end" in output
     files = [(folder / "model.safetensors").read_bytes() for folder in (whole, killed)]
     assert files[0] == files[1]
@@ -164,11 +132,11 @@ def test_two_machines_with_sharded_weights(recipe, records, tiny_folder, tmp_pat
         "per_device_eval_batch_size": 2,
     }  # fmt: skip
     path, sharded = recipe(**settings, output_dir=str(tmp_path / "sharded"))
-    hardware = (*zero("multi_node_zero3"), "--main_process_ip", "127.0.0.1", "--machine_rank")
-    finish(*(start(path, *hardware, rank) for rank in (0, 1)))
+    hardware = (*zero("two_nodes_zero3"), "--main_process_ip", "127.0.0.1", "--machine_rank")
+    finish(*(start("train/sft.py", "--config", path, launch=(*hardware, rank)) for rank in (0, 1)))
     settings |= {"per_device_train_batch_size": 2}
     path, whole = recipe(**settings, output_dir=str(tmp_path / "whole"))
-    finish(start(path, "--cpu", "--num_processes", 1))
+    finish(start("train/sft.py", "--config", path, launch=("--cpu", "--num_processes", 1)))
 
     names = [load_file(folder / "model.safetensors").keys() for folder in (tiny_folder, sharded, whole)]
     assert names[0] == names[1] == names[2]

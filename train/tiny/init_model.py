@@ -1,6 +1,6 @@
 """Make the starting point of the tiny model: a byte-level BPE tokenizer, a processor and random weights.
 
-    python train/tiny_init.py runs/tiny_init --records data/base/records.jsonl
+    python train/tiny/init_model.py runs/tiny_init --records data/base/records.jsonl
 
 The tokenizer is trained on the words of the records and on Python's own language reference (`pydoc_data.topics`), so
 that the vocabulary of the scenes is one token a word and any other question still tokenizes. No download.

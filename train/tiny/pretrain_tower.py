@@ -1,6 +1,6 @@
 """Warm up the tiny model's sight: from each feature a linear head tells which colours are in its cell, and where.
 
-    python train/tiny_tower.py runs/tiny_init runs/tiny_tower --records data/grounding/records.jsonl \
+    python train/tiny/pretrain_tower.py runs/tiny_init runs/tiny_tower --records data/grounding/records.jsonl \
         --records data/questions/records.jsonl
 
 Through the words alone a model this small learns to see slowly: for a thousand steps its coordinates stay near chance.
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.data.records import Record, read_records
-from fourdthinker_hf.data.simulation import BINS, COLOURS
+from fourdthinker_hf.data.simulation.generation import BINS, COLOURS
 
 STEPS = 4  # temporal steps of a clip, one per position that the text names
 LAYER = 2

@@ -25,8 +25,8 @@ try:
 except ImportError:
     cv2 = None
 
-from .footage import Shot
-from .scenes import STATIC
+from ..simulation.scenes import STATIC
+from .shots import Shot
 
 TURNS, TRAVELS = ("pan", "tilt", "roll"), ("truck", "pedestal", "dolly")
 WAYS = {"pan": ("right", "left"), "tilt": ("up", "down"), "roll": ("right", "left"),

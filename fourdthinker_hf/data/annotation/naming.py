@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from .chat import Chat
-from .film import highlight
-from .footage import Shot
-from .objects import PLACES, Track
+from ..simulation.rendering import highlight
+from .shots import Shot
+from .tracking import PLACES, Track
+from .vlm_client import Chat
 
 TRIES = 3
 WORDS = 5  # of a name at most

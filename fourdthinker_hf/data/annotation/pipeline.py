@@ -31,16 +31,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..records import Record, read_records, write_records
+from ..simulation.generation import write_video
+from ..simulation.rendering import highlight
+from ..simulation.scenes import STATIC
 from . import reasoning
-from .asking import Asked, add_options, ask
 from .camera import Camera, estimate_camera
-from .chat import Chat
-from .film import highlight
-from .footage import Shot, shots
-from .objects import Segmenter, Track, find_objects
-from .records import Record, read_records, write_records
-from .scenes import STATIC
-from .simulation import write_video
+from .questions import Asked, add_options, ask
+from .shots import Shot, shots
+from .tracking import Segmenter, Track, find_objects
+from .vlm_client import Chat
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv",
             ".3gp", ".gif")  # fmt: skip

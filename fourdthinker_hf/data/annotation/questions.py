@@ -28,14 +28,14 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from . import questions
+from ..records import Record
+from ..simulation import questions
+from ..simulation.basic_scenes import DIRECTIONS
+from ..simulation.non_template_questions import PAIRS
+from ..simulation.scenes import CAMERA, CAMERA_MOTIONS, STATIC
 from .camera import Camera, CameraSpan
-from .footage import Shot
-from .objects import Track
-from .plain import DIRECTIONS
-from .records import Record
-from .scenes import CAMERA, CAMERA_MOTIONS, STATIC
-from .varied import PAIRS
+from .shots import Shot
+from .tracking import Track
 
 # Confidences below which nothing is asked: of a track, of a camera whose motion is taken out, of one that is asked
 # about. On 90 clips of a development seed 61 of 62 single motions above ASKED were right, but 5 of 10 pairs: those

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..processing_fourdthinker import OUTPUT_IMAGE
-from .asking import Asked
-from .chat import Chat
-from .questions import seconds
+from ...processing_fourdthinker import OUTPUT_IMAGE
+from ..simulation.questions import seconds
+from .questions import Asked
+from .vlm_client import Chat
 
 TRIES, LONGEST = 3, 1500  # replies asked for; characters of one
 

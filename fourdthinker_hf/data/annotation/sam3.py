@@ -13,8 +13,8 @@ import torch
 from transformers import Sam3VideoModel, Sam3VideoProcessor
 
 from .camera import Camera
-from .footage import Shot
-from .objects import Path, Track, View, choose_tracks, same_thing
+from .shots import Shot
+from .tracking import Path, Track, View, choose_tracks, same_thing
 
 NOUNS = ("person", "animal", "vehicle", "ball", "toy", "furniture", "sign")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..video_fourdthinker import TIME_TOLERANCE, VideoError
+from ...video_fourdthinker import TIME_TOLERANCE, VideoError
 
 try:
     import av

@@ -12,7 +12,7 @@ it is one mask that was carried, not because masks of many frames were linked.
    of what stands on the ground as well, but not its foot.
 
 All is done on pictures of `AREA` pixels, so its cost does not depend on the video's size. Thresholds were chosen on
-simulated clips (`bench/objects.py` measures on others); lengths in pixels are of those pictures.
+simulated clips (`bench/accuracy/tracking.py` measures on others); lengths in pixels are of those pictures.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from .camera import Camera
-from .footage import Shot
+from .shots import Shot
 
 try:
     import cv2

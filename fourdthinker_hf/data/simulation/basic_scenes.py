@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .film import FPS, Question, Truth, load_mujoco, project
+from .rendering import FPS, Question, Truth, load_mujoco, project
 
 SIZE = 112  # pixels, both axes
 NUM_FRAMES = 32

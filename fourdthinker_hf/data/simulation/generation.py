@@ -1,7 +1,7 @@
 """Simulated 4D scenes: MuJoCo moves objects and the camera, so every question has an exact answer.
 
-Two families of questions. The four kinds of `plain.py`, on which the bundled checkpoint was trained, at level 1. And
-DSR-Sim: the 13 sub-tasks of DSR-Bench (`questions.py`, `varied.py`), at three levels of scenes (`scenes.py`):
+Two families of questions. The four kinds of `basic_scenes.py`, on which the bundled checkpoint was trained, at level 1. And
+DSR-Sim: the 13 sub-tasks of DSR-Bench (`questions.py`, `non_template_questions.py`), at three levels of scenes (`scenes.py`):
 
 | level | objects | motion | clip | frames |
 | --- | --- | --- | --- | --- |
@@ -28,14 +28,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import plain, questions, varied
-from .film import FPS, Clip, Question, Studio, Truth, highlight
-from .plain import ALL_TASKS as PLAIN_TASKS
-from .plain import BINS, COLOURS, TASKS
+from ..records import Record, write_records
+from . import basic_scenes, non_template_questions, questions
+from .basic_scenes import ALL_TASKS as PLAIN_TASKS
+from .basic_scenes import BINS, COLOURS, TASKS
 from .questions import DSR_TASKS, Ask
-from .records import Record, write_records
+from .rendering import FPS, Clip, Question, Studio, Truth, highlight
+from .scene_sampling import plan, stage
 from .scenes import CAMERA, FRONTED, SIZES, SPLITS, World, predict, run, template_model
-from .stage import plan, stage
 
 __all__ = ["ALL_TASKS", "BINS", "COLOURS", "DSR_TASKS", "SPLITS", "TASKS", "Clip", "check_request", "clip_from_record",
            "compose", "highlight", "simulate", "simulate_clip", "write_video"]  # fmt: skip
@@ -103,9 +103,9 @@ def compose(
     check_request([task], level, split, reasoning)
     if task in PLAIN_TASKS:
         rng = np.random.default_rng([seed, zlib.crc32(task.encode()), index])
-        made = Composed(*plain.compose(rng, task, index))
+        made = Composed(*basic_scenes.compose(rng, task, index))
         if reasoning != "paths":
-            write = plain.pictured if reasoning == "pictures" else plain.placed
+            write = basic_scenes.pictured if reasoning == "pictures" else basic_scenes.placed
             made = replace(made, question=write(made.scene, made.truth, task, made.question))
         return made
     key = zlib.crc32(f"{task} {level} {split}".encode())
@@ -164,25 +164,25 @@ def _moments(ask: Ask, world: World) -> tuple[dict[int, list[int]], bool]:
 
 
 def _varied(rng: np.random.Generator, turn: int, level: int, split: str) -> Composed:
-    kinds = varied.VARIED[level]
+    kinds = non_template_questions.VARIED[level]
     kind, turn = kinds[turn % len(kinds)], turn // len(kinds)
-    known = varied.classes(kind, level, split)
+    known = non_template_questions.classes(kind, level, split)
     which, letter = _turn(turn, max(1, len(known)))
     word, drawn = known[which] if known else None, 0
     while True:
-        cast = varied.cast_for(rng, kind, word, level, split)
+        cast = non_template_questions.cast_for(rng, kind, word, level, split)
         for _ in range(TRIES):
             drawn += 1
-            world = varied.propose(rng, kind, word, cast)
-            judge = functools.partial(varied.judge, kind, world)
-            guess = varied.guess(kind, world)
-            found = guess and _show(world, judge, word, varied.to_be_seen(kind, guess, world, CHECKED), False)
+            world = non_template_questions.propose(rng, kind, word, cast)
+            judge = functools.partial(non_template_questions.judge, kind, world)
+            guess = non_template_questions.guess(kind, world)
+            found = guess and _show(world, judge, word, non_template_questions.to_be_seen(kind, guess, world, CHECKED), False)
             if not found:
                 continue
             truth, physics, _ = found
             right, names = judge(truth), [thing.name for thing in world.things]
-            options = questions.with_distractors(rng, right, varied.distractors(rng, kind, right, world, cast), letter)
-            asked = Question(varied.wording(kind, names), right, "", ())
+            options = questions.with_distractors(rng, right, non_template_questions.distractors(rng, kind, right, world, cast), letter)
+            asked = Question(non_template_questions.wording(kind, names), right, "", ())
             return Composed(world, truth, asked, options, physics, drawn)
 
 
@@ -244,7 +244,7 @@ def _studio(level: int) -> Studio:
 
 @functools.cache
 def _plain_studio() -> Studio:
-    return Studio(plain.template(), plain.SIZE)
+    return Studio(basic_scenes.template(), basic_scenes.SIZE)
 
 
 def _seen(

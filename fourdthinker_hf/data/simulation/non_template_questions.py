@@ -14,9 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .film import FPS, Truth
-from .scenes import CAMERA_MOTIONS, SPLITS, STATIC, Body, Leg, World, predict
-from .stage import (
+from .rendering import FPS, Truth
+from .scene_sampling import (
     REST,
     STILL,
     Cast,
@@ -29,6 +28,7 @@ from .stage import (
     somewhere,
     unit,
 )
+from .scenes import CAMERA_MOTIONS, SPLITS, STATIC, Body, Leg, World, predict
 
 VARIED = {1: ("camera", "colour", "mover", "count"),
           2: ("camera", "colour", "mover", "count", "falls", "bumps", "nearest")}  # fmt: skip

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .film import FPS, Truth
+from .rendering import FPS, Truth
 from .scenes import CAMERA
 
 KINDS = ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .film import FPS
 from .questions import RING, STAYS, WAY_RING, WORDS, Ask
+from .rendering import FPS
 from .scenes import (
     CAMERA,
     CAMERA_MOTIONS,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .film import FPS, Truth, load_mujoco, project
-from .plain import COLOURS
+from .basic_scenes import COLOURS
+from .rendering import FPS, Truth, load_mujoco, project
 
 CAMERA = -1  # where an object's number is expected
 AHEAD = FPS  # frames simulated after the clip's end

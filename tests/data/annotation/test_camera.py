@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 cv2 = pytest.importorskip("cv2")
 
-from fourdthinker_hf.data.camera import ABSENT, SWITCH, _path, estimate_camera  # noqa: E402
-from fourdthinker_hf.data.footage import RATE, Shot  # noqa: E402
-from fourdthinker_hf.data.scenes import CAMERA_MOTIONS, STATIC  # noqa: E402
+from fourdthinker_hf.data.annotation.camera import ABSENT, SWITCH, _path, estimate_camera  # noqa: E402
+from fourdthinker_hf.data.annotation.shots import RATE, Shot  # noqa: E402
+from fourdthinker_hf.data.simulation.scenes import CAMERA_MOTIONS, STATIC  # noqa: E402
 
 HEIGHT, WIDTH, FOCAL, PITCH = 180, 240, 230.0, np.radians(22)
 INTRINSIC = np.array([[FOCAL, 0, WIDTH / 2 - 0.5], [0, FOCAL, HEIGHT / 2 - 0.5], [0, 0, 1]])
@@ -175,8 +175,8 @@ def test_path_is_the_best_of_all(tables):
 
 @pytest.mark.slow
 def test_simulated_clips():
-    """Right on most clips with one motion; bench/annotate.py counts on more."""
-    simulation = pytest.importorskip("fourdthinker_hf.data.simulation")
+    """Right on most clips with one motion; bench/accuracy/camera.py counts on more."""
+    simulation = pytest.importorskip("fourdthinker_hf.data.simulation.generation")
     right = num = 0
     for index in itertools.count():
         clip = simulation.simulate_clip(7, "rel_dis", index, 1, mask_frames=())

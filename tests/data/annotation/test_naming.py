@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourdthinker_hf.data import chat
-from fourdthinker_hf.data.chat import Chat, ChatError
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.naming import TRIES, name_tracks, read_name
-from fourdthinker_hf.data.objects import Track
+from fourdthinker_hf.data.annotation import vlm_client
+from fourdthinker_hf.data.annotation.naming import TRIES, name_tracks, read_name
+from fourdthinker_hf.data.annotation.shots import Shot
+from fourdthinker_hf.data.annotation.tracking import Track
+from fourdthinker_hf.data.annotation.vlm_client import Chat, ChatError
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_server_that_refuses_is_an_error_with_its_cause(server, asked):
 
 
 def test_a_server_that_is_not_there_is_an_error(server, monkeypatch):
-    monkeypatch.setattr(chat, "PAUSE", 0.0)
+    monkeypatch.setattr(vlm_client, "PAUSE", 0.0)
     shot, tracks = make_shot()
     with pytest.raises(ChatError, match="127.0.0.1:9/v1"):
         name_tracks(shot, tracks, Chat("http://127.0.0.1:9/v1", "some-vlm"))

@@ -17,11 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
-from fourdthinker_hf.data import annotate as pipeline
-from fourdthinker_hf.data.annotate import Job, Settings, annotate, annotate_video, find_flaw, find_videos
-from fourdthinker_hf.data.camera import Camera, CameraSpan
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.objects import Track
+from fourdthinker_hf.data.annotation import pipeline
+from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan
+from fourdthinker_hf.data.annotation.pipeline import Job, Settings, annotate, annotate_video, find_flaw, find_videos
+from fourdthinker_hf.data.annotation.shots import Shot
+from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.records import read_records
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 from fourdthinker_hf.video_fourdthinker import load_video
@@ -149,7 +149,7 @@ def test_the_command(folder, tmp_path):
 
 
 def test_a_server_that_is_not_there_fails_the_video_at_its_stage(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("fourdthinker_hf.data.chat.PAUSE", 0.0)
+    monkeypatch.setattr("fourdthinker_hf.data.annotation.vlm_client.PAUSE", 0.0)
     settings = Settings(server="http://127.0.0.1:9/v1", reasoner="some-model")
     job = Job(folder / "one.mp4", "one.mp4", tmp_path, settings)
     for name in ("parts", "videos", "images"):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data.asking import ANSWERS, OFTEN, TASKS, add_options, ask
-from fourdthinker_hf.data.camera import Camera, CameraSpan
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.objects import Track
+from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan
+from fourdthinker_hf.data.annotation.questions import ANSWERS, OFTEN, TASKS, add_options, ask
+from fourdthinker_hf.data.annotation.shots import Shot
+from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.records import Record
 
 T, SIZE, FOCAL = 33, (320, 240), 280  # frames, width and height, pixels
@@ -303,8 +303,8 @@ def test_no_camera_answer_can_be_two_names_of_one_motion():
 @pytest.mark.parametrize(("level", "num"), [(1, 6), (2, 4)])
 def test_exact_motion_and_masks_give_right_questions(level, num):
     pytest.importorskip("mujoco")
-    from bench.asking import look
-    from fourdthinker_hf.data.questions import DSR_TASKS
+    from bench.accuracy.annotated_questions import look
+    from fourdthinker_hf.data.simulation.questions import DSR_TASKS
 
     found = [look((40, DSR_TASKS[k % 13], k // 13, level, "train", "truth")) for k in range(num)]
     judged = [item for _, items, _, _ in found for item in items]

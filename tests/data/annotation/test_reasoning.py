@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data import chat, reasoning
-from fourdthinker_hf.data.asking import ANSWERS, Asked
-from fourdthinker_hf.data.chat import Chat, ChatError
-from fourdthinker_hf.data.reasoning import FormatError, check, rewrite, write
+from fourdthinker_hf.data.annotation import reasoning, vlm_client
+from fourdthinker_hf.data.annotation.questions import ANSWERS, Asked
+from fourdthinker_hf.data.annotation.reasoning import FormatError, check, rewrite, write
+from fourdthinker_hf.data.annotation.vlm_client import Chat, ChatError
 
 IMAGE = "<output_image>"
 LEFT = Asked(
@@ -147,7 +147,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(chat, "PAUSE", 0.0)
+    monkeypatch.setattr(vlm_client, "PAUSE", 0.0)
 
 
 def test_rewrite_takes_a_good_reply():

@@ -14,9 +14,9 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from fourdthinker_hf.data.camera import Camera
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.sam3 import Sam3Segmenter
+from fourdthinker_hf.data.annotation.camera import Camera
+from fourdthinker_hf.data.annotation.sam3 import Sam3Segmenter
+from fourdthinker_hf.data.annotation.shots import Shot
 
 PATCH, SIDE, WIDE = 14, 8, 128  # WIDE: the tracker's memory of 64 channels has to be less than that, and divide it
 NOUNS = ("person", "ball")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 av = pytest.importorskip("av")
 pytest.importorskip("cv2")
 
-from test_video import unreadable  # noqa: E402
+from video_files import unreadable  # noqa: E402
 
-from fourdthinker_hf.data import footage  # noqa: E402
-from fourdthinker_hf.data.footage import _pieces, _windows, shots  # noqa: E402
+from fourdthinker_hf.data.annotation import shots as shots_module  # noqa: E402
+from fourdthinker_hf.data.annotation.shots import _pieces, _windows, shots  # noqa: E402
 from fourdthinker_hf.video_fourdthinker import VideoError, load_video  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -88,8 +88,8 @@ def test_kinds_of_file_whole_and_in_windows(tmp_path, monkeypatch, name, codec, 
     for shot in (whole := list(shots(path))):
         check(shot, times)
     assert [round(shot.start) for shot in whole] == [0, 8] and whole[1].end == pytest.approx(16, abs=0.05)
-    monkeypatch.setattr(footage, "LOOKED", 6.0)
-    monkeypatch.setattr(footage, "WINDOW", 2.5)
+    monkeypatch.setattr(shots_module, "LOOKED", 6.0)
+    monkeypatch.setattr(shots_module, "WINDOW", 2.5)
     found = list(shots(path))
     late = 13.9 if name == "a.ts" else 13.5  # a transport stream has no index: the window begins at a later key frame
     assert [round(shot.start, 1) for shot in found] == [0.0, late] and all(2 <= s.end - s.start < 2.6 for s in found)
@@ -218,8 +218,8 @@ def test_shots_before_the_damage_are_handed_out(tmp_path):
 @given(st.floats(0, 1e5))
 def test_windows_rule(length):
     windows = _windows(length)
-    assert windows[0][0] == 0 and sum(end - begin for begin, end in windows) == pytest.approx(footage.LOOKED)
-    if length > footage.LOOKED:
+    assert windows[0][0] == 0 and sum(end - begin for begin, end in windows) == pytest.approx(shots_module.LOOKED)
+    if length > shots_module.LOOKED:
         assert windows[-1][1] == pytest.approx(length)
         assert all(a[1] <= b[0] + 1e-6 for a, b in zip(windows, windows[1:], strict=False))
 

@@ -6,10 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data.camera import Camera
-from fourdthinker_hf.data.footage import Shot
-from fourdthinker_hf.data.objects import Path, View, choose_tracks, colour_name, describe, find_objects, same_thing
-from fourdthinker_hf.data.simulation import simulate_clip
+from fourdthinker_hf.data.annotation.camera import Camera
+from fourdthinker_hf.data.annotation.shots import Shot
+from fourdthinker_hf.data.annotation.tracking import (
+    Path,
+    View,
+    choose_tracks,
+    colour_name,
+    describe,
+    find_objects,
+    same_thing,
+)
+from fourdthinker_hf.data.simulation.generation import simulate_clip
 
 HEIGHT, WIDTH, LENGTH = 112, 160, 16
 RED, BLUE, GREEN = (200, 30, 30), (30, 40, 200), (20, 160, 40)
@@ -101,7 +109,7 @@ def test_any_size_and_length(shape):
 
 def test_a_real_ground_and_moving_camera():
     """A simulated clip: on a checked ground, before a camera that rises and tilts, a ball rolls. (Its other clips, and
-    how many of their objects are found, are measured by bench/annotate.py.)"""
+    how many of their objects are found, are measured by bench/accuracy/camera.py.)"""
     clip = simulate_clip(7101, "abs_dir", 0, level=2)
     truth, size = clip.truth, clip.frames.shape[1]
     focal = size / 2 / np.tan(np.radians(clip.scene.fov / 2))

@@ -13,10 +13,9 @@ import pytest
 pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
-from fourdthinker_hf.data import plain, scenes, stage
-from fourdthinker_hf.data import simulation as sim
-from fourdthinker_hf.data.film import Question
 from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.data.simulation import basic_scenes, generation, scene_sampling, scenes
+from fourdthinker_hf.data.simulation.rendering import Question
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
 SEED = 5
@@ -27,36 +26,36 @@ NUMBERS = re.compile(r"-?\d+")
 def clips():
     chosen = [("camera_motion", 2), ("camera_motion", 5), ("object_direction", 1), ("faster_object", 2)]
     chosen += [("distance_change", 3), ("grounding", 1), ("grounding", 2)]
-    return {pair: sim.simulate_clip(SEED, *pair) for pair in chosen}
+    return {pair: generation.simulate_clip(SEED, *pair) for pair in chosen}
 
 
 @pytest.fixture(scope="module")
 def composed():
     """Scenes of every class of every task, simulated but not rendered."""
     made = {}
-    for task in sim.TASKS:
+    for task in generation.TASKS:
         for index in range(28 if task == "camera_motion" else 16):
-            made[task, index] = plain.compose(np.random.default_rng([SEED, index]), task, index)[:4]
+            made[task, index] = basic_scenes.compose(np.random.default_rng([SEED, index]), task, index)[:4]
     return made
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("simulated")
-    return sim.simulate(8, SEED, out, workers=1, progress=False)
+    return generation.simulate(8, SEED, out, workers=1, progress=False)
 
 
 def test_a_clip_is_the_same_on_every_call(clips):
-    again = sim.simulate_clip(SEED, "distance_change", 3, depth=True)
+    again = generation.simulate_clip(SEED, "distance_change", 3, depth=True)
     first = clips["distance_change", 3]
     assert again.scene == first.scene and again.question == first.question and again.options == first.options
     assert (again.frames == first.frames).all() and (again.masks == first.masks).all()
     assert first.frames.shape == (32, 112, 112, 3) and first.timestamps[-1] == 31 / 8
-    assert not (sim.simulate_clip(SEED + 1, "distance_change", 3).frames == first.frames).all()
+    assert not (generation.simulate_clip(SEED + 1, "distance_change", 3).frames == first.frames).all()
 
 
 def test_depth_is_metric(clips):
-    clip = sim.simulate_clip(SEED, "faster_object", 2, depth=True)
+    clip = generation.simulate_clip(SEED, "faster_object", 2, depth=True)
     for i, thing in enumerate(clip.scene.things):
         seen = clip.depth[0][clip.masks[0] == i + 1]
         assert abs(np.median(seen) - (clip.truth.depths[0, i] - 0.7 * thing.half)) < 0.6 * thing.half
@@ -65,7 +64,7 @@ def test_depth_is_metric(clips):
 def test_masks_lie_where_centres_project(clips):
     checked = 0
     for clip in clips.values():
-        for t in range(plain.NUM_FRAMES):
+        for t in range(basic_scenes.NUM_FRAMES):
             for i, thing in enumerate(clip.scene.things):
                 mask = clip.masks[t] == i + 1
                 rows, columns = np.nonzero(mask)
@@ -86,7 +85,7 @@ def test_masks_hold_the_named_colour(clips):
             mask = clip.masks[0] == i + 1
             if mask.sum() > 20:
                 colour = clip.frames[0][mask].mean(0)
-                wanted = np.array(sim.COLOURS[thing.colour])
+                wanted = np.array(generation.COLOURS[thing.colour])
                 assert colour @ wanted / np.linalg.norm(colour) / np.linalg.norm(wanted) > 0.95
 
 
@@ -102,7 +101,7 @@ def test_motion_is_what_the_scene_orders(composed):
 
 
 def test_classes_and_letters_are_balanced(composed):
-    for task in sim.TASKS:
+    for task in generation.TASKS:
         answers, letters, pairs = collections.Counter(), collections.Counter(), collections.Counter()
         for (kind, _), (scene, _, question, options) in composed.items():
             if kind == task:
@@ -120,7 +119,7 @@ def test_camera_distractors_do_not_tell_the_answer():
     question = Question("", "static", "", ())
     rng = np.random.default_rng(0)
     seen = collections.Counter(
-        o for _ in range(2000) for o in plain._options(rng, "camera_motion", question, ["a", "b"], 1)
+        o for _ in range(2000) for o in basic_scenes._options(rng, "camera_motion", question, ["a", "b"], 1)
     )
     assert seen.pop("static") == 2000 and len(seen) == 6
     assert all(abs(count - 1000) < 120 for count in seen.values())
@@ -178,7 +177,7 @@ def test_reasoning_adds_up(composed):
         assert text.count(OUTPUT_IMAGE) == len(question.targets) and "None" not in text
         paths = {}
         for i, thing in enumerate(scene.things):
-            for t in plain.PATH_FRAMES:
+            for t in basic_scenes.PATH_FRAMES:
                 cell = truth.centres[t, i] * 12 / 112
                 paths.setdefault(thing.name, []).append(tuple(np.floor(cell).astype(int)))
         said = re.findall(r"(\w+ (?:ball|cube|cylinder|cone)) ([\d out,]+)\.", text)
@@ -211,9 +210,9 @@ def test_written_files(written):
     from PIL import Image
 
     records = read_records(written)
-    assert [record.task for record in records] == list(sim.TASKS) * 2
+    assert [record.task for record in records] == list(generation.TASKS) * 2
     record = records[2]
-    clip = sim.clip_from_record(record)
+    clip = generation.clip_from_record(record)
     assert (clip.question.question, clip.options, clip.question.answer) == (
         record.question,
         record.options,
@@ -231,9 +230,9 @@ def test_written_files(written):
     for path, target in zip(record.imagery, record.source["targets"], strict=True):
         image = np.asarray(Image.open(path)).astype(int)
         names = [thing.name for thing in clip.scene.things]
-        mask = clip.masks[plain.TARGET_FRAME] == names.index(target["object"]) + 1
-        assert target["time"] == clip.timestamps[plain.TARGET_FRAME] and mask.any()
-        assert (image[mask] == clip.frames[plain.TARGET_FRAME][mask]).all()
+        mask = clip.masks[basic_scenes.TARGET_FRAME] == names.index(target["object"]) + 1
+        assert target["time"] == clip.timestamps[basic_scenes.TARGET_FRAME] and mask.any()
+        assert (image[mask] == clip.frames[basic_scenes.TARGET_FRAME][mask]).all()
         assert (np.ptp(image[~mask], axis=-1) == 0).all() and image[~mask].max() <= 0.35 * 255
 
 
@@ -245,7 +244,7 @@ def test_the_same_frames_are_the_same_file_whatever_memory_held(clips, tmp_path)
         for value in (85, 170, 255):
             fill_memory(value)
             for pair in clips:
-                sim.write_video(tmp_path / "clip.mp4", clips[pair].frames)
+                generation.write_video(tmp_path / "clip.mp4", clips[pair].frames)
                 files[pair].add((tmp_path / "clip.mp4").read_bytes())
     finally:
         fill_memory(0)
@@ -254,8 +253,8 @@ def test_the_same_frames_are_the_same_file_whatever_memory_held(clips, tmp_path)
 
 def test_records_do_not_depend_on_number_or_workers(tmp_path):
     tasks = ("faster_object", "abs_dis", "rel_spd_comp", "non_temp")
-    more = sim.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
-    few = sim.simulate(4, SEED, tmp_path / "few", tasks=tasks, workers=2, progress=False)
+    more = generation.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
+    few = generation.simulate(4, SEED, tmp_path / "few", tasks=tasks, workers=2, progress=False)
     assert few.read_bytes().splitlines() == more.read_bytes().splitlines()[:4]
     for path in (*few.parent.glob("videos/*"), *few.parent.glob("images/*")):
         assert path.read_bytes() == (more.parent / path.relative_to(few.parent)).read_bytes()
@@ -268,10 +267,10 @@ def test_records_do_not_depend_on_number_or_workers(tmp_path):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The same 8 questions with either reasoning."""
-    paths, pictures = (tmp_path_factory.mktemp(name) for name in sim.REASONINGS[:2])
-    sim.simulate(8, SEED, paths, workers=1, progress=False)
+    paths, pictures = (tmp_path_factory.mktemp(name) for name in generation.REASONINGS[:2])
+    generation.simulate(8, SEED, paths, workers=1, progress=False)
     return read_records(paths / "records.jsonl"), read_records(
-        sim.simulate(8, SEED, pictures, workers=1, progress=False, reasoning="pictures")
+        generation.simulate(8, SEED, pictures, workers=1, progress=False, reasoning="pictures")
     )
 
 
@@ -298,14 +297,14 @@ def test_pictures_show_first_and_last_and_write_no_coordinates(both):
         named = re.findall(r"the (\w+ (?:ball|cube|cylinder|cone))", record.question)
         assert looks == [(name, time) for name in named for time in times]
         assert record.answer in record.reasoning.split("> ")[-1]
-    assert sim.clip_from_record(both[1][3]).question.reasoning == both[1][3].reasoning
+    assert generation.clip_from_record(both[1][3]).question.reasoning == both[1][3].reasoning
 
 
 def test_places_are_said_behind_the_images_and_are_where_things_are_there():
-    for task in sim.TASKS:
+    for task in generation.TASKS:
         for index in range(8):
-            made = sim.compose(SEED, task, index, reasoning="places")
-            pictured = sim.compose(SEED, task, index, reasoning="pictures").question.targets
+            made = generation.compose(SEED, task, index, reasoning="places")
+            pictured = generation.compose(SEED, task, index, reasoning="pictures").question.targets
             looks, text = made.question.targets, made.question.reasoning
             assert looks == pictured if task != "camera_motion" else looks[: len(pictured)] == pictured
             before, behind = text.split(f" {OUTPUT_IMAGE * len(looks)} ")
@@ -318,11 +317,11 @@ def test_places_are_said_behind_the_images_and_are_where_things_are_there():
 
 
 def test_what_is_pictured_is_in_the_picture():
-    for task in sim.TASKS:
+    for task in generation.TASKS:
         for index in range(7):
-            made = sim.compose(SEED, task, index, reasoning="pictures")
+            made = generation.compose(SEED, task, index, reasoning="pictures")
             frames = sorted({frame for _, frame in made.question.targets})
-            masks = sim._plain_studio().shoot(*made.physics, made.truth, [], frames)[1]
+            masks = generation._plain_studio().shoot(*made.physics, made.truth, [], frames)[1]
             for i, frame in made.question.targets:
                 mask, half = masks[frames.index(frame)] == i + 1, made.scene.things[i].half
                 radius = made.scene.focal * half / made.truth.depths[frame, i]
@@ -334,12 +333,12 @@ def test_what_is_pictured_is_in_the_picture():
 
 
 def test_the_longest_shown_object_is_pictured_when_the_camera_moves():
-    truth = plain._predict(scene := plain.Scene(
-        tuple(plain.Thing("red", "ball", 0.5, 0.0, (x, 6.0), (0.0, 0.0)) for x in (-1.6, 0.0)),
+    truth = basic_scenes._predict(scene := basic_scenes.Scene(
+        tuple(basic_scenes.Thing("red", "ball", 0.5, 0.0, (x, 6.0), (0.0, 0.0)) for x in (-1.6, 0.0)),
         "pan left", 30.0, 0.0, 3.6, 35.0, 50.0, 0,
     ))  # fmt: skip
     assert truth.centres[[0, 28], 0, 0].round().tolist() == [27, 78] and truth.centres[28, 1, 0].round() == 108
-    assert plain._shown(scene, truth)[0] == (0, (0, 28))  # the second leaves before the end
+    assert basic_scenes._shown(scene, truth)[0] == (0, (0, 28))  # the second leaves before the end
 
 
 # What the checkpoint was trained on: computed before DSR-Sim came, when all of it was in simulation.py
@@ -367,7 +366,7 @@ def test_the_checkpoints_pixels_stay_as_they_were(pair, clips):
 
 
 def test_the_checkpoints_records_stay_as_they_were(tmp_path):
-    path = sim.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*sim.TASKS, "grounding"))
+    path = generation.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*generation.TASKS, "grounding"))
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "00cef862b2d781ca"
 
 
@@ -461,9 +460,9 @@ def test_camera_motions_are_kept_with_their_spans():
 
 @pytest.mark.parametrize("level, index, split", [(1, 0, "train"), (2, 5, "train"), (3, 6, "train"), (2, 1, "unseen")])
 def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
-    path = sim.simulate(2, index, tmp_path, level, ["rel_dis", "abs_spd_comp"], 1, False, split)
+    path = generation.simulate(2, index, tmp_path, level, ["rel_dis", "abs_spd_comp"], 1, False, split)
     for record in read_records(path):
-        clip, again = (sim.clip_from_record(record) for _ in range(2))
+        clip, again = (generation.clip_from_record(record) for _ in range(2))
         assert (clip.question.question, clip.options, clip.question.answer) == (
             record.question, record.options, record.answer,
         )  # fmt: skip
@@ -477,7 +476,7 @@ def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_what_is_asked_about_is_seen(level):
-    clip = sim.simulate_clip(3, "abs_dis", 2, level)
+    clip = generation.simulate_clip(3, "abs_dis", 2, level)
     asked = {i for i, _ in clip.question.targets}
     share = {1: 1.0, 2: 0.8, 3: 0.6}[level]
     for i in asked:
@@ -492,12 +491,12 @@ def test_what_is_asked_about_is_seen(level):
 def test_a_push_is_aimed_at_what_it_then_hits(level, monkeypatch):
     counts = {}
     for chance in (0.0, 1.0):
-        monkeypatch.setitem(stage.AIMED, level, chance)
+        monkeypatch.setitem(scene_sampling.AIMED, level, chance)
         counts[chance] = 0
         for number in range(30):
             rng = np.random.default_rng(number)
-            asked, cast = stage.plan(rng, "abs_ori", level, "train")
-            made = stage.stage(rng, asked, cast, ("turns left",))
+            asked, cast = scene_sampling.plan(rng, "abs_ori", level, "train")
+            made = scene_sampling.stage(rng, asked, cast, ("turns left",))
             counts[chance] += any(collisions(made, scenes.run(made)[0]))
     assert counts[1.0] >= counts[0.0] + 10
 
@@ -506,7 +505,7 @@ def test_about_one_clip_in_five_has_a_collision():
     """A free thing's course breaks off within reach of another, both in the picture."""
     seen = 0
     for index in range(48):
-        made = sim.compose(4, sim.DSR_TASKS[index % 12], index // 12, 2)
+        made = generation.compose(4, generation.DSR_TASKS[index % 12], index // 12, 2)
         seen += any(collisions(made.scene, made.truth))
     assert 6 <= seen <= 16
 
@@ -527,7 +526,7 @@ def collisions(made, truth):
 
 def test_level_one_has_one_motion_at_a_time():
     for index in range(6):
-        made = sim.compose(2, "rel_dis", index)
+        made = generation.compose(2, "rel_dis", index)
         camera = np.ptp(made.truth.camera_positions, axis=0).max() + np.ptp(made.truth.camera_rotations, axis=0).max()
         things = np.ptp(made.truth.positions, axis=0).max()
         assert min(camera, things) < 0.02 and 2 <= len(made.scene.things) <= 3
@@ -538,7 +537,7 @@ def test_unseen_things_are_in_no_training_split():
     assert not {*train.plain, *train.fronted} & {*unseen.plain, *unseen.fronted}
     assert not set(train.colours) & set(unseen.colours) and train.speeds[1] < unseen.speeds[0]
     for index in range(4):
-        for thing in sim.compose(1, "abs_dis", index, 2, "unseen").scene.things:
+        for thing in generation.compose(1, "abs_dis", index, 2, "unseen").scene.things:
             assert thing.colour in unseen.colours and thing.shape in (*unseen.plain, *unseen.fronted)
             assert all(
                 pace == 0 or abs(pace) >= unseen.speeds[0] for leg in thing.legs for pace in (leg.begin, leg.end)
@@ -550,30 +549,30 @@ def test_unseen_things_are_in_no_training_split():
 @pytest.mark.parametrize("kind", ["dis", "dir_pred"])
 def test_a_span_lies_within_its_clip(level, split, kind):
     for seed in range(200):
-        duration, start, end = stage.span_times(np.random.default_rng(seed), level, split, kind)
+        duration, start, end = scene_sampling.span_times(np.random.default_rng(seed), level, split, kind)
         assert 0 <= start < end <= duration
 
 
 def test_default_tasks_go_by_level():
-    assert sim.expand_tasks(None, 1) == sim.TASKS and sim.expand_tasks(None, 2) == sim.DSR_TASKS
-    assert sim.expand_tasks(["dsr", "grounding"], 1) == (*sim.DSR_TASKS, "grounding") and len(sim.DSR_TASKS) == 13
+    assert generation.expand_tasks(None, 1) == generation.TASKS and generation.expand_tasks(None, 2) == generation.DSR_TASKS
+    assert generation.expand_tasks(["dsr", "grounding"], 1) == (*generation.DSR_TASKS, "grounding") and len(generation.DSR_TASKS) == 13
 
 
 def test_what_cannot_work_says_so(tmp_path):
     with pytest.raises(ValueError, match="level must be 1, 2 or 3"):
-        sim.simulate(1, 0, tmp_path, level=4)
+        generation.simulate(1, 0, tmp_path, level=4)
     with pytest.raises(ValueError, match="unknown task 'chess'"):
-        sim.simulate_clip(0, "chess")
+        generation.simulate_clip(0, "chess")
     with pytest.raises(ValueError, match="unknown task 'chess'; the tasks are dsr, camera_motion"):
-        sim.simulate(1, 0, tmp_path, tasks=("chess",))
+        generation.simulate(1, 0, tmp_path, tasks=("chess",))
     with pytest.raises(ValueError, match="unknown split 'test'; the splits are train, unseen"):
-        sim.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
+        generation.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
     with pytest.raises(ValueError, match="task 'faster_object' is at level 1, split train, only"):
-        sim.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
+        generation.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
     with pytest.raises(ValueError, match="^unknown reasoning 'words'; it is paths, pictures or places$"):
-        sim.simulate(1, 0, tmp_path, reasoning="words")
+        generation.simulate(1, 0, tmp_path, reasoning="words")
     four = "camera_motion, object_direction, faster_object, distance_change"
     for task in ("grounding", "abs_dis"):
         with pytest.raises(ValueError, match=rf"^reasoning in pictures is for {four} \(tasks hold {task}\)$"):
-            sim.simulate(1, 0, tmp_path, tasks=("camera_motion", task), reasoning="pictures")
+            generation.simulate(1, 0, tmp_path, tasks=("camera_motion", task), reasoning="pictures")
     assert not list(tmp_path.iterdir())

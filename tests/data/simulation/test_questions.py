@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("mujoco")
 
-from bench.simulate import classifier, longest_option
-from fourdthinker_hf.data import questions, scenes, stage, varied
-from fourdthinker_hf.data import simulation as sim
-from fourdthinker_hf.data.film import Truth
-from fourdthinker_hf.data.questions import Ask, answer, changes, runs, side
+from bench.accuracy.blind_baselines import classifier, longest_option
+from fourdthinker_hf.data.simulation import generation, non_template_questions, questions, scene_sampling, scenes
+from fourdthinker_hf.data.simulation.questions import Ask, answer, changes, runs, side
+from fourdthinker_hf.data.simulation.rendering import Truth
 
 T = 41  # frames: 4 s to ask about, one more to predict
 TIME = np.arange(T) / 8
@@ -198,7 +197,7 @@ def test_varied_answers_by_hand(kind, moves, expected):
     world, truth = shown(*moves)
     if kind == "bumps":  # 2 m apart: the first has 1.2 m to go
         assert world.things[0].reach + world.things[1].reach == pytest.approx(0.8)
-    assert varied.judge(kind, world, truth) == expected
+    assert non_template_questions.judge(kind, world, truth) == expected
 
 
 # Balance
@@ -206,7 +205,7 @@ def test_varied_answers_by_hand(kind, moves, expected):
 
 def test_every_class_comes_as_often_and_with_every_letter():
     for num in (1, 3, 4, 9, 24, 26):
-        seen = collections.Counter(sim._turn(turn, num) for turn in range(7, 7 + 4 * num))
+        seen = collections.Counter(generation._turn(turn, num) for turn in range(7, 7 + 4 * num))
         assert set(seen.values()) == {1} and len(seen) == 4 * num
 
 
@@ -216,16 +215,16 @@ def test_classes_are_distinct_texts_and_enough(level):
         for end in (3.0, 12.0):
             known = [questions.option_text(path) for path in questions.classes(ask(task, agent, end=end), level)]
             assert len(known) == len(set(known)) >= 7
-    for kind in varied.VARIED[level]:
-        known = varied.classes(kind, level, "unseen")
+    for kind in non_template_questions.VARIED[level]:
+        known = non_template_questions.classes(kind, level, "unseen")
         assert len(known) == len(set(known)) and (len(known) >= 4 or not known)
 
 
 def test_an_answer_that_is_hard_to_stage_comes_as_often(monkeypatch):
     """Worded again, a question keeps its class: with one try for a wording, every class still comes in turn."""
-    monkeypatch.setattr(sim, "TRIES", 1)
+    monkeypatch.setattr(generation, "TRIES", 1)
     for index in range(8):
-        made = sim.compose(3, "abs_dir", index)
+        made = generation.compose(3, "abs_dir", index)
         text = made.question.question
         known = questions.classes(ask("abs_dir", agent=CAMERA if "the camera" in text else 1), 1)
         key = zlib.crc32(b"abs_dir 1 train")
@@ -245,8 +244,8 @@ def test_any_wrong_answer_is_as_likely_as_any_other():
 def test_wording_is_drawn_without_the_answer():
     """The same plan, whatever is wanted: `plan` is not told."""
     for task in questions.TEMPLATES:
-        asked, cast = stage.plan(np.random.default_rng(4), task, 2, "train")
-        assert (asked, cast) == stage.plan(np.random.default_rng(4), task, 2, "train")
+        asked, cast = scene_sampling.plan(np.random.default_rng(4), task, 2, "train")
+        assert (asked, cast) == scene_sampling.plan(np.random.default_rng(4), task, 2, "train")
         assert all(index < len(cast.names) for index in asked.asked) and asked.agent < len(cast.names)
         assert len(set(cast.names)) == len(cast.names)
         if asked.agent != CAMERA:
@@ -257,13 +256,13 @@ def test_wording_is_drawn_without_the_answer():
 
 @pytest.fixture(scope="module")
 def made():
-    return [(task, sim.compose(9, task, index)) for task in sim.DSR_TASKS for index in range(4)]
+    return [(task, generation.compose(9, task, index)) for task in generation.DSR_TASKS for index in range(4)]
 
 
 def test_letters_are_balanced_and_options_four(made):
     for _, each in made:
         assert len(set(each.options)) == 4 and each.options.count(each.question.answer) == 1
-    for task in sim.DSR_TASKS:
+    for task in generation.DSR_TASKS:
         letters = [each.options.index(each.question.answer) for name, each in made if name == task]
         assert task == questions.NON_TEMP or sorted(letters) == [0, 1, 2, 3] or len(set(letters)) >= 3
 

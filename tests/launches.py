@@ -1,0 +1,48 @@
+"""Runs of `accelerate launch` on the CPU, for tests of the launchers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(program: str | Path, *arguments: object, launch: tuple = ()) -> subprocess.Popen:
+    """`accelerate launch *launch program *arguments`, on the CPU."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "train", ROOT / "tests")))
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, program, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*runs: subprocess.Popen) -> str:
+    """Wait for all; what the first printed."""
+    outputs = [run.communicate()[0] for run in runs]
+    for run in runs:
+        assert run.returncode == 0, "\n\n".join(outputs)[-20000:]
+    return outputs[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def zero(name: str) -> tuple:
+    return ("--config_file", ROOT / f"train/accelerate/{name}.yaml", "--mixed_precision", "no", "--num_processes", 2,
+            "--main_process_port", free_port())  # fmt: skip
+
+
+def history(folder: Path) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
