@@ -12,9 +12,4 @@ for name in ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodal
     getattr(transformers, name).register(FourDThinkerConfig, FourDThinkerForConditionalGeneration)
 transformers.AutoProcessor.register(FourDThinkerConfig, FourDThinkerProcessor)
 
-__all__ = [
-    "FourDThinkerConfig",
-    "FourDThinkerForConditionalGeneration",
-    "FourDThinkerProcessor",
-    "VideoQA",
-]
+__all__ = ["FourDThinkerConfig", "FourDThinkerForConditionalGeneration", "FourDThinkerProcessor", "VideoQA"]

@@ -152,9 +152,15 @@ def evaluate(
         from .qa import BUNDLED
 
         report = run(
-            str(model or BUNDLED), benchmark, str(out), batch_size, probe=probe, dtype=dtype, missing=missing,
+            str(model or BUNDLED),
+            benchmark,
+            str(out),
+            batch_size,
+            probe=probe,
+            dtype=dtype,
+            missing=missing,
             max_new_tokens=max_new_tokens,
-        )  # fmt: skip
+        )
     if report:  # one of several processes speaks
         typer.echo(format_table(report["table"]))
 

@@ -28,10 +28,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -43,8 +40,15 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 
 # What a prompt's videos and pictures bring, beyond its ids and mask.
-VISION_INPUTS = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
-                 "mm_encoder_outputs", "mm_token_type_ids")  # fmt: skip
+VISION_INPUTS = (
+    "pixel_values",
+    "pixel_values_videos",
+    "image_grid_thw",
+    "video_grid_thw",
+    "second_per_grid_ts",
+    "mm_encoder_outputs",
+    "mm_token_type_ids",
+)
 
 
 @dataclass
@@ -113,9 +117,15 @@ class FourDThinkerModel(Qwen2_5_VLModel):
     config: FourDThinkerConfig
 
     def forward(
-        self, input_ids=None, inputs_embeds=None, mm_encoder_outputs=None, pixel_values_latent=None,
-        image_grid_thw_latent=None, latent_embeds=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        input_ids=None,
+        inputs_embeds=None,
+        mm_encoder_outputs=None,
+        pixel_values_latent=None,
+        image_grid_thw_latent=None,
+        latent_embeds=None,
+        **kwargs,
+    ):
         r"""
         pixel_values_latent (`torch.Tensor` of shape `(num_patches, channels * patch volume)`, *optional*):
             Target frames, patched by the image processor. Their compressed features fill the pads in order.
@@ -217,9 +227,15 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return super().compute_3d_position_ids(input_ids=input_ids, mm_token_type_ids=mm_token_type_ids, **kwargs)
 
     def get_rope_index(
-        self, input_ids, mm_token_type_ids=None, image_grid_thw=None, video_grid_thw=None, second_per_grid_ts=None,
-        attention_mask=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        input_ids,
+        mm_token_type_ids=None,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        second_per_grid_ts=None,
+        attention_mask=None,
+        **kwargs,
+    ):
         """Positions as Qwen2.5-VL was trained (transformers 4.50): what follows a picture or video starts at the
         largest t, h or w position so far, plus one. A video's t positions are `(grid * second_per_grid_ts *
         tokens_per_second).long()` past its start.
@@ -232,8 +248,10 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         merge = self.config.vision_config.spatial_merge_size
-        grids = {1: iter(() if image_grid_thw is None else image_grid_thw.tolist()),
-                 2: iter(() if video_grid_thw is None else video_grid_thw.tolist())}  # fmt: skip
+        grids = {
+            1: iter(() if image_grid_thw is None else image_grid_thw.tolist()),
+            2: iter(() if video_grid_thw is None else video_grid_thw.tolist()),
+        }
         seconds = repeat(1.0) if second_per_grid_ts is None else iter(second_per_grid_ts)
         position_ids = torch.ones(3, *input_ids.shape, dtype=input_ids.dtype, device=input_ids.device)
         deltas = []
@@ -402,25 +420,51 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.post_init()
 
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, cache=None,
-        inputs_embeds=None, labels=None, use_cache=None, pixel_values=None, pixel_values_videos=None,
-        image_grid_thw=None, video_grid_thw=None, mm_token_type_ids=None, second_per_grid_ts=None, logits_to_keep=0,
-        mm_encoder_outputs=None, pixel_values_latent=None, image_grid_thw_latent=None, latent_embeds=None, **kwargs,
-    ) -> FourDThinkerOutput:  # fmt: skip
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        cache=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        pixel_values=None,
+        pixel_values_videos=None,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        mm_token_type_ids=None,
+        second_per_grid_ts=None,
+        logits_to_keep=0,
+        mm_encoder_outputs=None,
+        pixel_values_latent=None,
+        image_grid_thw_latent=None,
+        latent_embeds=None,
+        **kwargs,
+    ) -> FourDThinkerOutput:
         """Qwen2.5-VL's forward with the latent arguments and errors of [`FourDThinkerModel.forward`].
 
         `cache` and `past_key_values` are the same. `logits_to_keep` is an int (the last so many positions, 0 for all),
         positions, or a mask `(batch, seq)`, whose logits come flattened to `(num_kept, vocab)`; `loss` needs them all.
         """
         outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw,
-            mm_token_type_ids=mm_token_type_ids, second_per_grid_ts=second_per_grid_ts,
-            mm_encoder_outputs=mm_encoder_outputs, pixel_values_latent=pixel_values_latent,
-            image_grid_thw_latent=image_grid_thw_latent, latent_embeds=latent_embeds,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            second_per_grid_ts=second_per_grid_ts,
+            mm_encoder_outputs=mm_encoder_outputs,
+            pixel_values_latent=pixel_values_latent,
+            image_grid_thw_latent=image_grid_thw_latent,
+            latent_embeds=latent_embeds,
             **{**kwargs, CACHE: past_key_values if cache is None else cache, "return_dict": True},
-        )  # fmt: skip
+        )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
@@ -431,9 +475,15 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     @torch.no_grad()
     def generate(
-        self, inputs=None, *args, latent_early_end: bool | None = None, latent_hook=None,
-        latents_see_video: bool = True, forget_video: bool | None = None, **kwargs,
-    ):  # fmt: skip
+        self,
+        inputs=None,
+        *args,
+        latent_early_end: bool | None = None,
+        latent_hook=None,
+        latents_see_video: bool = True,
+        forget_video: bool | None = None,
+        **kwargs,
+    ):
         """[`GenerationMixin.generate`] with mental images: greedy, sampling or beams.
 
         Args (beyond those of `GenerationMixin.generate`):
@@ -473,10 +523,20 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return output
 
     def _decode_forgetting(
-        self, trace: LatentTrace, inputs, *args, input_ids=None, attention_mask=None, latent_embeds=None,
-        pixel_values_latent=None, image_grid_thw_latent=None, stopping_criteria=None, streamer=None,
-        return_dict_in_generate=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        trace: LatentTrace,
+        inputs,
+        *args,
+        input_ids=None,
+        attention_mask=None,
+        latent_embeds=None,
+        pixel_values_latent=None,
+        image_grid_thw_latent=None,
+        stopping_criteria=None,
+        streamer=None,
+        return_dict_in_generate=None,
+        **kwargs,
+    ):
         """Decodes twice: with the videos, up to the first word behind the first mental images; then, that word
         dropped, without the videos. All rows go along both times: hooks and logits processors see the same rows."""
         settings, _ = self._prepare_generation_config(**{"generation_config": None} | kwargs)
@@ -494,9 +554,16 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         relay, pad = None if streamer is None else Relay(streamer), self.generation_config.pad_token_id or 0
         both, criteria = {"streamer": relay, "return_dict_in_generate": True}, list(stopping_criteria or ())
         first = self._decode(
-            trace, None, *args, **both, **kwargs, input_ids=prompt, attention_mask=mask, latent_embeds=latent_embeds,
+            trace,
+            None,
+            *args,
+            **both,
+            **kwargs,
+            input_ids=prompt,
+            attention_mask=mask,
+            latent_embeds=latent_embeds,
             stopping_criteria=StoppingCriteriaList([*criteria, BehindFirstImages(self.config, prompt.shape[1])]),
-        )  # fmt: skip
+        )
         new, latents = first.sequences[:, prompt.shape[1] :], first.latents
         count = end_of_first_images(new, self.config)[:, None]  # (rows, 1); 0: the row has ended
         keep = (torch.arange(new.shape[1], device=new.device) < count) | (count == 0)
@@ -512,10 +579,16 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             kwargs = {name: value for name, value in kwargs.items() if name not in VISION_INPUTS}
             kwargs |= {"max_new_tokens": limit - int(count[count > 0].min()), "num_return_sequences": 1}
             second = self._decode(
-                replace(trace, vectors=[], order=None), None, *args, **both, **kwargs, input_ids=ids,
-                attention_mask=kept.long(), latent_embeds=embeds,
+                replace(trace, vectors=[], order=None),
+                None,
+                *args,
+                **both,
+                **kwargs,
+                input_ids=ids,
+                attention_mask=kept.long(),
+                latent_embeds=embeds,
                 stopping_criteria=StoppingCriteriaList([*criteria, Ended(count[:, 0] == 0)]),
-            )  # fmt: skip
+            )
             tail = second.sequences[:, ids.shape[1] :]
             keep_tail = (torch.arange(tail.shape[1], device=new.device) < limit - count) & (count > 0)
             pairs = ((new, tail), (latents, second.latents), (keep, keep_tail))
@@ -534,9 +607,16 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         raise ValueError("Continuous batching passes token ids only and would drop the latents: use generate()")
 
     def _check_prompt(
-        self, input_ids, attention_mask=None, past_key_values=None, cache=None, latent_embeds=None,
-        pixel_values_latent=None, mm_encoder_outputs=None, **kwargs,
-    ) -> None:  # fmt: skip
+        self,
+        input_ids,
+        attention_mask=None,
+        past_key_values=None,
+        cache=None,
+        latent_embeds=None,
+        pixel_values_latent=None,
+        mm_encoder_outputs=None,
+        **kwargs,
+    ) -> None:
         """Refuse a prompt that would be read wrongly, or blindly."""
         cache = past_key_values if cache is None else cache
         cached = 0 if cache is None else int(cache.get_seq_length())
@@ -566,8 +646,10 @@ class FourDThinkerForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             token, grid = getattr(self.config, f"{kind}_token_id"), f"{kind}_grid_thw"
             blind = kwargs.get(pixels) is None and mm_encoder_outputs is None and bool((new == token).any())
             if blind or (kwargs.get(grid) is None and bool((input_ids == token).any())):
-                raise ValueError(f"The prompt holds <|{kind}_pad|> tokens: give their {pixels} and {grid} (of what is "
-                                 f"cached {grid} alone)")  # fmt: skip
+                raise ValueError(
+                    f"The prompt holds <|{kind}_pad|> tokens: give their {pixels} and {grid} (of what is "
+                    f"cached {grid} alone)"
+                )
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         exact = ("greedy_search", "sample", "beam_search", "beam_sample")

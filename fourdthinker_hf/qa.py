@@ -99,9 +99,12 @@ class VideoQA:
     """A loaded checkpoint that answers questions about videos. Threads may share it: they take turns at the model."""
 
     def __init__(
-        self, model: FourDThinkerForConditionalGeneration, processor: FourDThinkerProcessor, open_video=None,
+        self,
+        model: FourDThinkerForConditionalGeneration,
+        processor: FourDThinkerProcessor,
+        open_video=None,
         keep_bytes: int = 2**29,
-    ):  # fmt: skip
+    ):
         """`open_video(path, start, end)` is the processor's unless another is given. The frames of the videos asked
         about last are kept as long as they take `keep_bytes` at most; the newest video always is."""
         self.model, self.processor = model.eval(), processor
@@ -144,10 +147,19 @@ class VideoQA:
         return clip
 
     def stream(
-        self, video: str | PathLike | Clip, question: str, options: Sequence[str] | None = None,
-        start: float | None = None, end: float | None = None, max_new_tokens: int = 512, temperature: float = 0.0,
-        top_p: float = 1.0, seed: int = 0, imagery: bool = True, latent_hook: LatentHook | None = None,
-    ) -> Iterator[Answer]:  # fmt: skip
+        self,
+        video: str | PathLike | Clip,
+        question: str,
+        options: Sequence[str] | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        imagery: bool = True,
+        latent_hook: LatentHook | None = None,
+    ) -> Iterator[Answer]:
         """Answer as `ask` does, yielding the reply so far as text and mental images arrive; the last one is whole.
 
         Args:
@@ -191,15 +203,20 @@ class VideoQA:
         processor, video = self.processor, self.model.config.video_token_id
         ids = processor.tokenizer.apply_chat_template(
             processor.conversation(clip.frames, question, options, start=clip.start, end=clip.end),
-            chat_template=processor.chat_template, tokenize=True, return_dict=False, add_generation_prompt=True,
+            chat_template=processor.chat_template,
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=True,
             sanitize_control_tokens=True,
-        )  # fmt: skip
+        )
         place, num = ids.index(video), int(clip.grid.prod()) // processor.video_processor.merge_size**2
         input_ids = torch.tensor([ids[:place] + [video] * num + ids[place + 1 :]])
         inputs = {
-            "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "video_grid_thw": clip.grid,
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "video_grid_thw": clip.grid,
             "second_per_grid_ts": clip.seconds,
-        }  # fmt: skip
+        }
         return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
 
@@ -398,16 +415,23 @@ class _Reply:
         if is_pad.any():
             latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(len(rows), 1)
         copies = len(rows)
-        video = {} if forgotten else {
-            "mm_encoder_outputs": self._vision(copies),
-            "video_grid_thw": self.inputs["video_grid_thw"].repeat(copies, 1),
-            "second_per_grid_ts": self.inputs["second_per_grid_ts"].repeat(copies),
-        }  # fmt: skip
+        video = (
+            {}
+            if forgotten
+            else {
+                "mm_encoder_outputs": self._vision(copies),
+                "video_grid_thw": self.inputs["video_grid_thw"].repeat(copies, 1),
+                "second_per_grid_ts": self.inputs["second_per_grid_ts"].repeat(copies),
+            }
+        )
         with self.turn:
             logits = self.model(
-                input_ids=input_ids, attention_mask=mask, latent_embeds=latents, **video,
+                input_ids=input_ids,
+                attention_mask=mask,
+                latent_embeds=latents,
+                **video,
                 logits_to_keep=input_ids.shape[1] - len(head) + 1,
-            ).logits  # fmt: skip
+            ).logits
         logprobs = logits[:, :-1].float().log_softmax(-1)
         chosen = logprobs.gather(-1, input_ids[:, len(head) :, None])[..., 0]
         kept = mask[:, len(head) :]

@@ -40,8 +40,16 @@ def free_port() -> int:
 
 
 def zero(name: str) -> tuple:
-    return ("--config_file", ROOT / f"train/accelerate/{name}.yaml", "--mixed_precision", "no", "--num_processes", 2,
-            "--main_process_port", free_port())  # fmt: skip
+    return (
+        "--config_file",
+        ROOT / f"train/accelerate/{name}.yaml",
+        "--mixed_precision",
+        "no",
+        "--num_processes",
+        2,
+        "--main_process_port",
+        free_port(),
+    )
 
 
 def history(folder: Path) -> list[dict]:

@@ -212,9 +212,17 @@ def test_beam_search_finds_the_best_of_all_sequences(tiny_folder, processor):
     c, eos, steps = model.config, model.config.text_config.eos_token_id, 5
     inputs, allowed = prompts(processor, [2, 4]), Only(model, [c.latent_start_id, 30, eos])
     output = model.generate(
-        **inputs, max_new_tokens=steps, num_beams=81, num_return_sequences=5, do_sample=False, length_penalty=0.0,
-        early_stopping="never", logits_processor=[allowed], return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=steps,
+        num_beams=81,
+        num_return_sequences=5,
+        do_sample=False,
+        length_penalty=0.0,
+        early_stopping="never",
+        logits_processor=[allowed],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
 
     def endings(new):
         """Every continuation of `new` that the block rule admits, to the end."""
@@ -241,9 +249,15 @@ def test_beams_carry_their_latents(model, processor, kwargs):
     inputs, allowed = prompts(processor, [4, 9]), Only(model, [c.latent_start_id, c.latent_end_id, 30, 31, 32], 1.0)
     torch.manual_seed(0)
     output = generate(
-        model, inputs, num_beams=3, num_return_sequences=3, length_penalty=0.0, output_scores=True,
-        logits_processor=[allowed], **kwargs,
-    )  # fmt: skip
+        model,
+        inputs,
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.0,
+        output_scores=True,
+        logits_processor=[allowed],
+        **kwargs,
+    )
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     assert (output.beam_indices[:3].diff(dim=1) != 0).any(), "no beam crossed another: the test shows nothing"
     assert (new == c.latent_token_id).any(1).all()
@@ -328,9 +342,14 @@ def test_a_forgotten_video(model, processor, hook):
     schedule = blocks(model, (0, 1), (0, 7), (0, 17), (1, 3), (3, 20), (4, 18))
     force = SinceQuestion(model, processor, schedule)
     output = model.generate(
-        **inputs, max_new_tokens=24, do_sample=False, return_dict_in_generate=True, logits_processor=[force],
-        forget_video=True, latent_hook=hook,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=24,
+        do_sample=False,
+        return_dict_in_generate=True,
+        logits_processor=[force],
+        forget_video=True,
+        latent_hook=hook,
+    )
     pad, prompt, same = model.config.latent_token_id, inputs["input_ids"].shape[1], []
     for row, tokens in enumerate(output.sequences[:, prompt:].tolist()):
         mine = {(0, at): token for (r, at), token in schedule.items() if r == row}
@@ -366,9 +385,14 @@ def test_samples_that_forget_keep_their_own_prompt(model, processor):
     schedule = blocks(model, (0, 1), (1, 2), (2, 3))
     torch.manual_seed(3)
     output = model.generate(
-        **inputs, max_new_tokens=16, do_sample=True, num_return_sequences=2, return_dict_in_generate=True,
-        logits_processor=[SinceQuestion(model, processor, schedule)], forget_video=True,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=16,
+        do_sample=True,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+        logits_processor=[SinceQuestion(model, processor, schedule)],
+        forget_video=True,
+    )
     prompt, pad = inputs["input_ids"].shape[1], model.config.latent_token_id
     assert torch.equal(output.sequences[:, :prompt], inputs["input_ids"].repeat_interleave(2, 0))
     assert (output.sequences == pad).sum(1).tolist() == [4, 4, 4, 0]
@@ -481,8 +505,12 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
         [sys.executable, "bare.py", "merged", "inputs.pt"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     bare = torch.load(tmp_path / "inputs.pt")
     assert (bare["sequences"] == c.latent_token_id).sum(1).tolist() == [4, 4]
@@ -530,9 +558,13 @@ def test_what_cannot_be_exact_is_refused_before_anything_is_computed(model, proc
     pads = inputs["input_ids"].clone()
     pads[0, -3:-1] = model.config.latent_token_id
     made = {
-        "right": inputs["attention_mask"].flip(1), "pads": pads, "short": torch.zeros(2, length - 1, hidden),
-        "whole": torch.zeros(2, length, hidden), "longer": cache, "filled": filled,
-    }  # fmt: skip
+        "right": inputs["attention_mask"].flip(1),
+        "pads": pads,
+        "short": torch.zeros(2, length - 1, hidden),
+        "whole": torch.zeros(2, length, hidden),
+        "longer": cache,
+        "filled": filled,
+    }
     kwargs = {name: made.get(value, value) if isinstance(value, str) else value for name, value in kwargs.items()}
     computed = []
     handles = [module.register_forward_pre_hook(lambda *_: computed.append(1)) for module in model.modules()]
@@ -598,8 +630,10 @@ def test_a_permuted_batch_gives_permuted_results(model, processor, rows, random)
 def replays(figure):
     found = []
     yield found
-    figure(f"replayed log-probabilities differ by at most {max(right for right, _ in found):.1e}; "
-           f"with latents zeroed, in every batch by at least {min(wrong for _, wrong in found):.1e}")  # fmt: skip
+    figure(
+        f"replayed log-probabilities differ by at most {max(right for right, _ in found):.1e}; "
+        f"with latents zeroed, in every batch by at least {min(wrong for _, wrong in found):.1e}"
+    )
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -613,8 +647,9 @@ def test_one_forward_with_the_recorded_latents_replays_the_sampling(model, proce
     prompt = inputs["input_ids"].shape[1]
     new = output.sequences[:, prompt:]
     whole = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"} | {
-        "input_ids": output.sequences, "attention_mask": F.pad(inputs["attention_mask"], (0, STEPS), value=1),
-    }  # fmt: skip
+        "input_ids": output.sequences,
+        "attention_mask": F.pad(inputs["attention_mask"], (0, STEPS), value=1),
+    }
     latents = F.pad(output.latents, (0, 0, prompt, 0))
     sampled = torch.stack(output.logits, 1).log_softmax(-1).gather(-1, new[..., None])
     differences = []

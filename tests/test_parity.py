@@ -100,9 +100,15 @@ def forward(model, case, padding="left") -> SimpleNamespace:
     sim = (1 - F.cosine_similarity(predicted, output.latent_targets, dim=-1)).mean()
     losses = {"loss": 0.1 * output.loss + sim, "CE": output.loss, "cosine loss": sim}
     return SimpleNamespace(
-        inputs=inputs, keep=keep, positions=seen[0]["position_ids"], output=output, losses=losses, case=case,
-        want=case["out"], want_keep=want_keep,
-    )  # fmt: skip
+        inputs=inputs,
+        keep=keep,
+        positions=seen[0]["position_ids"],
+        output=output,
+        losses=losses,
+        case=case,
+        want=case["out"],
+        want_keep=want_keep,
+    )
 
 
 @pytest.fixture(scope="module", params=["b1", "b1_img", "b3_left", "b3_right"])
@@ -137,13 +143,19 @@ def test_cross_entropy_and_cosine_loss(run, within):
 @pytest.fixture(scope="module")
 def trainer(folder, tiny_folder, tmp_path_factory):
     args = DIFTConfig(
-        str(tmp_path_factory.mktemp("trainer")), report_to="none", use_cpu=True, bf16=False,
+        str(tmp_path_factory.mktemp("trainer")),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     return DIFTTrainer(
-        model=load(folder).train(), args=args, train_dataset=Dataset.from_list([{"id": 0}]),
-        data_collator=lambda rows: rows, processing_class=FourDThinkerProcessor.from_pretrained(tiny_folder),
-    )  # fmt: skip
+        model=load(folder).train(),
+        args=args,
+        train_dataset=Dataset.from_list([{"id": 0}]),
+        data_collator=lambda rows: rows,
+        processing_class=FourDThinkerProcessor.from_pretrained(tiny_folder),
+    )
 
 
 def test_the_trainer_has_that_loss_and_those_gradients(run, trainer, within):
@@ -170,7 +182,7 @@ def test_untied_weights_load_and_have_their_loss(reference, tmp_path, within):
     ("name", "rows"),
     [("b1_basic", [0]), ("b1_early_end", [0]), ("b1_eos_inside", [0]), ("b3_overlap", [0, 1, 2])]
     + [("b3_overlap", [row]) for row in range(3)],
-)  # fmt: skip
+)
 def test_greedy_tokens_and_fed_latents(name, rows, model, reference, within):
     """`b3_overlap`: rows open their blocks at different steps, one never; the reference ran each row alone."""
     case = reference[f"gen.{name}"]
@@ -180,9 +192,12 @@ def test_greedy_tokens_and_fed_latents(name, rows, model, reference, within):
     force = Force(model, length, schedule, banned=slice(151643, None))  # no special token of the model's own choice
     with watch(model) as seen:
         output = model.generate(
-            **inputs, max_new_tokens=case["max_new_tokens"], return_dict_in_generate=True,
-            latent_early_end=name in ("b1_early_end", "b1_eos_inside"), logits_processor=[force],
-        )  # fmt: skip
+            **inputs,
+            max_new_tokens=case["max_new_tokens"],
+            return_dict_in_generate=True,
+            latent_early_end=name in ("b1_early_end", "b1_eos_inside"),
+            logits_processor=[force],
+        )
     tokens, fed = output.sequences[:, length:], torch.stack([call["inputs_embeds"][:, -1] for call in seen], 1)
     assert tokens.tolist() == [case[f"row{row}"]["tokens"][0].tolist() for row in rows]
     want = torch.cat([case[f"row{row}"]["fed"] for row in rows])  # at i what went in before token i was chosen

@@ -47,9 +47,12 @@ def test_imagery_must_match_the_text(processor, imagery):
 def test_seconds_per_grid_come_from_the_timestamps(processor):
     text = "<|vision_start|><|video_pad|><|vision_end|>"
     batch = processor(
-        text=[text, text], videos=[frames(4), frames(6)], return_tensors="pt", padding=True,
+        text=[text, text],
+        videos=[frames(4), frames(6)],
+        return_tensors="pt",
+        padding=True,
         video_timestamps=[[0, 0.5, 1.0, 1.5], [3, 6, 9, 12, 15, 18]],
-    )  # fmt: skip
+    )
     assert batch["second_per_grid_ts"].tolist() == [1.0, 6.0]
     assert batch["video_grid_thw"].tolist() == [[2, 6, 6], [3, 6, 6]]
     assert (batch["input_ids"] == processor.video_token_id).sum(1).tolist() == [18, 27]
@@ -89,9 +92,15 @@ def test_the_prompt_is_chatml_with_lettered_options(processor):
 
 def test_saving_keeps_what_a_checkpoint_was_trained_with(processor, tmp_path):
     changed = FourDThinkerProcessor(
-        processor.image_processor, processor.tokenizer, processor.video_processor, processor.chat_template,
-        latent_size=6, fps=1.0, max_frames=50, instruction="Think.",
-    )  # fmt: skip
+        processor.image_processor,
+        processor.tokenizer,
+        processor.video_processor,
+        processor.chat_template,
+        latent_size=6,
+        fps=1.0,
+        max_frames=50,
+        instruction="Think.",
+    )
     changed.save_pretrained(tmp_path)
     loaded = FourDThinkerProcessor.from_pretrained(tmp_path)
     assert (loaded.latent_size, loaded.fps, loaded.max_frames, loaded.instruction) == (6, 1.0, 50, "Think.")

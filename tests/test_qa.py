@@ -66,9 +66,12 @@ def test_latents_and_maps_are_those_that_generate_reports(qa, clip, script):
     answer = qa.ask(clip, "Where?", OPTIONS)
     processor = qa.processor
     inputs = processor.apply_chat_template(
-        processor.conversation(str(clip), "Where?", OPTIONS), tokenize=True, return_dict=True, return_tensors="pt",
+        processor.conversation(str(clip), "Where?", OPTIONS),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
         add_generation_prompt=True,
-    )  # fmt: skip
+    )
     output = qa.model.generate(**inputs, max_new_tokens=60, do_sample=False, return_dict_in_generate=True)
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     latents = output.latents[new == qa.model.config.latent_token_id]
@@ -262,10 +265,14 @@ def test_the_prompt_is_the_processors(qa, clip):
     processor, opened = qa.processor, qa.open(clip, 1.0, 3.0)
     question, options = "What is <|video_pad|>?", ["left<|im_end|>", "right"]
     inputs = processor.apply_chat_template(
-        processor.conversation(opened.frames, question, options, start=1.0, end=3.0), tokenize=True, return_dict=True,
-        return_tensors="pt", add_generation_prompt=True, sanitize_control_tokens=True,
+        processor.conversation(opened.frames, question, options, start=1.0, end=3.0),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
         processor_kwargs={"video_timestamps": [opened.timestamps]},
-    )  # fmt: skip
+    )
     for name, tensor in qa.prompt(opened, question, options).items():
         assert tensor.equal(inputs[name]), name
     assert opened.pixels.equal(inputs["pixel_values_videos"])

@@ -55,8 +55,10 @@ def elsewhere(tmp_path_factory):
     """A working folder and an environment without the checkout on the path, with its own cache of remote code."""
     folder = tmp_path_factory.mktemp("elsewhere")
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     return folder, env
 
 
@@ -68,17 +70,24 @@ def test_bare_process(tiny_folder, clip, elsewhere):
     program.write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, str(program), str(tiny_folder), str(clip), str(out)],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
 
     processor = FourDThinkerProcessor.from_pretrained(tiny_folder)
     model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
     inputs = processor.apply_chat_template(
-        processor.conversation(str(clip), "which way"), tokenize=True, return_dict=True, return_tensors="pt",
+        processor.conversation(str(clip), "which way"),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
         add_generation_prompt=True,
-    )  # fmt: skip
+    )
     assert result["type"] == "fourdthinker" and result["processor"] == "FourDThinkerProcessor"
     assert result["ids"] == inputs["input_ids"].tolist()
     with torch.no_grad():

@@ -47,10 +47,13 @@ def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> Non
 
     # Training
     trainer = FourDRLTrainer(
-        model=model, args=args, train_dataset=question_dataset(run.records, processor), processing_class=processor,
+        model=model,
+        args=args,
+        train_dataset=question_dataset(run.records, processor),
+        processing_class=processor,
         eval_dataset=question_dataset(run.eval_records, processor) if run.eval_records else None,
         peft_config=get_peft_config(model_args),
-    )  # fmt: skip
+    )
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
 
     # Save

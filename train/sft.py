@@ -52,9 +52,12 @@ def is_finished(output: str) -> bool:
 
 def load_model(args: ModelConfig):
     return FourDThinkerForConditionalGeneration.from_pretrained(
-        args.model_name_or_path, revision=args.model_revision, dtype=args.dtype,
-        attn_implementation=args.attn_implementation, quantization_config=get_quantization_config(args),
-    )  # fmt: skip
+        args.model_name_or_path,
+        revision=args.model_revision,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        quantization_config=get_quantization_config(args),
+    )
 
 
 def check_push(run, args, model_args: ModelConfig) -> dict:
@@ -115,9 +118,14 @@ def main(run: RunArguments, args: DIFTConfig, model_args: ModelConfig) -> None:
 
     # Training
     trainer = DIFTTrainer(
-        model=model, args=args, train_dataset=train, eval_dataset=evaluation, data_collator=collator,
-        processing_class=processor, peft_config=get_peft_config(model_args),
-    )  # fmt: skip
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=collator,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+    )
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
 
     # Save

@@ -180,8 +180,10 @@ def guess(found: list) -> None:
             hits.append(record.answer == max(record.options, key=lambda option: share(record.task, option)))
     low, high = wilson_interval(sum(hits), len(hits))
     chance = np.mean([1 / len(record.options) for record in kept])
-    print(f"\n{len(kept)} of {len(records)} questions kept for balance; guessed without video: {np.mean(hits):.1%} "
-          f"({low:.1%} to {high:.1%}), chance {chance:.1%}")  # fmt: skip
+    print(
+        f"\n{len(kept)} of {len(records)} questions kept for balance; guessed without video: {np.mean(hits):.1%} "
+        f"({low:.1%} to {high:.1%}), chance {chance:.1%}"
+    )
 
 
 def show(level: int, found: list, wrong: int) -> None:
@@ -192,14 +194,18 @@ def show(level: int, found: list, wrong: int) -> None:
         answers[task][answer] += 1
     some = sum(bool(items) for _, items, _, _ in found)
     seconds = {name: sum(item[3][name] for item in found) for name in ("found", "asked", "video")}
-    print(f"\nlevel {level}: {some} of {len(found)} clips have a question; {seconds['video']:.0f} s of video: "
-          f"{seconds['found']:.1f} s to find, {seconds['asked']:.1f} s to ask")  # fmt: skip
+    print(
+        f"\nlevel {level}: {some} of {len(found)} clips have a question; {seconds['video']:.0f} s of video: "
+        f"{seconds['found']:.1f} s to find, {seconds['asked']:.1f} s to ask"
+    )
     for task in (*TASKS, "all"):
         oks = counts[task] if task != "all" else [item[2] for item in judged]
         if oks:
             low, high = wilson_interval(sum(oks), len(oks))
-            print(f"  {task:20} {sum(oks):4} of {len(oks):4} right: {np.mean(oks):6.1%} ({low:.1%} to {high:.1%})  "
-                  + ", ".join(f"{answer} {num}" for answer, num in answers[task].most_common(9)))  # fmt: skip
+            print(
+                f"  {task:20} {sum(oks):4} of {len(oks):4} right: {np.mean(oks):6.1%} ({low:.1%} to {high:.1%})  "
+                + ", ".join(f"{answer} {num}" for answer, num in answers[task].most_common(9))
+            )
     refused = sum((item[2] for item in found), Counter())
     for reason, num in refused.most_common():
         print(f"  refused {num:4}  {reason}")

@@ -32,8 +32,14 @@ def question(job: tuple[int, int, int, str]) -> dict:
     task, index = DSR_TASKS[number % 13], number // 13
     made = generation.compose(seed, task, index, level, split)
     right = made.options.index(made.question.answer)
-    return {"task": task, "question": made.question.question, "options": made.options, "right": right,
-            "tries": made.tries, "again": made.tries > generation.TRIES}  # fmt: skip
+    return {
+        "task": task,
+        "question": made.question.question,
+        "options": made.options,
+        "right": right,
+        "tries": made.tries,
+        "again": made.tries > generation.TRIES,
+    }
 
 
 FAR = 10_000  # from the seed tested to the seed trained on
@@ -101,8 +107,10 @@ BASELINES = {"majority letter": majority_letter, "longest option": longest_optio
 def report_blind(rows: list[dict], training: list[dict], level: int, split: str, took: float) -> None:
     again = sum(row["again"] for row in rows)
     tries = np.array([row["tries"] for row in rows])
-    print(f"\nlevel {level}, split {split}: {len(rows)} questions, and as many to train on, in {took:.0f} s; scenes "
-          f"drawn for one: median {np.median(tries):.0f}, mean {tries.mean():.0f}; {again} worded again")  # fmt: skip
+    print(
+        f"\nlevel {level}, split {split}: {len(rows)} questions, and as many to train on, in {took:.0f} s; scenes "
+        f"drawn for one: median {np.median(tries):.0f}, mean {tries.mean():.0f}; {again} worded again"
+    )
     print("| baseline | right | accuracy | 95% interval |\n| --- | --- | --- | --- |")
     given = {name: baseline(rows) for name, baseline in BASELINES.items()}
     for name, places in {**given, "text classifier": classifier(rows, training)}.items():

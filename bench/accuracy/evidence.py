@@ -101,13 +101,19 @@ def main(
         PAGE.format(
             trained=", ".join(f"`{task}`" for task in TASKS),
             said=f"{verdict(probed, True)}\n\n{verdict(probed, False)}",
-            options=options, model=model.name, torch=settings["torch"], transformers=settings["transformers"],
+            options=options,
+            model=model.name,
+            torch=settings["torch"],
+            transformers=settings["transformers"],
             cores=os.cpu_count(),
-            first=each * len(asked[1]), others=each * len(asked[2]), seed=seed,
+            first=each * len(asked[1]),
+            others=each * len(asked[2]),
+            seed=seed,
             tasks=" ".join(f"--tasks {task}" for task in TASKS),
-            trained_options=" ".join(f"--trained {task}" for task in TASKS), tables=markdown(tables),
+            trained_options=" ".join(f"--trained {task}" for task in TASKS),
+            tables=markdown(tables),
         )
-    )  # fmt: skip
+    )
     typer.echo(page)
 
 

@@ -35,38 +35,74 @@ SPECIAL_TOKENS = (
 LATENT_TOKENS = ["<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"]
 NUM_WORDS = 151_643
 LATENTS = {
-    "latent_size": 4, "latent_token_id": 151665, "latent_start_id": 151666, "latent_end_id": 151667,
-    "compress_strategy": "average", "stage": "stage1", "ce_loss_weight": 0.1, "sim_loss_weight": 1.0,
-}  # fmt: skip
+    "latent_size": 4,
+    "latent_token_id": 151665,
+    "latent_start_id": 151666,
+    "latent_end_id": 151667,
+    "compress_strategy": "average",
+    "stage": "stage1",
+    "ce_loss_weight": 0.1,
+    "sim_loss_weight": 1.0,
+}
 SHAPES = {
     "3b": (
         {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16},
-        {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "window_size": 112,
-         "out_hidden_size": 2048, "fullatt_block_indexes": [7, 15, 23, 31]},
+        {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "window_size": 112,
+            "out_hidden_size": 2048,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
         [16, 24, 24],
     ),
     "small": (
         {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-        {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "window_size": 56,
-         "out_hidden_size": 64, "fullatt_block_indexes": [1]},
+        {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "window_size": 56,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+        },
         [2, 3, 3],
     ),
-}  # fmt: skip
+}
 
 
 def flat_config(scale: str, published: bool) -> dict:
     text, vision, sections = SHAPES[scale]
     return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_act": "silu",
-        "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652, "use_cache": True,
-        "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656,
-        "max_position_embeddings": 128000, "max_window_layers": 70, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": sections}, "sliding_window": 32768,
-        "use_sliding_window": False, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "hidden_act": "silu",
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_start_token_id": 151652,
+        "use_cache": True,
+        "vision_end_token_id": 151653,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": sections},
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
         "vocab_size": 151_668 if published else 151_936,
         "vision_config": {"model_type": "qwen2_5_vl", "tokens_per_second": 2, **vision},
-        **text, **(LATENTS if published else {}),
-    }  # fmt: skip
+        **text,
+        **(LATENTS if published else {}),
+    }
 
 
 def write_source(folder: Path, scale: str, published: bool) -> None:
@@ -84,8 +120,13 @@ def write_tokenizer(folder: Path, published: bool) -> None:
     words += [f"<word {i}>" for i in range(len(words), NUM_WORDS)]
     tokens = SPECIAL_TOKENS + (LATENT_TOKENS if published else [])
     added = {str(NUM_WORDS + i): {"content": token, "special": True} for i, token in enumerate(tokens)}
-    settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "eos_token": "<|im_end|>",
-                "pad_token": "<|endoftext|>", "unk_token": None}  # fmt: skip
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+    }
     pixels = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))

@@ -105,9 +105,12 @@ def main() -> None:
         env["MALLOC_ARENA_MAX"] = "2"  # as `make demo` sets it
         log = Path(scratch) / "log"
         server = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=env | {"GRADIO_TEMP_DIR": f"{scratch}/cache"},
-            stdout=log.open("w"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=env | {"GRADIO_TEMP_DIR": f"{scratch}/cache"},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
         try:
             client = connect()
             words = [first_word(client, record) for record in records[:5]]
@@ -141,13 +144,24 @@ def main() -> None:
                 print(f"the server ended with {server.returncode}:\n{log.read_text()[-5000:]}", file=sys.stderr)
             server.terminate()
             server.wait()
-    print(json.dumps({
-        "first_word_s": {"first": round(words[0], 2), "median": round(float(np.median(words)), 2)},
-        "load": {"clients": args.clients, "seconds": args.seconds, "answered": len(took), "differ": wrong,
-                 "median_s": round(float(np.median(took)), 1), "longest_s": round(max(took), 1)},
-        "mutants": fates | {"still_serves": last["answer"] == expected[0]["answer"]},
-        "memory_mb": {"after_20": round(before), "after_load": round(loaded), "after_mutants": round(after)},
-    }, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "first_word_s": {"first": round(words[0], 2), "median": round(float(np.median(words)), 2)},
+                "load": {
+                    "clients": args.clients,
+                    "seconds": args.seconds,
+                    "answered": len(took),
+                    "differ": wrong,
+                    "median_s": round(float(np.median(took)), 1),
+                    "longest_s": round(max(took), 1),
+                },
+                "mutants": fates | {"still_serves": last["answer"] == expected[0]["answer"]},
+                "memory_mb": {"after_20": round(before), "after_load": round(loaded), "after_mutants": round(after)},
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -65,24 +65,56 @@ def make_config(quick: bool):
     """The shape of a Qwen2.5-VL of 108 M parameters; `quick`: of 6 M."""
     from fourdthinker_hf import FourDThinkerConfig
 
-    text = {"vocab_size": 151_936, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
-            "num_attention_heads": 8}  # fmt: skip
-    vision = {"depth": 8, "hidden_size": 256, "intermediate_size": 684, "num_heads": 8, "out_hidden_size": 512,
-              "window_size": 112, "fullatt_block_indexes": [3, 7]}  # fmt: skip
+    text = {
+        "vocab_size": 151_936,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    }
+    vision = {
+        "depth": 8,
+        "hidden_size": 256,
+        "intermediate_size": 684,
+        "num_heads": 8,
+        "out_hidden_size": 512,
+        "window_size": 112,
+        "fullatt_block_indexes": [3, 7],
+    }
     if quick:
         text |= {"vocab_size": 151_936 // 8, "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4}
-        vision |= {"depth": 2, "hidden_size": 64, "intermediate_size": 172, "out_hidden_size": 128,
-                   "fullatt_block_indexes": [1]}  # fmt: skip
+        vision |= {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 172,
+            "out_hidden_size": 128,
+            "fullatt_block_indexes": [1],
+        }
     section = text["hidden_size"] // text["num_attention_heads"] // 8
     last = text["vocab_size"] - 1
     return FourDThinkerConfig(
-        text_config={**text, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
-                                         "mrope_section": [section, section * 3 // 2, section * 3 // 2]}},
-        vision_config={**vision, "tokens_per_second": 2}, tie_word_embeddings=True, video_token_id=last,
-        image_token_id=last - 1, vision_start_token_id=last - 2, vision_end_token_id=last - 3,
-        latent_token_id=last - 4, latent_start_id=last - 5, latent_end_id=last - 6, dtype="float32",
-    )  # fmt: skip
+        text_config={
+            **text,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [section, section * 3 // 2, section * 3 // 2],
+            },
+        },
+        vision_config={**vision, "tokens_per_second": 2},
+        tie_word_embeddings=True,
+        video_token_id=last,
+        image_token_id=last - 1,
+        vision_start_token_id=last - 2,
+        vision_end_token_id=last - 3,
+        latent_token_id=last - 4,
+        latent_start_id=last - 5,
+        latent_end_id=last - 6,
+        dtype="float32",
+    )
 
 
 def make_batch(config, shape: Shape, variant: str, visual) -> dict:
@@ -93,8 +125,9 @@ def make_batch(config, shape: Shape, variant: str, visual) -> dict:
     draw = torch.Generator().manual_seed(0)
     words = torch.randint(0, 1000, (shape.batch, shape.text - 2), generator=draw)
     video = torch.full((shape.batch, shape.video_tokens), config.video_token_id)
-    start, end = (torch.full((shape.batch, 1), token) for token in
-                  (config.vision_start_token_id, config.vision_end_token_id))  # fmt: skip
+    start, end = (
+        torch.full((shape.batch, 1), token) for token in (config.vision_start_token_id, config.vision_end_token_id)
+    )
     input_ids = torch.cat([start, video, end, words], 1)
     if variant not in STOCK:
         size = config.latent_size
@@ -105,8 +138,13 @@ def make_batch(config, shape: Shape, variant: str, visual) -> dict:
     labels = input_ids.masked_fill(input_ids == config.latent_token_id, -100)
     labels[:, : -shape.spoken] = -100
     kinds = 2 * (input_ids == config.video_token_id).long()
-    batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels,
-             "mm_token_type_ids": kinds, "second_per_grid_ts": torch.ones(shape.batch)}  # fmt: skip
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": labels,
+        "mm_token_type_ids": kinds,
+        "second_per_grid_ts": torch.ones(shape.batch),
+    }
 
     def pixels(frames: int, rows: int):
         grid = torch.tensor([frames, shape.height // 14, shape.width // 14]).repeat(rows, 1)
@@ -158,8 +196,15 @@ def make_trainer(config, variant: str, folder: str, **settings):
     torch.set_default_dtype(torch.bfloat16 if settings.get("bf16") else torch.float32)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         if variant in STOCK:
-            names = ("text_config", "vision_config", "tie_word_embeddings", "video_token_id", "image_token_id",
-                     "vision_start_token_id", "vision_end_token_id")  # fmt: skip
+            names = (
+                "text_config",
+                "vision_config",
+                "tie_word_embeddings",
+                "video_token_id",
+                "image_token_id",
+                "vision_start_token_id",
+                "vision_end_token_id",
+            )
             model = Qwen2_5_VLForConditionalGeneration(
                 Qwen2_5_VLConfig(**{name: config.to_dict()[name] for name in names})
             )
@@ -170,14 +215,25 @@ def make_trainer(config, variant: str, folder: str, **settings):
     peft_config = lora() if settings.pop("use_lora", False) else None
     ours = variant not in (*STOCK, "trl")
     args = (DIFTConfig if ours else SFTConfig)(
-        folder, report_to="none", disable_tqdm=True, save_strategy="no", max_length=None, learning_rate=1e-6,
-        use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True}, **{"bf16": False, "gradient_checkpointing": False, **settings},
-    )  # fmt: skip
+        folder,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        max_length=None,
+        learning_rate=1e-6,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **{"bf16": False, "gradient_checkpointing": False, **settings},
+    )
     trainer = (DIFTTrainer if ours else Labelled if variant == "labelled" else SFTTrainer)(
-        model=model, args=args, train_dataset=Dataset.from_list([{"row": 0}]), data_collator=lambda rows: rows,
-        processing_class=FourDThinkerProcessor.from_pretrained(TINY), peft_config=peft_config,
-    )  # fmt: skip
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list([{"row": 0}]),
+        data_collator=lambda rows: rows,
+        processing_class=FourDThinkerProcessor.from_pretrained(TINY),
+        peft_config=peft_config,
+    )
     trainer.create_optimizer()
     if args.gradient_checkpointing:  # `train` would do it
         trainer.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
@@ -330,15 +386,21 @@ def bench_steps(quick: bool, rounds: int) -> None:
     stock, labelled = (seconds[0][variant] for variant in STOCK)
     for variant in VARIANTS:
         own = seconds[0][variant]
-        typer.echo(f"| {variant} | {own:.2f} | {own / stock:.2f} | {own / labelled:.2f} | "
-                   f"{gigabytes(memory[variant][0])} |")  # fmt: skip
+        typer.echo(
+            f"| {variant} | {own:.2f} | {own / stock:.2f} | {own / labelled:.2f} | {gigabytes(memory[variant][0])} |"
+        )
     typer.echo("\nLimits against stock: dift 1.15, cached 0.90.")
 
 
 def bench_growth(quick: bool, rounds: int) -> None:
     stated, variants = Shape(), VARIANTS[1:]
-    shapes = [stated, replace(stated, text=800, spoken=400), replace(stated, frames=32), replace(stated, images=6),
-              replace(stated, batch=2)]  # fmt: skip
+    shapes = [
+        stated,
+        replace(stated, text=800, spoken=400),
+        replace(stated, frames=32),
+        replace(stated, images=6),
+        replace(stated, batch=2),
+    ]
     seconds, memory = measure(quick, variants, shapes, max(1, rounds // 3))
     typer.echo("\nHow a step grows: CPU seconds (against labelled), peak GB\n")
     typer.echo(f"| batch | video + text tokens | target frames | {' | '.join(variants)} |")
@@ -395,8 +457,10 @@ def bench_memory(quick: bool) -> None:
     typer.echo("\nPredicted by `fourdthinker memory` and measured, GB\n\n| run | predicted | measured | off |")
     typer.echo("| --- " * 4 + "|")
     for name, checkpointing, use_lora in (
-        ("full", False, False), ("full, gradient checkpointing", True, False), ("LoRA", False, True)
-    ):  # fmt: skip
+        ("full", False, False),
+        ("full, gradient checkpointing", True, False),
+        ("LoRA", False, True),
+    ):
         told = predicted(config, shape, checkpointing=checkpointing, peft=lora() if use_lora else None)
         measured = peaks(quick, ["dift"], [shape], gradient_checkpointing=checkpointing, use_lora=use_lora)["dift"][0]
         typer.echo(f"| {name} | {gigabytes(told)} | {gigabytes(measured)} | {told / measured - 1:+.1%} |")
@@ -416,8 +480,15 @@ def bench_rows() -> None:
     with tempfile.TemporaryDirectory() as folder:
         frame = Path(folder) / "frame.png"
         Image.effect_noise((448, 448), 60).convert("RGB").save(frame)
-        record = Record("", "How?", "a", options=["a", "b"], reasoning="<output_image> <output_image>",
-                        imagery=[str(frame)] * 2, video=str(ROOT / "examples/real.mp4"))  # fmt: skip
+        record = Record(
+            "",
+            "How?",
+            "a",
+            options=["a", "b"],
+            reasoning="<output_image> <output_image>",
+            imagery=[str(frame)] * 2,
+            video=str(ROOT / "examples/real.mp4"),
+        )
         store = FeatureStore(folder, processor, model)
         store.fill(model, processor, [record])
         collators = {"opened": DIFTCollator(processor), "read": CachedCollator(processor, store=store)}
@@ -438,8 +509,10 @@ def make_3b():
     from fourdthinker_hf import FourDThinkerConfig
 
     flat = flat_config("3b", published=False)
-    return FourDThinkerConfig(**{name: value for name, value in flat.items() if name != "model_type"},
-                              **{name: LATENTS[name] for name in list(LATENTS)[:5]})  # fmt: skip
+    return FourDThinkerConfig(
+        **{name: value for name, value in flat.items() if name != "model_type"},
+        **{name: LATENTS[name] for name in list(LATENTS)[:5]},
+    )
 
 
 def bench_cuda(rounds: int) -> None:
@@ -483,9 +556,12 @@ def main(
         f"{torch.get_num_threads()} thread(s), {versions}; medians of {rounds}, {asdict(Shape())}"
     )
     parts = {
-        "steps": lambda: bench_steps(quick, rounds), "growth": lambda: bench_growth(quick, rounds),
-        "head": lambda: bench_head(quick, rounds), "memory": lambda: bench_memory(quick), "rows": bench_rows,
-    }  # fmt: skip
+        "steps": lambda: bench_steps(quick, rounds),
+        "growth": lambda: bench_growth(quick, rounds),
+        "head": lambda: bench_head(quick, rounds),
+        "memory": lambda: bench_memory(quick),
+        "rows": bench_rows,
+    }
     if torch.cuda.is_available():
         parts = {"cuda": lambda: bench_cuda(rounds)}
     for name in part or parts:

@@ -87,10 +87,15 @@ def run(arguments: dict, ahead: bool, queue) -> None:
     runner._prepared = lambda asked, batches: prepare(asked.prepare, batches)
     times = Counter()
     with (
-        timed(times, runner, "open_clip"), timed(times, runner, "batch_inputs"), timed(times, Tower, "forward"),
-        timed(times, runner, "answer_batch"), timed(times, runner, "load_model"), timed(times, runner, "judge"),
-        timed(times, outputs.Outputs, "write"), timed(times, outputs.Outputs, "finish"),
-    ):  # fmt: skip
+        timed(times, runner, "open_clip"),
+        timed(times, runner, "batch_inputs"),
+        timed(times, Tower, "forward"),
+        timed(times, runner, "answer_batch"),
+        timed(times, runner, "load_model"),
+        timed(times, runner, "judge"),
+        timed(times, outputs.Outputs, "write"),
+        timed(times, outputs.Outputs, "finish"),
+    ):
         report = runner.evaluate(**arguments)
     queue.put((report, times))
 

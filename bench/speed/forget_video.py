@@ -53,18 +53,26 @@ def prompt(config, shape: Shape) -> dict:
     video = torch.full((1, shape.video_tokens), config.video_token_id)
     features = torch.randn(shape.video_tokens, config.text_config.hidden_size)
     return {
-        "input_ids": torch.cat([words[:, :2], video, words[:, 2:]], 1), "video_grid_thw": grid,
+        "input_ids": torch.cat([words[:, :2], video, words[:, 2:]], 1),
+        "video_grid_thw": grid,
         "second_per_grid_ts": torch.ones(1),
         "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=[features])},
-    }  # fmt: skip
+    }
 
 
 def measure(model, batch: dict, forget: bool) -> tuple[float, float, int]:
     """Seconds a word, seconds that forgetting takes, tokens in the cache of the last step."""
     plan = Plan(model.config)
     limit = IMAGES * (model.config.latent_size + 2) + WORDS
-    model.generate(**batch, max_new_tokens=limit, do_sample=False, logits_processor=[plan], forget_video=forget,
-                   eos_token_id=0, pad_token_id=0)  # fmt: skip
+    model.generate(
+        **batch,
+        max_new_tokens=limit,
+        do_sample=False,
+        logits_processor=[plan],
+        forget_video=forget,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     steps = [b - a for a, b in zip(plan.times, plan.times[1:], strict=False)]
     again = next((i for i, (a, b) in enumerate(zip(plan.lengths, plan.lengths[1:], strict=False)) if b != a + 1), None)
     return median(steps[-WORDS // 2 :]), steps[again] if again is not None else 0.0, plan.lengths[-1] - 1

@@ -45,8 +45,15 @@ def make_network(quick: bool, vocabulary: int | None = None):
     from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration
 
     config, tiny = make_config(quick), FourDThinkerConfig.from_pretrained(TINY)
-    for name in ("video_token_id", "image_token_id", "vision_start_token_id", "vision_end_token_id",
-                 "latent_token_id", "latent_start_id", "latent_end_id"):  # fmt: skip
+    for name in (
+        "video_token_id",
+        "image_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "latent_token_id",
+        "latent_start_id",
+        "latent_end_id",
+    ):
         setattr(config, name, getattr(tiny, name))
     if vocabulary:
         config.text_config.vocab_size = vocabulary
@@ -95,21 +102,36 @@ def make_trainer(model, folder: str, processor, latents: bool = True):
     ends = [[[token], -100.0] for token in (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)]
     often = [[[config.latent_start_id], 12.0 if latents else -100.0]]
     args = FourDRLConfig(
-        folder, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=not torch.cuda.is_available(),
-        bf16=False, gradient_checkpointing=False, per_device_train_batch_size=GROUP, num_generations=GROUP,
-        max_completion_length=LENGTH, generation_kwargs={"sequence_bias": ends + often},
-    )  # fmt: skip
+        folder,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=GROUP,
+        num_generations=GROUP,
+        max_completion_length=LENGTH,
+        generation_kwargs={"sequence_bias": ends + often},
+    )
     trainer = FourDRLTrainer(
-        model=model, args=args, train_dataset=Dataset.from_list([{"prompt": ""}]), processing_class=processor,
-    )  # fmt: skip
+        model=model, args=args, train_dataset=Dataset.from_list([{"prompt": ""}]), processing_class=processor
+    )
     trainer.model.train()
     return trainer
 
 
 def make_rows(video: Path, repeated: bool) -> list[dict]:
     """Eight replies to one question; `repeated`: about copies of the video, to questions of their own."""
-    row = {"id": "0", "question": "Which way does the ball move?", "options": ["left", "right"], "answer": "left",
-           "frames": None, "timestamps": None, "where": "here"}  # fmt: skip
+    row = {
+        "id": "0",
+        "question": "Which way does the ball move?",
+        "options": ["left", "right"],
+        "answer": "left",
+        "frames": None,
+        "timestamps": None,
+        "where": "here",
+    }
     rows = []
     for number in range(GROUP):
         copy = video.with_name(f"{video.stem}_{number}.mp4")
@@ -219,10 +241,14 @@ def make_score(trainer, video: Path):
         """With the logits of all replies at once."""
         row = ids[:, : ids.shape[1] - LENGTH + length]
         logits = trainer.network(
-            input_ids=row[:, :-1], logits_to_keep=length, use_cache=False, video_grid_thw=grids,
+            input_ids=row[:, :-1],
+            logits_to_keep=length,
+            use_cache=False,
+            video_grid_thw=grids,
             latent_embeds=trainer.network.model.place_latents(row[:, :-1], latents.repeat(GROUP, 1)),
-            mm_encoder_outputs=as_encoded([features] * GROUP), second_per_grid_ts=seconds,
-        ).logits  # fmt: skip
+            mm_encoder_outputs=as_encoded([features] * GROUP),
+            second_per_grid_ts=seconds,
+        ).logits
         (-logits.log_softmax(-1).gather(-1, row[:, -length:, None]).mean()).backward()
 
     return score, whole
@@ -290,9 +316,17 @@ def bench_finished(folder: str) -> None:
     processor = FourDThinkerProcessor.from_pretrained(TINY)
     trainer = make_trainer(FourDThinkerForConditionalGeneration.from_pretrained(TINY), folder, processor)
     trainer.generation_config.sequence_bias = None
-    row = {"id": "0", "question": "In which direction does the ball move?", "options": ["left", "right"],
-           "answer": "left", "frames": None, "timestamps": None, "where": "here", "index": 0,
-           "video": str(ROOT / "examples/real.mp4")}  # fmt: skip
+    row = {
+        "id": "0",
+        "question": "In which direction does the ball move?",
+        "options": ["left", "right"],
+        "answer": "left",
+        "frames": None,
+        "timestamps": None,
+        "where": "here",
+        "index": 0,
+        "video": str(ROOT / "examples/real.mp4"),
+    }
     trainer._rows = [row] * GROUP
     torch.manual_seed(0)
     lengths = [len(ids) for ids in trainer.roll_out([""] * GROUP, trainer)["completion_ids"]]
@@ -332,8 +366,9 @@ def main(
             "rollout": lambda: bench_rollout(trainer, videos, rounds),
             "decoding": lambda: bench_decoding(make_network(quick), processor, videos[1000], folder, rounds),
             "scoring": lambda: bench_scoring(trainer, videos, rounds),
-            "memory": lambda: bench_memory(quick), "finished": lambda: bench_finished(folder),
-        }  # fmt: skip
+            "memory": lambda: bench_memory(quick),
+            "finished": lambda: bench_finished(folder),
+        }
         for name in part or parts:
             parts[name]()
 

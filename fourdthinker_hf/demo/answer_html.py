@@ -305,10 +305,17 @@ def as_json(answer: Answer, question: str, options: Sequence[str], maps: bool = 
         if image.maps is not None
     ]
     return {
-        "question": question, "options": list(options), "answer": answer.answer, "option": answer.option,
-        "probabilities": answer.probabilities, "reasoning": answer.reasoning, "reason": answer.reason,
-        "truncated": answer.truncated, "timestamps": answer.timestamps.tolist(), "images": images,
-    }  # fmt: skip
+        "question": question,
+        "options": list(options),
+        "answer": answer.answer,
+        "option": answer.option,
+        "probabilities": answer.probabilities,
+        "reasoning": answer.reasoning,
+        "reason": answer.reason,
+        "truncated": answer.truncated,
+        "timestamps": answer.timestamps.tolist(),
+        "images": images,
+    }
 
 
 def links_html(answer: Answer, question: str, options: Sequence[str]) -> str:

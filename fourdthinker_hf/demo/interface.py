@@ -59,16 +59,24 @@ QUEUE, PER_VISITOR = 64, 2  # one that runs and one that waits
 KEPT = (600, 3600)  # every so many seconds, uploads that are older than so many seconds are deleted
 FRAME_SECONDS = 0.1  # from one picture of the page to the next while words arrive
 THEME = gr.themes.Soft().set(  # for contrast: 4.5 of text, 3 of an input's edge, as WCAG 2.2 AA asks
-    body_background_fill="*neutral_100", body_text_color_subdued="*neutral_600",
-    block_title_background_fill="none", block_title_background_fill_dark="none",
-    block_title_text_color="*primary_700", block_title_text_color_dark="*neutral_50",
-    block_label_text_color="*primary_700", input_placeholder_color="*neutral_500",
-    input_border_width="1px", input_border_color="*neutral_500", input_border_color_dark="*neutral_500",
-    checkbox_border_color="*neutral_500", checkbox_label_background_fill_selected="*primary_600",
-    button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+    body_background_fill="*neutral_100",
+    body_text_color_subdued="*neutral_600",
+    block_title_background_fill="none",
+    block_title_background_fill_dark="none",
+    block_title_text_color="*primary_700",
+    block_title_text_color_dark="*neutral_50",
+    block_label_text_color="*primary_700",
+    input_placeholder_color="*neutral_500",
+    input_border_width="1px",
+    input_border_color="*neutral_500",
+    input_border_color_dark="*neutral_500",
+    checkbox_border_color="*neutral_500",
+    checkbox_label_background_fill_selected="*primary_600",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
     button_primary_background_fill_hover_dark="*primary_700",
     button_secondary_background_fill_hover_dark="*neutral_700",
-)  # fmt: skip
+)
 
 
 def split_options(text: str | None) -> list[str]:
@@ -155,8 +163,14 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
         """The page as the answer grows: verdict, words, timeline, pictures, comparison, and what was asked."""
         choices, tiles, pictures, drawn, last = split_options(options), [], [], None, 0.0
         settings = {"temperature": temperature, "top_p": top_p, "seed": int(seed or 0), "max_new_tokens": int(limit)}
-        asked = {"video": video, "question": question, "options": choices, "start": start or None, "end": end or None,
-                 **settings}  # fmt: skip
+        asked = {
+            "video": video,
+            "question": question,
+            "options": choices,
+            "start": start or None,
+            "end": end or None,
+            **settings,
+        }
         yield BUSY, "", "", "", "", None
         try:
             for answer in stream(**asked):
@@ -254,9 +268,11 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
                 pictures = gr.HTML(label="Mental image")
                 with gr.Group():
                     cut = gr.Radio(
-                        [(text, name) for name, (text, _) in CUTS.items()], value="suppressed",
-                        label="What if it could not picture?", info="The last question again, with its imagery cut",
-                    )  # fmt: skip
+                        [(text, name) for name, (text, _) in CUTS.items()],
+                        value="suppressed",
+                        label="What if it could not picture?",
+                        info="The last question again, with its imagery cut",
+                    )
                     compare = gr.Button("Answer again without")
                 versus = gr.HTML(label="Both answers", elem_id="versus")
         inputs = [*fields, start, end, temperature, top_p, seed, limit]
@@ -269,8 +285,12 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
         compared = compare.click(ask_without, [cut, done], versus, api_visibility="private", **shared)
         stop.click(
             lambda shown, other: (STOPPED if shown == BUSY else shown, "" if other == BUSY else other),
-            [said, versus], [said, versus], cancels=[asked, retried, compared], api_visibility="private", queue=False,
-        )  # fmt: skip
+            [said, versus],
+            [said, versus],
+            cancels=[asked, retried, compared],
+            api_visibility="private",
+            queue=False,
+        )
         gr.Button(visible=False).click(  # a button that nobody sees: this is for programs
             answer, fields, gr.JSON(visible=False), api_name="answer", validator=check, **shared
         )
@@ -288,7 +308,12 @@ def jobs_of(demo: gr.Blocks, request: gr.Request) -> int:
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serve it; arguments and result as of its own `launch`."""
     return demo.launch(
-        css=answer_html.STYLE + answer_html.PAGE_STYLE, head=answer_html.SCRIPT, theme=THEME, run_history=False,
-        max_file_size=uploads.MAX_BYTES, app_kwargs={"middleware": [Middleware(uploads.OnlyVideos)]},
-        mcp_server=importlib.util.find_spec("mcp") is not None, **kwargs,
-    )  # fmt: skip
+        css=answer_html.STYLE + answer_html.PAGE_STYLE,
+        head=answer_html.SCRIPT,
+        theme=THEME,
+        run_history=False,
+        max_file_size=uploads.MAX_BYTES,
+        app_kwargs={"middleware": [Middleware(uploads.OnlyVideos)]},
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        **kwargs,
+    )

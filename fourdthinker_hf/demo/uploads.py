@@ -94,10 +94,15 @@ def open_apart(processor, seconds: float = DECODE_SECONDS, memory: int = 6 * 2**
         stopped = stopped or threading.Event()
         with tempfile.TemporaryDirectory(prefix="fourdthinker-") as out:
             job = {
-                "path": str(path), "out": out, "folder": str(Path(__file__).resolve().parents[1]), "bytes": memory,
-                "seconds": int(seconds), "max_seconds": MAX_SECONDS, "max_side": MAX_SIDE,
+                "path": str(path),
+                "out": out,
+                "folder": str(Path(__file__).resolve().parents[1]),
+                "bytes": memory,
+                "seconds": int(seconds),
+                "max_seconds": MAX_SECONDS,
+                "max_side": MAX_SIDE,
                 "sampling": sampling | {"start": start, "end": end},
-            }  # fmt: skip
+            }
             name = Path(path).name
             code, told = _run([sys.executable, "-I", "-c", CHILD, json.dumps(job)], seconds, stopped)
             if stopped.is_set():

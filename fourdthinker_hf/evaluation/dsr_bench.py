@@ -40,9 +40,13 @@ def _record(number: int, row: dict, folder: Path) -> Record:
     if task not in DSR_TASKS or len(answer) != 1 or answer not in LETTERS[: len(options)]:
         raise ValueError(f"row {number}: type {task!r}, answer {row['answer']!r} of {len(options)} options")
     return Record(
-        id=f"{number:04}-{video}", question=row["question"].strip(), options=options,
-        answer=options[LETTERS.index(answer)], task=task, video=str(folder / f"{video}.mp4"),
-    )  # fmt: skip
+        id=f"{number:04}-{video}",
+        question=row["question"].strip(),
+        options=options,
+        answer=options[LETTERS.index(answer)],
+        task=task,
+        video=str(folder / f"{video}.mp4"),
+    )
 
 
 def _options(options: list[str] | str) -> list[str]:

@@ -19,8 +19,20 @@ from .probes import PROBES
 from .report import accuracy_table
 from .statistics import compare
 
-COLOURS = ("#3b6fb6", "#c8553d", "#5a9367", "#8d6a9f", "#b58b00", "#4f9da6", "#a23b72", "#6b7280", "#7c5e3c",
-           "#9db843", "#d07fa8", "#2f4858")  # fmt: skip
+COLOURS = (
+    "#3b6fb6",
+    "#c8553d",
+    "#5a9367",
+    "#8d6a9f",
+    "#b58b00",
+    "#4f9da6",
+    "#a23b72",
+    "#6b7280",
+    "#7c5e3c",
+    "#9db843",
+    "#d07fa8",
+    "#2f4858",
+)
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>4DThinker: runs side by side</title><style>
 :root {{ color-scheme: light dark; --text: #1c2430; --paper: #fff; --border-color-primary: #d5dae1;
@@ -68,11 +80,17 @@ def runs_table(runs: Sequence[Run]) -> Table:
     for run in runs:
         total = accuracy_table(run.rows)["pooled"]
         probe = run.settings["probe"]
-        rows.append([
-            run.name, str(run.settings["model"]), str(run.settings["benchmark"]), PROBES[probe].cuts,
-            str(total["num"]), f"{total['accuracy']:.1%} ({total['low']:.1%} to {total['high']:.1%})",
-            f"{total['pictured']:.1%}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                run.name,
+                str(run.settings["model"]),
+                str(run.settings["benchmark"]),
+                PROBES[probe].cuts,
+                str(total["num"]),
+                f"{total['accuracy']:.1%} ({total['low']:.1%} to {total['high']:.1%})",
+                f"{total['pictured']:.1%}",
+            ]
+        )
     head = ["run", "model", "benchmark", "what it cuts", "questions", "accuracy (95% interval)", "pictured"]
     return head, rows
 
@@ -97,16 +115,30 @@ def paired_table(runs: Sequence[Run], trained: Iterable[str] | None) -> Table:
             pair = [[row for row in r.rows if row["id"] in shared and belongs(row["task"])] for r in (first, run)]
             if pair[0]:
                 rows.append([run.name, group, *_paired_cells(compare(*pair))])
-    head = ["run", "tasks", "questions", f"{first.name}", "this run", "difference", "95% interval", "McNemar p",
-            "answers changed"]  # fmt: skip
+    head = [
+        "run",
+        "tasks",
+        "questions",
+        f"{first.name}",
+        "this run",
+        "difference",
+        "95% interval",
+        "McNemar p",
+        "answers changed",
+    ]
     return head, rows
 
 
 def _paired_cells(found: dict) -> list[str]:
     return [
-        str(found["num"]), f"{found['first']:.1%}", f"{found['second']:.1%}", f"{found['difference']:+.1%}",
-        f"{found['low']:+.1%} to {found['high']:+.1%}", f"{found['p']:.2g}", f"{found['changed']:.1%}",
-    ]  # fmt: skip
+        str(found["num"]),
+        f"{found['first']:.1%}",
+        f"{found['second']:.1%}",
+        f"{found['difference']:+.1%}",
+        f"{found['low']:+.1%} to {found['high']:+.1%}",
+        f"{found['p']:.2g}",
+        f"{found['changed']:.1%}",
+    ]
 
 
 def markdown(tables: dict[str, Table]) -> str:
@@ -144,8 +176,10 @@ def chart(runs: Sequence[Run]) -> str:
                 shapes.append(f"<path d='M{low:.1f} {y + 4}H{high:.1f}' stroke='currentColor' stroke-width='1.2'/>")
     height, chance = len(tasks) * band + gap + 20, left + width * tables[0]["pooled"]["chance"]
     shapes.append(f"<path d='M{chance} 0V{height - 18}' stroke='currentColor' stroke-dasharray='3 3'/>")
-    shapes += [f"<text x='{left + width * p / 100}' y='{height - 4}' text-anchor='middle'>{p}%</text>"
-               for p in (0, 25, 50, 75, 100)]  # fmt: skip
+    shapes += [
+        f"<text x='{left + width * p / 100}' y='{height - 4}' text-anchor='middle'>{p}%</text>"
+        for p in (0, 25, 50, 75, 100)
+    ]
     key = "".join(
         f"<span class='key' style='background:{COLOURS[i % len(COLOURS)]}'></span>{html.escape(run.name)}"
         for i, run in enumerate(runs)

@@ -71,11 +71,16 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
             mask = (clip.masks[frames] == number + 1).any(1).astype(np.float32)  # (T, H, W)
             cover = np.stack([np.asarray(Image.fromarray(m).resize((w, h), Image.Resampling.BOX)) for m in mask])
             path = clip.truth.centres[:, number]
-            cases.append({
-                "clip": record.id, "latents": image.float(), "features": clip_features.float(), "cover": cover,
-                "step": int(np.abs(times - target["time"]).argmin() // patch),
-                "moves": bool(np.linalg.norm(path[-1] - path[0]) > clip.frames.shape[1] / 6),
-            })  # fmt: skip
+            cases.append(
+                {
+                    "clip": record.id,
+                    "latents": image.float(),
+                    "features": clip_features.float(),
+                    "cover": cover,
+                    "step": int(np.abs(times - target["time"]).argmin() // patch),
+                    "moves": bool(np.linalg.norm(path[-1] - path[0]) > clip.frames.shape[1] / 6),
+                }
+            )
     return cases
 
 
@@ -115,8 +120,10 @@ def _compare(cases: list[dict], latent_mean: list[float] | None, rng: np.random.
         rows = np.ones(len(cases), bool) if name == "mass" else moving
         gains = (own - shuffled)[rows, column]
         low, high = _bootstrap(gains, clips[rows], rng)
-        means = {key: float(of[rows, column].mean()) for key, of in
-                 (("own", own), ("shuffled", shuffled), ("chance", chance))}  # fmt: skip
+        means = {
+            key: float(of[rows, column].mean())
+            for key, of in (("own", own), ("shuffled", shuffled), ("chance", chance))
+        }
         report[name] = {**means, "gain": float(gains.mean()), "low": low, "high": high}
     return report
 

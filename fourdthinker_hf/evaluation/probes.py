@@ -80,8 +80,11 @@ HOOKS = {
     "pad-row": lambda model, records, donors: latent_hooks.pad_row(model),
 }
 INSTEAD = {
-    "zeros": "zeros", "noise": "noise as long", "swap": "those of the next question", "pad-row": "the pad's embedding",
-}  # fmt: skip
+    "zeros": "zeros",
+    "noise": "noise as long",
+    "swap": "those of the next question",
+    "pad-row": "the pad's embedding",
+}
 
 PROBES = {
     probe.name: probe
@@ -100,10 +103,13 @@ PROBES = {
         ),
         *(
             Probe(
-                f"blind-{name}", f"the latents' attention to the video, and the vector fed: {INSTEAD[name]} instead",
-                hook=HOOKS[name], latents_see_video=False, needs_donors=name == "swap",
+                f"blind-{name}",
+                f"the latents' attention to the video, and the vector fed: {INSTEAD[name]} instead",
+                hook=HOOKS[name],
+                latents_see_video=False,
+                needs_donors=name == "swap",
             )
             for name in HOOKS
         ),
     )
-}  # fmt: skip
+}

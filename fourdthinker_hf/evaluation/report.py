@@ -63,7 +63,7 @@ def summary(predictions: list[dict]) -> dict:
             "mean_norm": sum(row["latent_norm"] * row["num_latents"] for row in pictured) / max(num_latents, 1),
         },
         "near_ties": [row["id"] for row in answered if row["margin"] is not None and row["margin"] < NEAR_TIE],
-    }  # fmt: skip
+    }
 
 
 def format_report(report: dict) -> str:
@@ -79,10 +79,20 @@ def format_report(report: dict) -> str:
         _listed(f"Answers whose two best scores once lay within {NEAR_TIE:g}", report["near_ties"]),
     ]
     values = [f"| {name} | {value} |" for part in ("settings", "this_call") for name, value in report[part].items()]
-    return "\n".join([
-        f"# {settings['benchmark']}, {settings['probe']}", "", format_table(report["table"]), "",
-        *(f"- {fact}" for fact in facts), "", "| setting | value |", "| --- | --- |", *values, "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# {settings['benchmark']}, {settings['probe']}",
+            "",
+            format_table(report["table"]),
+            "",
+            *(f"- {fact}" for fact in facts),
+            "",
+            "| setting | value |",
+            "| --- | --- |",
+            *values,
+            "",
+        ]
+    )
 
 
 def _listed(what: str, ids) -> str:
@@ -95,11 +105,15 @@ def _summary(rows: list[dict]) -> dict:
     total, correct = len(rows), sum(row["correct"] for row in rows)
     low, high = wilson_interval(correct, total)
     return {
-        "num": total, "correct": correct, "accuracy": correct / total, "low": low, "high": high,
+        "num": total,
+        "correct": correct,
+        "accuracy": correct / total,
+        "low": low,
+        "high": high,
         "chance": sum(1 / row["num_options"] for row in rows) / total,
         "pictured": sum(row["num_images"] > 0 for row in rows) / total,
         "well_formed": sum(row["well_formed"] for row in rows) / total,
-    }  # fmt: skip
+    }
 
 
 def _mean(tasks: list[dict]) -> dict:

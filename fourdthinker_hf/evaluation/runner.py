@@ -54,9 +54,15 @@ Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their tim
 
 
 def evaluate(
-    model: str, benchmark: str, out: str, batch_size: int = 32, probe: str = "plain", dtype: str = "float32",
-    missing: str = "count", max_new_tokens: int = 256,
-) -> dict | None:  # fmt: skip
+    model: str,
+    benchmark: str,
+    out: str,
+    batch_size: int = 32,
+    probe: str = "plain",
+    dtype: str = "float32",
+    missing: str = "count",
+    max_new_tokens: int = 256,
+) -> dict | None:
     """Evaluate the checkpoint `model` (folder or Hub id) on what [`load_benchmark`] finds at `benchmark`.
 
     Writes `out/predictions.jsonl`, a line a question in the benchmark's order, as batches finish; then `report.json`,
@@ -75,28 +81,42 @@ def evaluate(
     processes = Processes()
     folder = find_model(model)
     settings = {
-        "model": str(model), "model_sha256": model_hash(folder), "benchmark": str(benchmark),
-        "questions_sha256": questions_hash(records), "num_questions": len(records), "probe": probe, "dtype": dtype,
-        "max_new_tokens": max_new_tokens, "device": processes.device.type,
-        "batch_size": batch_size if dtype == "bfloat16" else "any", **versions(),
-    }  # fmt: skip
+        "model": str(model),
+        "model_sha256": model_hash(folder),
+        "benchmark": str(benchmark),
+        "questions_sha256": questions_hash(records),
+        "num_questions": len(records),
+        "probe": probe,
+        "dtype": dtype,
+        "max_new_tokens": max_new_tokens,
+        "device": processes.device.type,
+        "batch_size": batch_size if dtype == "bfloat16" else "any",
+        **versions(),
+    }
     outputs = Outputs(Path(out), processes, [record.id for record in records])
     outputs.begin(settings, again={record.id for record in records if not missing_files(record)})
     batches = [range(first, min(first + batch_size, len(records))) for first in range(0, len(records), batch_size)]
     todo = [
-        batch for batch in batches[processes.index :: processes.count]
+        batch
+        for batch in batches[processes.index :: processes.count]
         if not all(records[i].id in outputs.rows for i in batch)
-    ]  # fmt: skip
+    ]
     if todo:
         network, processor = load_model(folder, processes.device, dtype)
         asked = _Asked(network, processor, records, PROBES[probe], missing == "refuse", max_new_tokens)
         _ask(asked, todo, outputs)
     processes.wait()
     num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
-    return outputs.finish({
-        "asked": num_asked, "seconds": round(seconds, 2), "questions_per_second": round(num_asked / seconds, 3),
-        "batch_size": batch_size, "num_processes": processes.count, "commit": commit(),
-    })  # fmt: skip
+    return outputs.finish(
+        {
+            "asked": num_asked,
+            "seconds": round(seconds, 2),
+            "questions_per_second": round(num_asked / seconds, 3),
+            "batch_size": batch_size,
+            "num_processes": processes.count,
+            "commit": commit(),
+        }
+    )
 
 
 def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
@@ -105,9 +125,11 @@ def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
 
 
 def batch_inputs(
-    processor: FourDThinkerProcessor, records: list[Record], probe: Probe = PROBES["plain"],
+    processor: FourDThinkerProcessor,
+    records: list[Record],
+    probe: Probe = PROBES["plain"],
     clips: list[Clip] | None = None,
-):  # fmt: skip
+):
     """Left-padded prompts of `records` as the model takes them; `clips` are opened if they are not given."""
     clips = clips or [open_clip(processor, record) for record in records]
     conversations, times = [], []
@@ -121,9 +143,14 @@ def batch_inputs(
         conversations.append(messages)
     settings = {"padding": True, "padding_side": "left"} | ({"video_timestamps": times} if times else {})
     return processor.apply_chat_template(
-        conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
-        sanitize_control_tokens=True, processor_kwargs=settings,
-    )  # fmt: skip
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
+        processor_kwargs=settings,
+    )
 
 
 class Margins(LogitsProcessor):
@@ -160,9 +187,14 @@ def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> l
     exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact:
         output = network.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=True,
-            logits_processor=LogitsProcessorList([margins]), **kwargs,
-        )  # fmt: skip
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([margins]),
+            **kwargs,
+        )
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     is_end = torch.isin(new, margins.ends.to(new))
     replies = []
@@ -180,22 +212,37 @@ def judge(record: Record, reply: Reply) -> dict:
     prediction = None if choice is None else record.options[choice]
     vectors = torch.cat(reply.images).float() if reply.images else None
     return {
-        **_row(record), "prediction": prediction, "correct": prediction == record.answer, "response": reply.text,
-        "reason": reason, "num_images": reply.text.count(OUTPUT_IMAGE), "well_formed": parsed.well_formed,
-        "truncated": reply.truncated, "num_tokens": reply.num_tokens,
+        **_row(record),
+        "prediction": prediction,
+        "correct": prediction == record.answer,
+        "response": reply.text,
+        "reason": reason,
+        "num_images": reply.text.count(OUTPUT_IMAGE),
+        "well_formed": parsed.well_formed,
+        "truncated": reply.truncated,
+        "num_tokens": reply.num_tokens,
         "num_latents": 0 if vectors is None else len(vectors),
         "latent_norm": None if vectors is None else float(f"{float(vectors.norm(dim=-1).mean()):.1e}"),
         "margin": _coarse(reply.margin),
-    }  # fmt: skip
+    }
 
 
 def unread(record: Record, reason: str) -> dict:
     """The line of a question whose video could not be read."""
     return {
-        **_row(record), "prediction": None, "correct": False, "response": None, "reason": reason, "num_images": 0,
-        "well_formed": False, "truncated": False, "num_tokens": 0, "num_latents": 0, "latent_norm": None,
+        **_row(record),
+        "prediction": None,
+        "correct": False,
+        "response": None,
+        "reason": reason,
+        "num_images": 0,
+        "well_formed": False,
+        "truncated": False,
+        "num_tokens": 0,
+        "num_latents": 0,
+        "latent_norm": None,
         "margin": None,
-    }  # fmt: skip
+    }
 
 
 def _row(record: Record) -> dict:
@@ -279,10 +326,12 @@ def _ask(asked: _Asked, batches: list[range], outputs: Outputs) -> None:
     with bar:
         for batch, numbers, inputs, reasons, donors in _prepared(asked, batches):
             replies = dict(zip(numbers, asked.answer(numbers, inputs, donors), strict=True))
-            outputs.write([
-                judge(asked.records[i], replies[i]) if i in replies else unread(asked.records[i], reasons[i])
-                for i in batch
-            ])  # fmt: skip
+            outputs.write(
+                [
+                    judge(asked.records[i], replies[i]) if i in replies else unread(asked.records[i], reasons[i])
+                    for i in batch
+                ]
+            )
             bar.update(len(batch))
             bar.set_postfix_str(f"accuracy {outputs.accuracy:.1%}")
 

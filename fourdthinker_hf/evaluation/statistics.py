@@ -49,7 +49,12 @@ def compare(first: Iterable[dict], second: Iterable[dict]) -> dict:
     low, high = paired_interval(both, lost, won, neither)
     changed = sum(before[key]["prediction"] != after[key]["prediction"] for key in before)
     return {
-        "num": total, "first": (both + lost) / total, "second": (both + won) / total,
-        "difference": (won - lost) / total, "low": low, "high": high, "p": mcnemar(lost, won),
+        "num": total,
+        "first": (both + lost) / total,
+        "second": (both + won) / total,
+        "difference": (won - lost) / total,
+        "low": low,
+        "high": high,
+        "p": mcnemar(lost, won),
         "changed": changed / total,
-    }  # fmt: skip
+    }

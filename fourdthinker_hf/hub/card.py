@@ -89,9 +89,14 @@ questions = load_dataset("OWNER/NAME")
 
 
 def make_card(
-    folder: str | os.PathLike, base_model: str | None = None, license: str | None = None, from_scratch: bool = False,
-    datasets: Sequence[str] = (), training: str = NEEDED, limits: str = LIMITS,
-) -> Path:  # fmt: skip
+    folder: str | os.PathLike,
+    base_model: str | None = None,
+    license: str | None = None,
+    from_scratch: bool = False,
+    datasets: Sequence[str] = (),
+    training: str = NEEDED,
+    limits: str = LIMITS,
+) -> Path:
     """Write FOLDER/README.md anew from the template, whatever stood there; returns its path.
 
     Args:
@@ -105,27 +110,38 @@ def make_card(
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
     data = ModelCardData(
-        language="en", library_name="transformers", pipeline_tag="video-text-to-text", tags=[
-            "custom_code", "video-question-answering", "latent-reasoning", "spatial-reasoning",
-        ],
-    )  # fmt: skip
+        language="en",
+        library_name="transformers",
+        pipeline_tag="video-text-to-text",
+        tags=["custom_code", "video-question-answering", "latent-reasoning", "spatial-reasoning"],
+    )
     _describe(data, base_model, license, from_scratch, datasets)
     kept = read_figures(folder)
     _set_index(data, kept, folder.name)
     descent = f", and comes from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
     card = ModelCard.from_template(
-        data, template_path=str(TEMPLATE), title=folder.name, parameters=_count(folder),
-        latent_size=config["latent_size"], descent=", trained from scratch" if from_scratch else descent,
-        training=training, evaluation=_framed(figures_text(kept)), limits=limits, licence=license or NEEDED,
-    )  # fmt: skip
+        data,
+        template_path=str(TEMPLATE),
+        title=folder.name,
+        parameters=_count(folder),
+        latent_size=config["latent_size"],
+        descent=", trained from scratch" if from_scratch else descent,
+        training=training,
+        evaluation=_framed(figures_text(kept)),
+        limits=limits,
+        licence=license or NEEDED,
+    )
     _write_registered(folder, kept)
     return _write(folder / "README.md", str(card) + "\n")
 
 
 def renew_card(
-    folder: str | os.PathLike, base_model: str | None = None, license: str | None = None, from_scratch: bool = False,
+    folder: str | os.PathLike,
+    base_model: str | None = None,
+    license: str | None = None,
+    from_scratch: bool = False,
     datasets: Sequence[str] = (),
-) -> Path:  # fmt: skip
+) -> Path:
     """Render the figures of FOLDER/README.md anew, and set in its metadata what is given; leave the rest."""
     folder = Path(folder)
     card = read_card(folder)
@@ -282,10 +298,13 @@ def _run_figures(run: Run, plain: Run) -> dict:
     name, simulated = _benchmark_name(records, Path(settings["benchmark"]))
     report = json.loads((run.folder / "report.json").read_text())
     row = {
-        "benchmark": name, "simulated": simulated, "probe": settings["probe"],
+        "benchmark": name,
+        "simulated": simulated,
+        "probe": settings["probe"],
         **{key: value for key, value in settings.items() if key not in ("model", "benchmark", "probe")},
-        "commit": report["this_call"]["commit"], "table": accuracy_table(run.rows),
-    }  # fmt: skip
+        "commit": report["this_call"]["commit"],
+        "table": accuracy_table(run.rows),
+    }
     return row if run is plain else {**row, "against_plain": compare(plain.rows, run.rows)}
 
 
@@ -366,11 +385,18 @@ def _results(kept: dict[str, dict]) -> list[EvalResult]:
                 if task == "macro":
                     continue
                 interval = {key: round(cell[key], 4) for key in ("low", "high")}
-                found.append(EvalResult(
-                    task_type="video-text-to-text", dataset_type=_slug(row["benchmark"]), dataset_config=task,
-                    dataset_name=f"{row['benchmark']}: {task}", metric_type="accuracy", metric_name="accuracy",
-                    metric_value=round(cell["accuracy"], 4), metric_args={"questions": cell["num"], **interval},
-                ))  # fmt: skip
+                found.append(
+                    EvalResult(
+                        task_type="video-text-to-text",
+                        dataset_type=_slug(row["benchmark"]),
+                        dataset_config=task,
+                        dataset_name=f"{row['benchmark']}: {task}",
+                        metric_type="accuracy",
+                        metric_name="accuracy",
+                        metric_value=round(cell["accuracy"], 4),
+                        metric_args={"questions": cell["num"], **interval},
+                    )
+                )
     return found
 
 
@@ -386,21 +412,27 @@ def split_card(folder: Path, records: list[Record]) -> str:
     facts = _split_facts(records)
     sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (float("inf"), "100K<n<1M"))
     data = DatasetCardData(
-        language="en", license="apache-2.0", pretty_name=_split_name(records),
+        language="en",
+        license="apache-2.0",
+        pretty_name=_split_name(records),
         task_categories=["video-text-to-text", "visual-question-answering"],
         size_categories=next(words for limit, words in sizes if len(records) < limit),
         tags=["synthetic", "video", "spatial-reasoning"],
-        configs=[{
-            "config_name": "default",
-            "data_files": [{"split": "_".join(facts["split"]), "path": "records.jsonl"}],
-        }],
-    )  # fmt: skip
+        configs=[
+            {"config_name": "default", "data_files": [{"split": "_".join(facts["split"]), "path": "records.jsonl"}]}
+        ],
+    )
     rows = [f"| {task} | {num} |" for task, num in facts["tasks"].items()]
     words = [f"{key} {', '.join(map(str, facts[key]))}" for key in ("level", "seed", "split")]
-    figures = "\n".join([
-        f"{len(records)} questions ({'; '.join(words)}), made by `fourdthinker simulate`.", "",
-        "| task | questions |", "| --- | --- |", *rows,
-    ])  # fmt: skip
+    figures = "\n".join(
+        [
+            f"{len(records)} questions ({'; '.join(words)}), made by `fourdthinker simulate`.",
+            "",
+            "| task | questions |",
+            "| --- | --- |",
+            *rows,
+        ]
+    )
     card = DatasetCard.from_template(
         data, template_str=SPLIT_TEXT, title=_split_name(records), figures=_framed(figures), licence=data.license
     )

@@ -31,11 +31,23 @@ from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, Four
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What transformers 5.23 and 5.24 load a checkpoint from, but for its code.
 LOADED = (
-    "model.safetensors", "model-*-of-*.safetensors", INDEX, "config.json", "generation_config.json",
-    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja",
-    "chat_template.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    INDEX,
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 # In the order in which a base gets them: on the Qwen2.5 tokenizer they are 151665, 151666, 151667, as published.
 LATENT_TOKENS = {"latent_token_id": LATENT_PAD, "latent_start_id": LATENT_START, "latent_end_id": LATENT_END}
@@ -54,9 +66,12 @@ NOISE = 0.01
 
 
 def convert(
-    source: str | PathLike, dest: str | PathLike, instruction: str | PathLike | None = None,
-    latent_size: int | None = None, compress_strategy: str | None = None,
-) -> str:  # fmt: skip
+    source: str | PathLike,
+    dest: str | PathLike,
+    instruction: str | PathLike | None = None,
+    latent_size: int | None = None,
+    compress_strategy: str | None = None,
+) -> str:
     """Make the folder DEST, which `AutoModel` and `VideoQA` load, of SOURCE.
 
     Args:
@@ -181,9 +196,14 @@ def _read_processor(folder: Path, config: FourDThinkerConfig, published: bool, i
         for part in (base.image_processor, base.video_processor):
             part.size, part.resample = PUBLISHED_SIZE, PILImageResampling.LANCZOS
     return FourDThinkerProcessor(
-        base.image_processor, base.tokenizer, base.video_processor, base.chat_template,
-        latent_size=config.latent_size, instruction=instruction, **(PUBLISHED_PROCESSOR if published else {}),
-    )  # fmt: skip
+        base.image_processor,
+        base.tokenizer,
+        base.video_processor,
+        base.chat_template,
+        latent_size=config.latent_size,
+        instruction=instruction,
+        **(PUBLISHED_PROCESSOR if published else {}),
+    )
 
 
 def read_shards(folder: Path) -> dict[str, dict[str, list[int]]]:

@@ -47,14 +47,26 @@ REASONS = (  # why an entry stays behind, by the first pattern that it matches
     ("a trainer's checkpoint", ("checkpoint-*", "global_step*")),
     (
         "the trainer's state",
-        ("optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "training_args.bin", "latest",
-         "zero_to_fp32.py", "trainer_config*", "train_results.json", "all_results.json", "eval_results.json"),
+        (
+            "optimizer*",
+            "scheduler*",
+            "scaler*",
+            "rng_state*",
+            "trainer_state.json",
+            "training_args.bin",
+            "latest",
+            "zero_to_fp32.py",
+            "trainer_config*",
+            "train_results.json",
+            "all_results.json",
+            "eval_results.json",
+        ),
     ),
     ("logs", ("runs", "logs", "events.out.tfevents*", "wandb", "*.log", "completions")),
     ("a pickle, which can run code when it is loaded", ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")),
     ("code that config.json does not name", ("*.py",)),
     ("weights that the index does not name", ("*.safetensors", "*.safetensors.index.json")),
-)  # fmt: skip
+)
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -125,9 +137,13 @@ def publish(
 
 
 def publish_run(
-    folder: str | os.PathLike, repo_id: str, parent: dict, training: str, private: bool = False,
+    folder: str | os.PathLike,
+    repo_id: str,
+    parent: dict,
+    training: str,
+    private: bool = False,
     token: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """What `--push_to_hub` of a launcher ends in: a card for what was trained, then [`publish`].
 
     `parent` is [`card.lineage`] of the model that training started from, best asked for before training; `training`
@@ -202,9 +218,12 @@ def upload(plan: Plan, repo_id: str, private: bool = False, token: str | None = 
             raise ValueError(f"{repo_id} is there already and public: make it private on its page, or drop --private")
         with staged(replace(plan, files=plan.files | texts)) as stage:
             api.upload_folder(
-                repo_id=repo_id, repo_type=plan.kind, folder_path=stage, commit_message="Publish with fourdthinker",
+                repo_id=repo_id,
+                repo_type=plan.kind,
+                folder_path=stage,
+                commit_message="Publish with fourdthinker",
                 delete_patterns=["*.safetensors", "*.safetensors.index.json"] if plan.kind == "model" else None,
-            )  # fmt: skip
+            )
     except (HTTPError, RuntimeError) as error:  # RuntimeError: a file's upload failed, its cause says how
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, HfHubHTTPError):
@@ -258,11 +277,19 @@ def _plan_space(folder: Path) -> tuple[Plan, list[str]]:
     if not (folder / "app.py").is_file():
         raise ValueError(f"{folder}: no app.py; a Space is made of a checkout of this project")
     card = SpaceCardData(
-        title=SPACE_TITLE, sdk="gradio", sdk_version=version("gradio"), app_file="app.py", license="apache-2.0",
-        emoji="🎬", colorFrom="indigo", colorTo="blue", short_description=SPACE_TEXT, suggested_hardware="zero-a10g",
+        title=SPACE_TITLE,
+        sdk="gradio",
+        sdk_version=version("gradio"),
+        app_file="app.py",
+        license="apache-2.0",
+        emoji="🎬",
+        colorFrom="indigo",
+        colorTo="blue",
+        short_description=SPACE_TEXT,
+        suggested_hardware="zero-a10g",
         python_version=SPACE_PYTHON,
         tags=["video-text-to-text", "latent-reasoning"],
-    )  # fmt: skip
+    )
     text = (
         f"---\n{card.to_yaml()}\n---\n\n# {SPACE_TITLE}\n\n{SPACE_TEXT}. Choose ZeroGPU in the settings, or leave the "
         "CPU: the bundled checkpoint is small. The variable FOURDTHINKER_MODEL names another one.\n"
@@ -342,9 +369,12 @@ def _run_bare(folder: Path, stage: Path, program: str) -> None:
     modules = stage.parent / "modules"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=stage, capture_output=True, text=True,
+        [sys.executable, "-P", "-c", program],
+        cwd=stage,
+        capture_output=True,
+        text=True,
         env=env | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules), "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise ValueError(f"{folder} cannot be published: it fails where fourdthinker_hf is not installed: {last}")

@@ -8,6 +8,12 @@ from .grpo_config import FourDRLConfig
 from .grpo_trainer import FourDRLTrainer
 
 __all__ = [
-    "DIFTCollator", "DIFTConfig", "DIFTTrainer", "FourDRLConfig", "FourDRLTrainer", "last_checkpoint",
-    "question_dataset", "record_dataset",
-]  # fmt: skip
+    "DIFTCollator",
+    "DIFTConfig",
+    "DIFTTrainer",
+    "FourDRLConfig",
+    "FourDRLTrainer",
+    "last_checkpoint",
+    "question_dataset",
+    "record_dataset",
+]

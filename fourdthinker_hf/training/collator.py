@@ -79,9 +79,11 @@ class DIFTCollator:
         """What is learnt of `rows` without their video. (A row without imagery has no labels here: it only lets every
         process run as many forwards.)"""
         texts = [self.text(row, with_video=False).replace(OUTPUT_IMAGE, self.processor.latent_block) for row in rows]
-        batch = dict(self.processor.tokenizer(
-            texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt"
-        ))  # fmt: skip
+        batch = dict(
+            self.processor.tokenizer(
+                texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt"
+            )
+        )
         behind = self.behind_first_images(batch["input_ids"])
         return batch | {"labels": self.labels(**batch).masked_fill(~behind, IGNORED)}
 
@@ -101,10 +103,18 @@ class DIFTCollator:
     def batch(self, texts: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
         """The model's inputs for `texts` and the opened `rows` that they are about."""
         frames, times = zip(*(row["clip"] for row in rows), strict=True)
-        return dict(self.processor(
-            text=texts, videos=list(frames), video_timestamps=times, imagery=[row["targets"] for row in rows],
-            padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt",
-        ))  # fmt: skip
+        return dict(
+            self.processor(
+                text=texts,
+                videos=list(frames),
+                video_timestamps=times,
+                imagery=[row["targets"] for row in rows],
+                padding=True,
+                padding_side="right",
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
+        )
 
     def behind_first_images(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
         """`(batch, seq)`: what stands behind a row's first mental images; nothing in a row that has none."""

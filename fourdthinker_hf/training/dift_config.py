@@ -23,7 +23,7 @@ REFUSED = (
     ("prediction_loss_only", (True,), "logits are computed where there are labels, not for whole rows"),
     ("remove_unused_columns", (False,), "the collator reads the records' columns"),
     ("parallelism_config", (None,), "latents follow whole rows; several processes share the batch"),
-)  # fmt: skip
+)
 
 
 def refuse(settings, refused: tuple, stage: str) -> None:

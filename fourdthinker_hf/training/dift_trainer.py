@@ -103,8 +103,13 @@ class DIFTTrainer(Checkpointed, SFTTrainer):
         """Logits `(num_labels, vocab)` and labels of rows without their video, whose mental images are `predicted`."""
         labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))
         latents = self.network.model.place_latents(input_ids, predicted)
-        outputs = model(input_ids=input_ids, attention_mask=attention_mask, latent_embeds=latents,
-                        logits_to_keep=labelled, use_cache=False)  # fmt: skip
+        outputs = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            latent_embeds=latents,
+            logits_to_keep=labelled,
+            use_cache=False,
+        )
         return outputs.logits, labels[:, 1:][labelled[:, :-1]]
 
     def forward(self, model, inputs: dict, labelled: torch.BoolTensor) -> FourDThinkerOutput:

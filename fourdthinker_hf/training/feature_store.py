@@ -53,9 +53,14 @@ class FeatureStore:
     def __init__(self, folder: str | os.PathLike, processor: FourDThinkerProcessor, model, bf16: bool = False):
         tower = model.model.visual
         settings = [
-            processor.fps, processor.max_frames, processor.video_processor.to_dict(),
-            processor.image_processor.to_dict(), tower.config.to_dict(), str(tower.dtype), bf16,
-        ]  # fmt: skip
+            processor.fps,
+            processor.max_frames,
+            processor.video_processor.to_dict(),
+            processor.image_processor.to_dict(),
+            tower.config.to_dict(),
+            str(tower.dtype),
+            bf16,
+        ]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         with _whole(tower):
             for name, tensor in tower.state_dict().items():
@@ -74,9 +79,13 @@ class FeatureStore:
         return self._read(_key("frame", [image]), image)
 
     def fill(
-        self, model, processor: FourDThinkerProcessor, records: Sequence[Record], num_workers: int = 0,
+        self,
+        model,
+        processor: FourDThinkerProcessor,
+        records: Sequence[Record],
+        num_workers: int = 0,
         skip_bad: bool = False,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Encode the clips and target frames of `records` that are not there yet; `num_workers` processes decode.
 
         Of several processes each encodes its share, then waits for the others. Returns how many this one encoded.
@@ -211,9 +220,11 @@ class CachedCollator(DIFTCollator):
             text.replace(token, token * len(clip.features)).replace(OUTPUT_IMAGE, self.processor.latent_block)
             for text, clip in zip(texts, clips, strict=True)
         ]
-        batch = dict(self.processor.tokenizer(
-            texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt"
-        ))  # fmt: skip
+        batch = dict(
+            self.processor.tokenizer(
+                texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt"
+            )
+        )
         batch["video_grid_thw"] = torch.stack([clip.grid for clip in clips])
         batch["second_per_grid_ts"] = self.processor.grid_seconds([clip.times.numpy() for clip in clips])
         encoded = {"video": clips}

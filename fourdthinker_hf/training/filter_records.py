@@ -21,9 +21,15 @@ from .rollout import start_replies, up_to_end
 
 
 def filter_records(
-    records: str | os.PathLike, out: str | os.PathLike, model: str, samples: int = 8, temperature: float = 1.0,
-    batch_size: int = 8, max_new_tokens: int = 512, seed: int = 0,
-) -> str:  # fmt: skip
+    records: str | os.PathLike,
+    out: str | os.PathLike,
+    model: str,
+    samples: int = 8,
+    temperature: float = 1.0,
+    batch_size: int = 8,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+) -> str:
     """Write to the JSONL file `out` those of `records` of which `model` (folder or Hub id) answers one of `samples`
     replies right, and one wrong; all counts are in `out` with the ending `.counts.jsonl`.
 
@@ -33,9 +39,14 @@ def filter_records(
     out = Path(out)
     questions = read_records(records)
     settings = {
-        "model_sha256": model_hash(find_model(model)), "samples": samples, "temperature": temperature,
-        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed, "num_records": len(questions),
-    }  # fmt: skip
+        "model_sha256": model_hash(find_model(model)),
+        "samples": samples,
+        "temperature": temperature,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "num_records": len(questions),
+    }
     counts_path = out.with_suffix(".counts.jsonl")
     counts = _begin(counts_path, settings)
     batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
@@ -79,9 +90,14 @@ def _sample(network, processor, rows: list[dict], samples: int, temperature: flo
     """`samples` replies to each of `rows`, as text."""
     ends, unsaid = network.generation_config.eos_token_id, [processor.image_token_id, processor.video_token_id]
     network.generation_config = GenerationConfig(  # nothing of the checkpoint's, as in training
-        do_sample=True, temperature=temperature, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=ends,
-        pad_token_id=processor.tokenizer.pad_token_id, suppress_tokens=unsaid,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=unsaid,
+    )
     which = torch.arange(len(rows), device=network.device).repeat_interleave(samples)
     inputs, _ = start_replies(network, processor, rows, which)
     new = network.generate(**inputs)[:, inputs["input_ids"].shape[1] :]

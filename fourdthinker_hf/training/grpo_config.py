@@ -19,7 +19,7 @@ REFUSED = (
     ("chat_template_kwargs", (None, {}), "the prompt is the processor's own, as in evaluation"),
     ("remove_unused_columns", (False,), "rollouts and rewards read the records' columns"),
     ("parallelism_config", (None,), "latents follow whole rows; several processes share the batch"),
-)  # fmt: skip
+)
 
 
 @dataclass

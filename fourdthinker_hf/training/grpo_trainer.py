@@ -65,11 +65,13 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
                     "reward_weights are for reward_funcs of your own: give accuracy_weight, format_weight, .."
                 )
             weighted = {
-                rewards.accuracy: args.accuracy_weight, rewards.format: args.format_weight,
+                rewards.accuracy: args.accuracy_weight,
+                rewards.format: args.format_weight,
                 rewards.imagery: args.imagery_weight,
-                get_soft_overlong_punishment(args.max_completion_length, max(args.max_completion_length // 5, 1)):
-                    args.length_weight,
-            }  # fmt: skip
+                get_soft_overlong_punishment(
+                    args.max_completion_length, max(args.max_completion_length // 5, 1)
+                ): args.length_weight,
+            }
             reward_funcs = [function for function, weight in weighted.items() if weight]
             args.reward_weights = [weight for weight in weighted.values() if weight]
         self._rows: list[dict] = []  # of the rollout
@@ -105,10 +107,15 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
         numbers = list(dict.fromkeys(row["index"] for row in self._rows))
         number = [numbers.index(row["index"]) for row in self._rows]
         which = torch.tensor(number, device=self.accelerator.device)
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        ), self.accelerator.autocast():  # fmt: skip
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ),
+            self.accelerator.autocast(),
+        ):
             asked = [self._rows[number.index(i)] for i in range(len(numbers))]
             inputs, features = start_replies(self.network, self.processing_class, asked, which)
             output = self.sample(inputs)
@@ -192,10 +199,13 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
             prompts[first], video_grid_thw=grids, second_per_grid_ts=seconds, attention_mask=seen[first]
         )
         rows = [
-            self._row(prompts[group[0]][seen[group[0]]], positions[:, n, seen[group[0]]],
-                      [replies[i, : lengths[i]] for i in group])
+            self._row(
+                prompts[group[0]][seen[group[0]]],
+                positions[:, n, seen[group[0]]],
+                [replies[i, : lengths[i]] for i in group],
+            )
             for n, group in enumerate(groups)
-        ]  # fmt: skip
+        ]
         fills = (self._tokenizer.pad_token_id, IGNORED, -1, 1)
         ids, targets, segments, places = (
             pad_sequence(column, batch_first=True, padding_value=fill)
@@ -209,11 +219,14 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
         self._scored = targets != IGNORED
         with self.accelerator.autocast():
             output = model(
-                input_ids=ids, attention_mask=_who_sees_whom(segments, groups), position_ids=places.movedim(-1, 0),
+                input_ids=ids,
+                attention_mask=_who_sees_whom(segments, groups),
+                position_ids=places.movedim(-1, 0),
                 latent_embeds=self.network.model.place_latents(ids, latents),
                 mm_encoder_outputs=as_encoded([sampled[i].features for i in first]),
-                shift_labels=targets[self._scored][None], fused_lm_head=True,
-            )  # fmt: skip
+                shift_labels=targets[self._scored][None],
+                fused_lm_head=True,
+            )
         self._scored = None
         row, place = said[order].nonzero(as_tuple=True)
         where = (torch.tensor(order, device=row.device)[row], place)

@@ -233,9 +233,12 @@ def estimate(config: FourDThinkerConfig, setup: Setup, shape: Shape) -> list[tup
             rows.append(("communication", size * trained, "DDP's buckets"))
     with_grads = f", gradients ({size * trained / 1e9:.2f} GB) included" if keep_grads else ""
     rows.append(
-        ("step", step["peak"], f"peak{with_grads}; kept for backward {step['kept'] / 1e9:.2f}, "
-                               f"head {step['head'] / 1e9:.2f}")
-    )  # fmt: skip
+        (
+            "step",
+            step["peak"],
+            f"peak{with_grads}; kept for backward {step['kept'] / 1e9:.2f}, head {step['head'] / 1e9:.2f}",
+        )
+    )
     return [*rows, ("total", sum(row[1] for row in rows), "")]
 
 
@@ -262,11 +265,17 @@ def read_recipe(recipe: str | PathLike, accelerate: str | PathLike | None = None
     if zero not in (0, 2, 3):
         raise ValueError(f"{accelerate}: zero_stage {zero}, but only 2 and 3 are reckoned with")
     setup = Setup(
-        batch_size=dift.per_device_train_batch_size, accumulation=dift.gradient_accumulation_steps,
-        checkpointing=dift.gradient_checkpointing, freeze_vision=dift.freeze_vision, bf16=dift.bf16,
-        bf16_weights=model.dtype == "bfloat16", peft=get_peft_config(model),
-        gpus=gpus or hardware.get("num_processes", 1), zero=zero, cached=dift.feature_cache is not None,
-    )  # fmt: skip
+        batch_size=dift.per_device_train_batch_size,
+        accumulation=dift.gradient_accumulation_steps,
+        checkpointing=dift.gradient_checkpointing,
+        freeze_vision=dift.freeze_vision,
+        bf16=dift.bf16,
+        bf16_weights=model.dtype == "bfloat16",
+        peft=get_peft_config(model),
+        gpus=gpus or hardware.get("num_processes", 1),
+        zero=zero,
+        cached=dift.feature_cache is not None,
+    )
     return model.model_name_or_path, setup
 
 

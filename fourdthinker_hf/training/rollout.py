@@ -18,10 +18,13 @@ def start_replies(network, processor, rows: list[dict], which: torch.LongTensor)
     """
     inputs, features = encode(network, processor, rows)
     output = network(
-        input_ids=inputs["input_ids"][:, :-1], attention_mask=inputs["attention_mask"][:, :-1],
-        position_ids=inputs["position_ids"][..., :-1], mm_encoder_outputs=as_encoded(features), logits_to_keep=1,
+        input_ids=inputs["input_ids"][:, :-1],
+        attention_mask=inputs["attention_mask"][:, :-1],
+        position_ids=inputs["position_ids"][..., :-1],
+        mm_encoder_outputs=as_encoded(features),
+        logits_to_keep=1,
         use_cache=True,
-    )  # fmt: skip
+    )
     cache = output[CACHE]  # of the prompts but for their last tokens, which `generate` runs for each reply
     cache.batch_select_indices(which)
     repeated = {name: v[:, which] if name == "position_ids" else v[which] for name, v in inputs.items()}

@@ -176,11 +176,14 @@ def test_the_api_refuses_bad_input_and_then_still_answers(client, tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        "/etc/passwd", str(interface.EXAMPLES / "real.mp4"), "http://127.0.0.1:9/a.mp4",
-        "data:video/mp4;base64,aGVsbG8=", "http://a/gradio_api/file=/etc/passwd",
+        "/etc/passwd",
+        str(interface.EXAMPLES / "real.mp4"),
+        "http://127.0.0.1:9/a.mp4",
+        "data:video/mp4;base64,aGVsbG8=",
+        "http://a/gradio_api/file=/etc/passwd",
         f"http://a/gradio_api/file={interface.EXAMPLES / 'real.mp4'}",
     ],
-)  # fmt: skip
+)
 def test_a_client_cannot_name_a_file_or_an_address(client, url, path):
     data = {"path": path, "meta": {"_type": "gradio.FileData"}}
     event = httpx.post(f"{url}gradio_api/call/answer", json={"data": [data, "What?", ""]})
@@ -215,7 +218,9 @@ def test_the_mcp_tool_answers_as_the_library_does(url, demo, plain):
     address = f"{url}gradio_api/file={upload_to(url)}"
     failed, text = tell(address)
     assert not failed, text
-    assert ast.literal_eval(text) == json.loads(json.dumps(answer_html.as_json(plain, ROW["question"], ROW["options"])))
+    assert ast.literal_eval(text) == json.loads(
+        json.dumps(answer_html.as_json(plain, ROW["question"], ROW["options"]))
+    )
     broken = upload_to(url, "broken.mp4", VIDEO.read_bytes()[:3000])
     for arguments, message in [
         ((address, " "), "Type a question"),
@@ -481,7 +486,9 @@ def test_every_example_can_be_asked():
 
 def test_a_long_video_is_described_as_seen_sparsely(qa):
     assert "for more detail" not in interface.describe(qa.open(VIDEO).timestamps, 2.0)
-    assert "they lie 2.0 s apart: for more detail, ask about a part of it" in interface.describe(np.arange(8) * 2.0, 2.0)
+    assert "they lie 2.0 s apart: for more detail, ask about a part of it" in interface.describe(
+        np.arange(8) * 2.0, 2.0
+    )
 
 
 def test_a_mental_image_stands_where_it_was_pictured_even_if_the_reply_is_odd():
@@ -498,7 +505,9 @@ def test_text_of_the_model_and_of_the_visitor_is_never_markup():
     answer = Answer(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), reasoning=hostile, answer=hostile)
     answer.probabilities = [0.5, 0.5]
     shown = answer_html.words_html(answer, []) + answer_html.verdict_html(answer, [hostile, "b"])
-    shown += answer_html.links_html(answer, hostile, [hostile, "b"]) + answer_html.versus_html("", answer, [hostile, "b"], "x", True)
+    shown += answer_html.links_html(answer, hostile, [hostile, "b"]) + answer_html.versus_html(
+        "", answer, [hostile, "b"], "x", True
+    )
     assert "<img" not in shown and "'\"" not in shown.replace("&#x27;&quot;", "")
 
 

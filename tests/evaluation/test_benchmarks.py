@@ -19,9 +19,13 @@ LETTERED = [f"{letter}. {text}" for letter, text in zip("ABCD", TEXTS, strict=Tr
 def dsr_row(number=0, options=LETTERED, **values):
     """One row in DSR-Bench's columns."""
     return {
-        "videoID": f"vid_{number // 2}", "question": " How far? ", "options": options, "answer": "ABCD"[number % 4],
-        "type": DSR_TASKS[number % 13], **values,
-    }  # fmt: skip
+        "videoID": f"vid_{number // 2}",
+        "question": " How far? ",
+        "options": options,
+        "answer": "ABCD"[number % 4],
+        "type": DSR_TASKS[number % 13],
+        **values,
+    }
 
 
 def write_dsr(folder, rows):
@@ -37,9 +41,13 @@ def test_dsr_bench_every_sub_task(tmp_path):
     assert [record.task for record in records] == [*DSR_TASKS, *DSR_TASKS]
     assert len(set(DSR_TASKS)) == 13
     assert records[5] == Record(
-        id="0005-vid_2", question="How far?", answer=TEXTS[1], options=TEXTS, task="abs_dir_pred",
+        id="0005-vid_2",
+        question="How far?",
+        answer=TEXTS[1],
+        options=TEXTS,
+        task="abs_dir_pred",
         video=str(folder / "videos" / "vid_2.mp4"),
-    )  # fmt: skip
+    )
     assert missing_files(records[5]) == [str(folder / "videos" / "vid_2.mp4")]
 
 

@@ -13,9 +13,16 @@ from fourdthinker_hf.evaluation.runner import evaluate
 
 def row(name, task, correct):
     return {
-        "id": name, "task": task, "correct": correct, "prediction": "a" if correct else "b", "response": "",
-        "num_images": 1, "well_formed": True, "num_options": 4, "margin": 0.5,
-    }  # fmt: skip
+        "id": name,
+        "task": task,
+        "correct": correct,
+        "prediction": "a" if correct else "b",
+        "response": "",
+        "num_images": 1,
+        "well_formed": True,
+        "num_options": 4,
+        "margin": 0.5,
+    }
 
 
 def made(folder, probe, *right):
@@ -29,16 +36,21 @@ RUNS = [made("base", "plain", True, True, False, False), made("zeroed", "zeros",
 def test_tables():
     head, rows = tasks_table(RUNS)
     assert head == ["task", "base (plain)", "zeroed (zeros)"]
-    assert rows == [["known", "100.0%", "50.0%"], ["new", "0.0%", "50.0%"], ["macro", "50.0%", "50.0%"],
-                    ["pooled", "50.0%", "50.0%"]]  # fmt: skip
+    assert rows == [
+        ["known", "100.0%", "50.0%"],
+        ["new", "0.0%", "50.0%"],
+        ["macro", "50.0%", "50.0%"],
+        ["pooled", "50.0%", "50.0%"],
+    ]
 
 
 def test_trained_tasks_stand_apart():
     _, rows = paired_table(RUNS, ["known"])
     assert [line[1:6] for line in rows] == [
-        ["all", "4", "50.0%", "50.0%", "+0.0%"], ["trained", "2", "100.0%", "50.0%", "-50.0%"],
+        ["all", "4", "50.0%", "50.0%", "+0.0%"],
+        ["trained", "2", "100.0%", "50.0%", "-50.0%"],
         ["untrained", "2", "0.0%", "50.0%", "+50.0%"],
-    ]  # fmt: skip
+    ]
     assert [line[7:] for line in rows] == [["1", "50.0%"], ["1", "50.0%"], ["1", "50.0%"]]
     assert [line[1] for line in paired_table(RUNS, None)[1]] == ["all"]
 

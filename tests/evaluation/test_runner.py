@@ -79,18 +79,25 @@ def test_table_has_each_task_both_means_and_chance():
     rows[2] |= {"task": "other", "num_options": 4}
     table = accuracy_table(rows)
     assert [(name, row["correct"], row["num"]) for name, row in table.items()] == [
-        ("other", 0, 1), ("way", 2, 2), ("macro", 2, 3), ("pooled", 2, 3),
-    ]  # fmt: skip
+        ("other", 0, 1),
+        ("way", 2, 2),
+        ("macro", 2, 3),
+        ("pooled", 2, 3),
+    ]
     macro, pooled = table["macro"], table["pooled"]
     assert (macro["accuracy"], pooled["accuracy"]) == (0.5, pytest.approx(2 / 3))
     assert (macro["chance"], pooled["chance"]) == (pytest.approx(0.375), pytest.approx(1.25 / 3))
     # Half the joined distances: from 1 down to way's low, from 0 up to other's high; the other two are 0.
     assert (macro["low"], macro["high"]) == (
-        pytest.approx(0.5 - (1 - table["way"]["low"]) / 2), pytest.approx(0.5 + table["other"]["high"] / 2)
-    )  # fmt: skip
+        pytest.approx(0.5 - (1 - table["way"]["low"]) / 2),
+        pytest.approx(0.5 + table["other"]["high"] / 2),
+    )
     assert [line.split(" | ")[0] for line in format_table(table).splitlines()[2:]] == [
-        "| other", "| way", "| macro (mean of tasks)", "| micro (pooled)",
-    ]  # fmt: skip
+        "| other",
+        "| way",
+        "| macro (mean of tasks)",
+        "| micro (pooled)",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +105,9 @@ def questions(clip, tmp_path_factory):
     """Nine questions of two tasks about the shared clip, of different lengths."""
     path = tmp_path_factory.mktemp("questions") / "records.jsonl"
     options = {"options": ["left", "right"], "answer": "left", "video": str(clip)}
-    write_records(path, [
-        Record(id=f"q{i}", question=f"way {'it moves ' * i}", task=f"task{i % 2}", **options) for i in range(9)
-    ])  # fmt: skip
+    write_records(
+        path, [Record(id=f"q{i}", question=f"way {'it moves ' * i}", task=f"task{i % 2}", **options) for i in range(9)]
+    )
     return path
 
 
@@ -138,10 +145,14 @@ def simulated(tmp_path_factory):
         ("How does the camera move?", ["pan left", "static", "tilt down", "tilt up"]),
         ("In which direction does the red ball move?", ["to the left", "to the right", "toward the camera", "up"]),
     ]
-    write_records(path, [
-        Record(id=f"{video.stem}-{i}", question=question, options=options, answer=options[0], video=str(video))
-        for video in CLIPS for i, (question, options) in enumerate(asked)
-    ])  # fmt: skip
+    write_records(
+        path,
+        [
+            Record(id=f"{video.stem}-{i}", question=question, options=options, answer=options[0], video=str(video))
+            for video in CLIPS
+            for i, (question, options) in enumerate(asked)
+        ],
+    )
     return path
 
 
@@ -479,8 +490,14 @@ def map_case(rng, number=0):
     step, row, column = rng.integers(4), rng.integers(3), rng.integers(3)
     cover = np.zeros((4, 3, 3), np.float32)
     cover[step, row, column] = 1
-    return {"clip": f"clip{number // 2}", "latents": features[step, row, column][None], "features": features,
-            "cover": cover, "step": int(step), "moves": True}  # fmt: skip
+    return {
+        "clip": f"clip{number // 2}",
+        "latents": features[step, row, column][None],
+        "features": features,
+        "cover": cover,
+        "step": int(step),
+        "moves": True,
+    }
 
 
 def test_maps_that_point_at_the_object_beat_shuffled_ones_and_noise_does_not():
@@ -525,7 +542,10 @@ def test_maps_of_simulated_clips(tmp_path):
     benchmark = simulate(4, 5, tmp_path / "data")
     for source in ("model", "targets"):
         result = map_test(str(BUNDLED), str(benchmark), str(tmp_path / source), 4, source)
-        assert result == {k: v for k, v in json.loads((tmp_path / source / "maps.json").read_text()).items()
-                          if k not in ("model", "benchmark")}  # fmt: skip
+        assert result == {
+            k: v
+            for k, v in json.loads((tmp_path / source / "maps.json").read_text()).items()
+            if k not in ("model", "benchmark")
+        }
         assert 4 <= result["num"] <= 6 and result["best_step"]["chance"] == 0.25
         assert 0.02 < result["mass"]["chance"] < 0.1 and result["mass"]["own"] > result["mass"]["chance"]

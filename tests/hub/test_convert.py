@@ -29,19 +29,45 @@ EMBED, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 HIDDEN = 32
 # The flat config.json of the Qwen2.5-VL repositories, which the published checkpoints have too.
 CONFIG = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "torch_dtype": "bfloat16",
-    "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}, "hidden_act": "silu", "bos_token_id": None,
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "torch_dtype": "bfloat16",
+    "hidden_size": HIDDEN,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+    "hidden_act": "silu",
+    "bos_token_id": None,
     "vision_config": {
-        "model_type": "qwen2_5_vl", "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2,
-        "out_hidden_size": HIDDEN, "window_size": 112, "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        "model_type": "qwen2_5_vl",
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": HIDDEN,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+        "tokens_per_second": 2,
     },
-}  # fmt: skip
-PUBLISHED = {"latent_size": 4, "compress_strategy": "average", "stage": "stage2", "ce_loss_weight": 0.1,
-             "sim_loss_weight": 1.0}  # fmt: skip
-PIXELS = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
-          "min_pixels": 3136, "max_pixels": 12845056}  # fmt: skip
+}
+PUBLISHED = {
+    "latent_size": 4,
+    "compress_strategy": "average",
+    "stage": "stage2",
+    "ce_loss_weight": 0.1,
+    "sim_loss_weight": 1.0,
+}
+PIXELS = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+}
 
 
 def small_tokenizer(latents: bool):
@@ -75,11 +101,19 @@ def write_source(
     """A checkpoint as it lies on the Hub. `head`: a tied one that stores a head too, the "same" or "other"."""
     tokenizer = tokenizer or small_tokenizer(latents)
     token = tokenizer.convert_tokens_to_ids
-    raw = CONFIG | {
-        "vocab_size": len(tokenizer) + padding, "tie_word_embeddings": tied, "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"), "vision_start_token_id": token("<|vision_start|>"),
-        "vision_end_token_id": token("<|vision_end|>"), "eos_token_id": tokenizer.eos_token_id,
-    } | settings  # fmt: skip
+    raw = (
+        CONFIG
+        | {
+            "vocab_size": len(tokenizer) + padding,
+            "tie_word_embeddings": tied,
+            "image_token_id": token("<|image_pad|>"),
+            "video_token_id": token("<|video_pad|>"),
+            "vision_start_token_id": token("<|vision_start|>"),
+            "vision_end_token_id": token("<|vision_end|>"),
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        | settings
+    )
     if latents:
         ids = zip(("latent_token_id", "latent_start_id", "latent_end_id"), token(LATENTS), strict=True)
         raw = raw | PUBLISHED | dict(ids)
@@ -311,9 +345,13 @@ def test_it_loads_where_this_package_is_not(base, tmp_path, clip):
     (tmp_path / "program.py").write_text(PROGRAM)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "program.py", "dest", str(clip), "logits.pt"], cwd=tmp_path, capture_output=True, text=True,
-        env=env | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "program.py", "dest", str(clip), "logits.pt"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=env | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     model, processor = load_whole(tmp_path / "dest"), FourDThinkerProcessor.from_pretrained(tmp_path / "dest")
     messages = processor.conversation(str(clip), "Where? <output_image>")
@@ -480,8 +518,13 @@ def test_the_real_vocabulary(tmp_path, monkeypatch):
     monkeypatch.setattr(TikTokenConverter, "load_tiktoken_bpe", read)  # the original imports tiktoken
     vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(ranks)
     added = {str(151643 + i): {"content": token, "special": True} for i, token in enumerate(QWEN_TOKENS)}
-    settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "eos_token": "<|im_end|>",
-                "pad_token": "<|endoftext|>", "unk_token": None}  # fmt: skip
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+    }
     (tmp_path / "qwen").mkdir()
     (tmp_path / "qwen" / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "qwen" / "merges.txt").write_text("\n".join(" ".join(pair) for pair in merges))

@@ -37,8 +37,12 @@ from fourdthinker_hf.training import DIFTConfig, FourDRLConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model.safetensors"
-CODE = ["configuration_fourdthinker.py", "modeling_fourdthinker.py", "processing_fourdthinker.py",
-        "video_fourdthinker.py"]  # fmt: skip
+CODE = [
+    "configuration_fourdthinker.py",
+    "modeling_fourdthinker.py",
+    "processing_fourdthinker.py",
+    "video_fourdthinker.py",
+]
 
 
 def run(*arguments):
@@ -303,21 +307,34 @@ def test_a_name_that_the_hub_would_not_take_is_refused(name, checkpoint):
 def test_trainers_files_stay_behind_and_the_plan_says_why(evaluated, hub):
     (evaluated / "checkpoint-10").mkdir()
     (evaluated / "runs").mkdir()
-    for name in ("checkpoint-10/optimizer.pt", "checkpoint-10/model.safetensors", "trainer_state.json", "notes.txt",
-                 "training_args.bin", "pytorch_model.bin", "helper.py", "adapter_model.safetensors", "runs/events",
-                 "evaluation/draft.md"):  # fmt: skip
+    for name in (
+        "checkpoint-10/optimizer.pt",
+        "checkpoint-10/model.safetensors",
+        "trainer_state.json",
+        "notes.txt",
+        "training_args.bin",
+        "pytorch_model.bin",
+        "helper.py",
+        "adapter_model.safetensors",
+        "runs/events",
+        "evaluation/draft.md",
+    ):
         (evaluated / name).write_text("{}")
     result = run("publish", evaluated, "me/tiny", "--dry-run")
     assert result.exit_code == 0, result.output
     head, *lines = result.stdout.splitlines()
     behind = dict(line.removeprefix("stays behind: ").split(", ", 1) for line in lines if line.startswith("stays"))
     assert behind == {
-        "checkpoint-10/ (2 files)": "a trainer's checkpoint", "runs/ (1 files)": "logs",
-        "trainer_state.json": "the trainer's state", "training_args.bin": "the trainer's state",
-        "pytorch_model.bin": "a pickle, which can run code when it is loaded", "notes.txt": "not needed to use it",
-        "helper.py": "code that config.json does not name", "evaluation/draft.md": "not needed to use it",
+        "checkpoint-10/ (2 files)": "a trainer's checkpoint",
+        "runs/ (1 files)": "logs",
+        "trainer_state.json": "the trainer's state",
+        "training_args.bin": "the trainer's state",
+        "pytorch_model.bin": "a pickle, which can run code when it is loaded",
+        "notes.txt": "not needed to use it",
+        "helper.py": "code that config.json does not name",
+        "evaluation/draft.md": "not needed to use it",
         "adapter_model.safetensors": "weights that the index does not name",
-    }  # fmt: skip
+    }
     going = [line.split()[0] for line in lines if line.startswith("  ")]
     assert {WEIGHTS, "config.json", "tokenizer.json", "README.md", *CODE} <= set(going)
     assert not {name.split(" ")[0] for name in behind} & set(going)
@@ -474,8 +491,17 @@ def test_what_push_to_hub_of_a_launcher_ends_in(tiny_folder, checkpoint, hub, tm
 
 def launch(*arguments, **env: str) -> subprocess.CompletedProcess:
     """`accelerate launch` in two processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2,
-               "--main_process_port", 0, *arguments]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        2,
+        "--main_process_port",
+        0,
+        *arguments,
+    ]
     env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_XET": "1", **env}
     return subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
 
@@ -492,11 +518,22 @@ def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_pat
     """Two steps of a launcher in two processes, published once, and loaded where this package is not."""
     run, env = tmp_path / "run", {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_local", "HF_HOME": str(tmp_path / "home")}
     settings = {
-        "model_name_or_path": checkpoint, "records": split / "records.jsonl", "output_dir": run, "max_steps": 2,
-        "learning_rate": 1e-3, "weight_decay": 0.5, "use_cpu": True, "bf16": False, "save_steps": 1,
-        "gradient_checkpointing": False, "report_to": "none", "push_to_hub": True, "hub_private_repo": True,
-        "hub_model_id": "me/trained", **more,
-    }  # fmt: skip
+        "model_name_or_path": checkpoint,
+        "records": split / "records.jsonl",
+        "output_dir": run,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.5,
+        "use_cpu": True,
+        "bf16": False,
+        "save_steps": 1,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "push_to_hub": True,
+        "hub_private_repo": True,
+        "hub_model_id": "me/trained",
+        **more,
+    }
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
     done = launch(f"train/{program}.py", *flags, **env)
     assert done.returncode == 0, done.stderr[-5000:]

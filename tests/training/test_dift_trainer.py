@@ -56,17 +56,28 @@ def make_trainer(tiny_folder, processor, rows, out, eval_rows=None, peft_config=
     model = model or FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
     settings = {"per_device_train_batch_size": 3, "max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
     args = DIFTConfig(
-        str(out), **{
-            "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-            "save_strategy": "no", "disable_tqdm": True, **settings, **kwargs,
+        str(out),
+        **{
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **settings,
+            **kwargs,
         },
-    )  # fmt: skip
+    )
     as_dataset = lambda data: Dataset.from_list(data) if isinstance(data, list) else data  # noqa: E731
     return DIFTTrainer(
-        model=model, args=args, train_dataset=as_dataset(rows), processing_class=processor,
-        eval_dataset=as_dataset(eval_rows), peft_config=peft_config,
+        model=model,
+        args=args,
+        train_dataset=as_dataset(rows),
+        processing_class=processor,
+        eval_dataset=as_dataset(eval_rows),
+        peft_config=peft_config,
         data_collator=DIFTCollator(processor, forget_video=args.forget_video),
-    )  # fmt: skip
+    )
 
 
 # The batch
@@ -111,8 +122,9 @@ def test_words_behind_the_first_images_are_learnt_without_the_video(processor, r
         "\n<answer>left</answer><|im_end|>\n",  # nothing is pictured: all of it is learnt with the video
     ]
     assert [processor.tokenizer.decode(row[row != -100]) for row in forgetting["labels"]] == [
-        " moves</think><answer>left</answer><|im_end|>\n", " it moves</think><answer>left</answer><|im_end|>\n",
-    ]  # fmt: skip
+        " moves</think><answer>left</answer><|im_end|>\n",
+        " it moves</think><answer>left</answer><|im_end|>\n",
+    ]
     assert plain.keys() == batch.keys() - {"forgetting"}
     assert all(torch.equal(plain[name], batch[name]) for name in plain if name != "labels")
     vision = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|video_pad|>", "<|vision_end|>"])
@@ -202,9 +214,12 @@ def test_rows_of_the_published_set_have_frames_without_times(processor, tmp_path
     for name in ("0", "1", "2", "target"):
         Image.new("RGB", (84, 56), "red").save(tmp_path / f"{name}.png")
     row = {
-        "id": 7, "text_input": "q", "image_input": ["0.png", "1.png", "2.png"], "image_output": ["target.png"],
+        "id": 7,
+        "text_input": "q",
+        "image_input": ["0.png", "1.png", "2.png"],
+        "image_output": ["target.png"],
         "text_output": "<think>so <output_image></think><answer>B</answer>",
-    }  # fmt: skip
+    }
     (tmp_path / "published.jsonl").write_text(json.dumps(row))
     collator = DIFTCollator(processor)
     batch = collator([record_dataset([tmp_path / "published.jsonl"], collator)[0]])
@@ -233,9 +248,15 @@ def test_what_shows_only_when_decoded_stops_the_run_with_file_and_line(
     path = record_file(json.dumps(broken(kind, tmp_path, clip)))
     dataset = record_dataset([path], DIFTCollator(processor))
     trainer = make_trainer(
-        tiny_folder, processor, dataset.select([1, 2, 3, 0]), tmp_path / "run", train_sampling_strategy="sequential",
-        per_device_train_batch_size=1, max_steps=4, dataloader_num_workers=1,
-    )  # fmt: skip
+        tiny_folder,
+        processor,
+        dataset.select([1, 2, 3, 0]),
+        tmp_path / "run",
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=1,
+        max_steps=4,
+        dataloader_num_workers=1,
+    )
     with pytest.raises(RecordError, match=rf"records\.jsonl, line 1: .*{reason}"):
         trainer.train()
     assert trainer.state.global_step > 0
@@ -294,10 +315,14 @@ def test_one_forward_a_step_and_only_labelled_positions_reach_the_head(tiny_fold
 
 
 @pytest.mark.parametrize("forget", [False, True])
-@pytest.mark.parametrize("settings", [
-    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}, {"gradient_checkpointing": True},
-    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3},
+        {"gradient_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
+)
 def test_neither_cuts_nor_checkpointing_change_loss_and_gradients(
     tiny_folder, processor, rows, tmp_path, settings, forget
 ):
@@ -373,9 +398,15 @@ def test_evaluation_does_not_depend_on_its_batches(tiny_folder, processor, rows,
     results = []
     for size in (1, 3):
         trainer = make_trainer(
-            tiny_folder, processor, rows, tmp_path, rows, per_device_eval_batch_size=size, eval_questions=2,
+            tiny_folder,
+            processor,
+            rows,
+            tmp_path,
+            rows,
+            per_device_eval_batch_size=size,
+            eval_questions=2,
             eval_max_new_tokens=3,
-        )  # fmt: skip
+        )
         results.append(trainer.evaluate())
     for name in ("eval_loss", "eval_text_loss", "eval_latent_loss", "eval_latent_cosine", "eval_target_norm"):
         assert results[0][name] == pytest.approx(results[1][name], abs=1e-5), name
@@ -391,11 +422,26 @@ def test_it_learns_to_answer_keeps_the_best_and_reports(tiny_folder, processor, 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     out = tmp_path / "run"
     trainer = make_trainer(
-        tiny_folder, processor, rows[2:], out, rows[2:], max_steps=60, logging_steps=20, eval_strategy="steps",
-        eval_steps=20, save_strategy="steps", save_steps=20, save_total_limit=1, load_best_model_at_end=True,
-        metric_for_best_model="eval_accuracy", eval_questions=1, eval_max_new_tokens=12, ce_weight=1.0,
-        report_to=["tensorboard", "trackio"], learning_rate=3e-3,
-    )  # fmt: skip
+        tiny_folder,
+        processor,
+        rows[2:],
+        out,
+        rows[2:],
+        max_steps=60,
+        logging_steps=20,
+        eval_strategy="steps",
+        eval_steps=20,
+        save_strategy="steps",
+        save_steps=20,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_accuracy",
+        eval_questions=1,
+        eval_max_new_tokens=12,
+        ce_weight=1.0,
+        report_to=["tensorboard", "trackio"],
+        learning_rate=3e-3,
+    )
     trainer.train()
     accuracies = [row["eval_accuracy"] for row in trainer.state.log_history if "eval_accuracy" in row]
     assert accuracies[-1] == 1 and trainer.state.best_metric == 1
@@ -521,16 +567,30 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("packing", True), ("eval_packing", True), ("padding_free", True), ("max_length", 512),
-        ("use_liger_kernel", True), ("loss_type", "dft"), ("loss_type", "chunked_nll"),
-        ("label_smoothing_factor", 0.1), ("assistant_only_loss", True), ("completion_only_loss", True),
-        ("completion_only_loss", False), ("chat_template_path", "x.jinja"), ("pad_to_multiple_of", 8),
-        ("shuffle_dataset", True), ("train_sampling_strategy", "group_by_length"),
-        ("train_sampling_strategy", "batch_rebalance"), ("average_tokens_across_devices", False),
-        ("prediction_loss_only", False), ("remove_unused_columns", True), ("parallelism_config", object()),
-        ("dispatch_batches", None), ("metric_for_best_model", "eval_accuracy"),
+        ("packing", True),
+        ("eval_packing", True),
+        ("padding_free", True),
+        ("max_length", 512),
+        ("use_liger_kernel", True),
+        ("loss_type", "dft"),
+        ("loss_type", "chunked_nll"),
+        ("label_smoothing_factor", 0.1),
+        ("assistant_only_loss", True),
+        ("completion_only_loss", True),
+        ("completion_only_loss", False),
+        ("chat_template_path", "x.jinja"),
+        ("pad_to_multiple_of", 8),
+        ("shuffle_dataset", True),
+        ("train_sampling_strategy", "group_by_length"),
+        ("train_sampling_strategy", "batch_rebalance"),
+        ("average_tokens_across_devices", False),
+        ("prediction_loss_only", False),
+        ("remove_unused_columns", True),
+        ("parallelism_config", object()),
+        ("dispatch_batches", None),
+        ("metric_for_best_model", "eval_accuracy"),
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_work_are_refused_by_name(tmp_path, option, value):
     settings = {option: value}
     if option == "dispatch_batches":

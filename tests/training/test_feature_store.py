@@ -68,17 +68,39 @@ def test_training_on_features_never_runs_the_tower_and_loses_nothing(tiny_folder
         model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
         counter = Calls(model)
         args = DIFTConfig(
-            str(tmp_path / "run"), report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
-            save_strategy="no", disable_tqdm=True, per_device_train_batch_size=2, num_train_epochs=2, logging_steps=1,
-            learning_rate=1e-3, feature_cache=str(tmp_path / "features"),
-        )  # fmt: skip
-        rows = [{"question": r.question, "options": r.options, "answer": r.answer, "reasoning": r.reasoning,
-                 "imagery": r.imagery, "video": r.video, "frames": r.frames, "timestamps": r.timestamps}
-                for r in records]  # fmt: skip
+            str(tmp_path / "run"),
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            disable_tqdm=True,
+            per_device_train_batch_size=2,
+            num_train_epochs=2,
+            logging_steps=1,
+            learning_rate=1e-3,
+            feature_cache=str(tmp_path / "features"),
+        )
+        rows = [
+            {
+                "question": r.question,
+                "options": r.options,
+                "answer": r.answer,
+                "reasoning": r.reasoning,
+                "imagery": r.imagery,
+                "video": r.video,
+                "frames": r.frames,
+                "timestamps": r.timestamps,
+            }
+            for r in records
+        ]
         trainer = DIFTTrainer(
-            model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=processor,
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=processor,
             data_collator=collator,
-        )  # fmt: skip
+        )
         trainer.train()
         losses.append([(row["loss"], row.get("latent_loss")) for row in trainer.state.log_history if "loss" in row])
         calls.append(counter.count)

@@ -13,9 +13,15 @@ from fourdthinker_hf.training import filter_records
 @pytest.fixture
 def questions(tmp_path, clip):
     lines = [
-        {"id": str(i), "video": str(clip), "question": "which" + " now" * i, "options": ["left", "right"],
-         "answer": "right"} for i in range(5)
-    ]  # fmt: skip
+        {
+            "id": str(i),
+            "video": str(clip),
+            "question": "which" + " now" * i,
+            "options": ["left", "right"],
+            "answer": "right",
+        }
+        for i in range(5)
+    ]
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

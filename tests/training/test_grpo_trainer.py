@@ -101,9 +101,13 @@ def make_trainer(tiny_folder, processor, dataset, tmp_path):
         model.config.latent_early_end = early_end
         args = FourDRLConfig(**base_settings(processor, tmp_path / "run") | settings)
         return kind(
-            model=model, args=args, train_dataset=data or dataset, processing_class=processor, peft_config=peft_config,
+            model=model,
+            args=args,
+            train_dataset=data or dataset,
+            processing_class=processor,
+            peft_config=peft_config,
             reward_funcs=reward_funcs,
-        )  # fmt: skip
+        )
 
     return make
 
@@ -113,11 +117,25 @@ def base_settings(processor, out) -> dict:
     likely = {"<|latent_start|>": 2.8, "<|im_end|>": 2.0, "<|latent_end|>": 3.0}
     bias = [[[processor.tokenizer.convert_tokens_to_ids(token)], value] for token, value in likely.items()]
     return {
-        "output_dir": str(out), "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
-        "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "max_steps": 1, "num_generations": 4,
-        "per_device_train_batch_size": 16, "max_completion_length": 24, "beta": 0.1, "learning_rate": 1e-2,
-        "temperature": 0.7, "weight_decay": 0.0, "seed": 5, "generation_kwargs": {"sequence_bias": bias},
-    }  # fmt: skip
+        "output_dir": str(out),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "max_steps": 1,
+        "num_generations": 4,
+        "per_device_train_batch_size": 16,
+        "max_completion_length": 24,
+        "beta": 0.1,
+        "learning_rate": 1e-2,
+        "temperature": 0.7,
+        "weight_decay": 0.0,
+        "seed": 5,
+        "generation_kwargs": {"sequence_bias": bias},
+    }
 
 
 def distinct(completion_ids, **kwargs) -> list[float]:
@@ -132,7 +150,9 @@ CASES = {
     "plain": {},
     "early ends": {"early_end": True},
     "micro-batches that cut groups": {
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_generations": 8,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "num_generations": 8,
     },
     "gradient checkpointing": {"gradient_checkpointing": True},
     "eager": {"attention": "eager"},
@@ -140,7 +160,7 @@ CASES = {
     "LoRA": {"peft_config": LoraConfig(**LORA), "num_iterations": 2},
     "LoRA that has learnt": {"peft_config": LoraConfig(**LORA, init_lora_weights=False), "num_iterations": 2},
     "LoRA, gradient checkpointing": {"peft_config": LoraConfig(**LORA), "gradient_checkpointing": True},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -262,9 +282,18 @@ def test_what_was_chosen(make_trainer):
 def test_a_checkpoint_has_no_say_in_the_sampling(make_trainer, tiny_folder):
     model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
     model.generation_config.update(
-        do_sample=True, temperature=1e-6, top_k=1, top_p=0.1, min_p=0.9, typical_p=0.2, repetition_penalty=1.5,
-        no_repeat_ngram_size=1, min_new_tokens=24, num_beams=2, num_return_sequences=2,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=1e-6,
+        top_k=1,
+        top_p=0.1,
+        min_p=0.9,
+        typical_p=0.2,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=1,
+        min_new_tokens=24,
+        num_beams=2,
+        num_return_sequences=2,
+    )
     before = model.generation_config.to_dict()
     trainer = make_trainer(model=model, generation_kwargs=None)
     trainer.train()
@@ -331,7 +360,12 @@ def test_the_overrides_are_trls_own():
         "_generate_and_score_completions": ["inputs"],
         "_get_grad_norm": ["model", "grad_norm"],
         "_get_per_token_logps_and_entropies": [
-            "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+            "model",
+            "input_ids",
+            "attention_mask",
+            "logits_to_keep",
+            "batch_size",
+            "compute_entropy",
         ],
         "_load_best_model": [],
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
@@ -339,7 +373,7 @@ def test_the_overrides_are_trls_own():
         "_prepare_inputs": ["generation_batch"],
         "_save": ["output_dir", "state_dict"],
         "_save_rng_state": ["output_dir"],
-    }  # fmt: skip
+    }
     for name, parameters in overridden.items():
         theirs = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)[1:]
         assert theirs[: len(parameters)] == parameters, name
@@ -347,16 +381,25 @@ def test_the_overrides_are_trls_own():
     private = {name for name in own if hasattr(GRPOTrainer, name) and not name.startswith("__")}
     assert private == overridden.keys()
     source = inspect.getsource(GRPOTrainer)
-    for used in ("self.rollout_func(prompts, self)", 'extra_fields.pop("env_mask", None)', "self._buffered_inputs",
-                 "self._step % generate_every", "completions, logprobs, extra_fields"):  # fmt: skip
+    for used in (
+        "self.rollout_func(prompts, self)",
+        'extra_fields.pop("env_mask", None)',
+        "self._buffered_inputs",
+        "self._step % generate_every",
+        "completions, logprobs, extra_fields",
+    ):
         assert used in source, used
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in REFUSED] + ["dispatch_batches"])
 def test_what_cannot_work_with_latents_is_refused_by_name(name, tmp_path):
     fine = {name: values for name, values, _ in REFUSED}
-    value = {"dispatch_batches": True, "cache_implementation": "static", "parallelism_config": object(),
-             "chat_template_kwargs": {"a": 1}}.get(name, not fine.get(name, [False])[0])  # fmt: skip
+    value = {
+        "dispatch_batches": True,
+        "cache_implementation": "static",
+        "parallelism_config": object(),
+        "chat_template_kwargs": {"a": 1},
+    }.get(name, not fine.get(name, [False])[0])
     given = {"accelerator_config": {"dispatch_batches": True}} if name == "dispatch_batches" else {name: value}
     with pytest.raises(ValueError, match=f"{name}=.*does not work with 4DRL"):
         FourDRLConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
@@ -400,9 +443,15 @@ def test_a_resumed_run_ends_at_the_same_bits(make_trainer, tmp_path, adapters):
     runs = []
     for number in range(2):
         trainer = make_trainer(
-            kind=FourDRLTrainer, peft_config=LoraConfig(**LORA) if adapters else None, max_steps=3, num_iterations=2,
-            save_strategy="steps", save_steps=1, learning_rate=1e-3, per_device_train_batch_size=8,
-        )  # fmt: skip
+            kind=FourDRLTrainer,
+            peft_config=LoraConfig(**LORA) if adapters else None,
+            max_steps=3,
+            num_iterations=2,
+            save_strategy="steps",
+            save_steps=1,
+            learning_rate=1e-3,
+            per_device_train_batch_size=8,
+        )
         trainer.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1") if number else None)
         runs.append((trainer.state.log_history[:3], dict(trainer.model.named_parameters())))
     for row in runs[0][0] + runs[1][0]:
@@ -447,8 +496,15 @@ def test_a_broken_video_is_named(make_trainer, processor, tmp_path, clip):
 
 
 def test_the_published_set_is_read(make_trainer, processor, tmp_path, clip):
-    line = {"Question": "which way", "A": "left", "B": "right", "C": "up", "D": "down", "Correct": "B",
-            "video_path": str(clip)}  # fmt: skip
+    line = {
+        "Question": "which way",
+        "A": "left",
+        "B": "right",
+        "C": "up",
+        "D": "down",
+        "Correct": "B",
+        "video_path": str(clip),
+    }
     (tmp_path / "rl.jsonl").write_text((json.dumps(line) + "\n") * 4)
     data = question_dataset([tmp_path / "rl.jsonl"], processor)
     assert data[0]["answer"] == "right" and data[0]["prompt"] == "which way\nA. left\nB. right\nC. up\nD. down"
@@ -474,9 +530,12 @@ def work(kind: str, folder: str, questions: str, out: str, **settings) -> None:
     processor = FourDThinkerProcessor.from_pretrained(folder)
     args = FourDRLConfig(**base_settings(processor, out) | settings)
     trainer = {"spy": Spy, "nan": Spoilt, "dies": Dying}[kind](
-        model=FourDThinkerForConditionalGeneration.from_pretrained(folder), args=args, reward_funcs=distinct,
-        train_dataset=question_dataset([questions], processor), processing_class=processor,
-    )  # fmt: skip
+        model=FourDThinkerForConditionalGeneration.from_pretrained(folder),
+        args=args,
+        reward_funcs=distinct,
+        train_dataset=question_dataset([questions], processor),
+        processing_class=processor,
+    )
     trainer.train()
     told = {"ids": trainer.ids, "prompts": [row["id"] for row in trainer._rows], **trainer.differences()}
     Path(out, f"{args.process_index}.json").write_text(json.dumps(told))
@@ -555,11 +614,22 @@ def test_one_process_in_trouble_stops_all(start_workers, tmp_path, kind):
 def test_a_killed_run_goes_on_to_the_same_bits(tiny_folder, processor, questions, tmp_path):
     """ZeRO-2, two processes; checkpoints lie between the steps that learn from one rollout."""
     settings = {
-        **base_settings(processor, ""), "model_name_or_path": str(tiny_folder),
-        "records": [str(questions)], "max_steps": 7, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_steps": 2,
-        "imagery_weight": 1.0, "length_weight": 0.5, "log_completions": True, "num_completions_to_print": 0,
-    }  # fmt: skip
+        **base_settings(processor, ""),
+        "model_name_or_path": str(tiny_folder),
+        "records": [str(questions)],
+        "max_steps": 7,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "num_iterations": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 2,
+        "imagery_weight": 1.0,
+        "length_weight": 0.5,
+        "log_completions": True,
+        "num_completions_to_print": 0,
+    }
 
     def run(name: str):
         path = tmp_path / f"{name}.yaml"

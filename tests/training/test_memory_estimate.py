@@ -108,9 +108,15 @@ def test_recipes_parse_and_carry_the_published_settings(size):
     arguments = ["--config", str(RECIPES / f"dift_{size}.yaml"), "--use_cpu", "true"]
     run, dift, model = TrlParser((RunArguments, DIFTConfig, ModelConfig)).parse_args_and_config(arguments)
     published = {
-        "ce_weight": 0.1, "sim_weight": 1.0, "learning_rate": 1e-5, "num_train_epochs": 1, "warmup_steps": 10,
-        "weight_decay": 0.01, "per_device_train_batch_size": 1, "freeze_vision": True,
-    }  # fmt: skip
+        "ce_weight": 0.1,
+        "sim_weight": 1.0,
+        "learning_rate": 1e-5,
+        "num_train_epochs": 1,
+        "warmup_steps": 10,
+        "weight_decay": 0.01,
+        "per_device_train_batch_size": 1,
+        "freeze_vision": True,
+    }
     assert {name: getattr(dift, name) for name in published} == published
     assert (run.records, model.model_name_or_path) == (["data/dift/train.jsonl"], f"checkpoints/4dthinker-{size}-base")
 

@@ -59,14 +59,29 @@ def test_no_reply_raises(parts):
 @pytest.mark.parametrize(
     ("answer", "expected", "right"),
     [
-        ("10.5", "10", True), ("10.51", "10", False), ("9.5 m", "10 m", True), ("-3", "3", False), ("2.1", "2", True),
+        ("10.5", "10", True),
+        ("10.51", "10", False),
+        ("9.5 m", "10 m", True),
+        ("-3", "3", False),
+        ("2.1", "2", True),
         ("\u22123", "-3", True),
-        ("0", "0", True), ("0.01", "0", False), ("5 s", "5 m", False), ("5", "5 m", True), ("5 m", "5", False),
-        (".5", "0.5", True), ("1e1", "10", True), ("about 10", "10", False), ("10 or 20", "10", False),
-        ("nan", "1", False), ("1e999", "1", False),
-        ("The Red Ball.", "the red ball", True), ("A", "red", False), ("", "", False), (None, "3", False),
+        ("0", "0", True),
+        ("0.01", "0", False),
+        ("5 s", "5 m", False),
+        ("5", "5 m", True),
+        ("5 m", "5", False),
+        (".5", "0.5", True),
+        ("1e1", "10", True),
+        ("about 10", "10", False),
+        ("10 or 20", "10", False),
+        ("nan", "1", False),
+        ("1e999", "1", False),
+        ("The Red Ball.", "the red ball", True),
+        ("A", "red", False),
+        ("", "", False),
+        (None, "3", False),
     ],
-)  # fmt: skip
+)
 def test_a_free_answer(answer, expected, right):
     assert match_number(answer, expected) is right
 

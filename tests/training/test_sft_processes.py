@@ -30,12 +30,16 @@ def records(tmp_path_factory, clip):
         Image.fromarray(rng.integers(0, 255, (84, 84, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     rows = [
         {
-            "id": str(i), "video": str(clip), "question": "which way" + " now" * i, "options": ["left", "right"],
+            "id": str(i),
+            "video": str(clip),
+            "question": "which way" + " now" * i,
+            "options": ["left", "right"],
             "reasoning": "it moves " * (1 + 3 * i) + "<output_image> so " * num_images,
-            "imagery": [f"{k}.png" for k in range(num_images)], "answer": ["left", "right"][i % 2],
+            "imagery": [f"{k}.png" for k in range(num_images)],
+            "answer": ["left", "right"][i % 2],
         }
         for i, num_images in enumerate(NUM_IMAGES)
-    ]  # fmt: skip
+    ]
     path = folder / "records.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -47,10 +51,17 @@ def recipe(tiny_folder, records, tmp_path):
 
     def write(**settings):
         values = {
-            "model_name_or_path": str(tiny_folder), "records": [str(records)], "use_cpu": True, "bf16": False,
-            "gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
-            "weight_decay": 0.0, "output_dir": str(tmp_path / "run"),
-        }  # fmt: skip
+            "model_name_or_path": str(tiny_folder),
+            "records": [str(records)],
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "weight_decay": 0.0,
+            "output_dir": str(tmp_path / "run"),
+        }
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(values | settings))
         return path, Path((values | settings)["output_dir"])
@@ -83,9 +94,14 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
 def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
     """ZeRO-2, two processes with loader workers, killed at their work; a half-written checkpoint lies in the way."""
     settings = {
-        "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "learning_rate": 1e-3,
-    }  # fmt: skip
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 1,
+        "learning_rate": 1e-3,
+    }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     path, _ = recipe(**settings, output_dir=str(whole))
     finish(start("train/sft.py", "--config", path, launch=zero("zero2")))
@@ -115,9 +131,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
     assert logs[0] == logs[1]
 
     again = subprocess.run(
-        [sys.executable, "train/sft.py", "--config", path], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "train/sft.py", "--config", path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert again.returncode == 0 and "holds a finished run" in again.stdout
     assert (killed / "model.safetensors").read_bytes() == files[1]
 
@@ -127,10 +146,16 @@ def test_two_machines_with_sharded_weights(recipe, records, tiny_folder, tmp_pat
     """ZeRO-3 through the multi-node file, two launches in the part of two machines. Some batches picture nothing in
     one process only; questions are answered in between. Weights are saved whole, and those of one process."""
     settings = {
-        "max_steps": 4, "per_device_train_batch_size": 1, "learning_rate": 1e-3, "eval_records": [str(records)],
-        "eval_questions": 3, "eval_max_new_tokens": 4, "eval_strategy": "steps", "eval_steps": 2,
+        "max_steps": 4,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-3,
+        "eval_records": [str(records)],
+        "eval_questions": 3,
+        "eval_max_new_tokens": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
         "per_device_eval_batch_size": 2,
-    }  # fmt: skip
+    }
     path, sharded = recipe(**settings, output_dir=str(tmp_path / "sharded"))
     hardware = (*zero("two_nodes_zero3"), "--main_process_ip", "127.0.0.1", "--machine_rank")
     finish(*(start("train/sft.py", "--config", path, launch=(*hardware, rank)) for rank in (0, 1)))

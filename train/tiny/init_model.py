@@ -19,9 +19,18 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VL
 from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 
 SPECIAL_TOKENS = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>", "<|latent_pad|>", "<|latent_start|>", "<|latent_end|>",
-]  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|latent_pad|>",
+    "<|latent_start|>",
+    "<|latent_end|>",
+]
 WORDS = ["<think>", "</think>", "<answer>", "</answer>"]  # ordinary text, one token each
 
 # ChatML, as Qwen2.5-VL has it, without a system turn.
@@ -49,43 +58,68 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(WORDS), initial_alphabet=alphabet,
-                                  special_tokens=SPECIAL_TOKENS)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(WORDS), initial_alphabet=alphabet, special_tokens=SPECIAL_TOKENS
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(WORDS)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
         additional_special_tokens=SPECIAL_TOKENS[1:],
-    )  # fmt: skip
+    )
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerProcessor:
     size = {"shortest_edge": 28 * 28, "longest_edge": SIDE * SIDE}
     return FourDThinkerProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size), video_processor=Qwen2VLVideoProcessor(size=size),
-        tokenizer=tokenizer, chat_template=CHAT_TEMPLATE, max_frames=MAX_FRAMES,
-    )  # fmt: skip
+        image_processor=Qwen2VLImageProcessor(size=size),
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        max_frames=MAX_FRAMES,
+    )
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
     token = tokenizer.convert_tokens_to_ids
     return FourDThinkerConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 5,
-            "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+            "vocab_size": len(tokenizer),
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
-            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
-            "depth": 3, "hidden_size": 96, "intermediate_size": 256, "num_heads": 3, "out_hidden_size": 192,
-            "window_size": SIDE, "fullatt_block_indexes": [0, 1, 2], "tokens_per_second": 2,
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_heads": 3,
+            "out_hidden_size": 192,
+            "window_size": SIDE,
+            "fullatt_block_indexes": [0, 1, 2],
+            "tokens_per_second": 2,
         },
-        tie_word_embeddings=True, compress_strategy="grid", latent_scale="rms",
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
-        latent_token_id=token("<|latent_pad|>"), latent_start_id=token("<|latent_start|>"),
+        tie_word_embeddings=True,
+        compress_strategy="grid",
+        latent_scale="rms",
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        latent_token_id=token("<|latent_pad|>"),
+        latent_start_id=token("<|latent_start|>"),
         latent_end_id=token("<|latent_end|>"),
-    )  # fmt: skip
+    )
 
 
 def main(

@@ -73,8 +73,12 @@ class Examples(torch.utils.data.Dataset):
         messages = self.processor.conversation("clip", "")
         text = self.processor.apply_chat_template(messages, tokenize=False).split("<|vision_end|>")[0]
         times = [i / self.processor.fps for i in range(2 * STEPS)]
-        inputs = self.processor(text=[text] * len(clips), videos=[frames for frames, _ in clips],
-                                video_timestamps=[times] * len(clips), return_tensors="pt")  # fmt: skip
+        inputs = self.processor(
+            text=[text] * len(clips),
+            videos=[frames for frames, _ in clips],
+            video_timestamps=[times] * len(clips),
+            return_tensors="pt",
+        )
         targets = self.processor.image_processor([image for image, _ in images], return_tensors="pt")
         flat = [places.flatten(0, 2) for _, places in [*clips, *images]]
         return inputs, targets, torch.cat(flat)

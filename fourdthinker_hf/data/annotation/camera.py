@@ -29,8 +29,14 @@ from ..simulation.scenes import STATIC
 from .shots import Shot
 
 TURNS, TRAVELS = ("pan", "tilt", "roll"), ("truck", "pedestal", "dolly")
-WAYS = {"pan": ("right", "left"), "tilt": ("up", "down"), "roll": ("right", "left"),
-        "truck": ("right", "left"), "pedestal": ("up", "down"), "dolly": ("in", "out")}  # fmt: skip
+WAYS = {
+    "pan": ("right", "left"),
+    "tilt": ("up", "down"),
+    "roll": ("right", "left"),
+    "truck": ("right", "left"),
+    "pedestal": ("up", "down"),
+    "dolly": ("in", "out"),
+}
 FOCALS = (0.75, 1.0, 1.35)  # over the longer side: 67, 53 and 41 degrees of view
 PITCHES = tuple(range(-10, 55, 5))  # degrees down
 MIXES = (30, 60, -30, -60)  # degrees between two travels
@@ -303,8 +309,10 @@ def estimate_camera(shot: Shot) -> Camera:
     for name, group in itertools.groupby(path):
         end = begin + len(list(group))
         rivals = [{*table, ()} - {name} for table in tables[begin:end]]  # (): motions that the window does not have
-        leads = [_score(table, name) - max(_score(table, rival) for rival in some)
-                 for table, some in zip(tables[begin:end], rivals, strict=True)]  # fmt: skip
+        leads = [
+            _score(table, name) - max(_score(table, rival) for rival in some)
+            for table, some in zip(tables[begin:end], rivals, strict=True)
+        ]
         confidence = float(1 - np.exp(-max(0.0, np.mean(leads)) / SURE)) * float(trust[begin:end].mean())
         start = float(shot.times[edges[begin]]) if begin else shot.start
         stop = float(shot.times[edges[end]]) if end < len(windows) else shot.end

@@ -42,8 +42,23 @@ from .shots import Shot, shots
 from .tracking import Segmenter, Track, find_objects
 from .vlm_client import Chat
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv",
-            ".3gp", ".gif")  # fmt: skip
+SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".webm",
+    ".mkv",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".mts",
+    ".wmv",
+    ".flv",
+    ".ogv",
+    ".3gp",
+    ".gif",
+)
 STAGES = ("shots", "camera", "objects", "quality", "questions", "reasoning", "records")
 SHARP = 12.0  # median over frames of the Laplacian's variance: grey levels squared; below, a shot is a blur
 
@@ -241,15 +256,27 @@ def annotate_video(job: Job) -> None:
     except Exception as error:  # whatever it is, this video has failed and the rest go on
         cause = " ".join(f"{type(error).__name__}: {error}".split())
     write_records(job.report.with_suffix(".jsonl"), records)
-    report |= {"records": len(records), "stage": stage.name if cause else None, "cause": cause,
-               "seconds": stage.seconds}  # fmt: skip
+    report |= {
+        "records": len(records),
+        "stage": stage.name if cause else None,
+        "cause": cause,
+        "seconds": stage.seconds,
+    }
     _write(job.report, report)
     job.now.unlink(missing_ok=True)
 
 
 def _failed(job: Job, stage: str, cause: str) -> dict:
-    return {"video": job.name, "shots": 0, "video_seconds": 0.0, "refused": {}, "records": 0, "stage": stage,
-            "cause": cause, "seconds": {}}  # fmt: skip
+    return {
+        "video": job.name,
+        "shots": 0,
+        "video_seconds": 0.0,
+        "refused": {},
+        "records": 0,
+        "stage": stage,
+        "cause": cause,
+        "seconds": {},
+    }
 
 
 def _staged(found: Iterator[Shot], stage: Stages) -> Iterator[Shot]:

@@ -360,9 +360,12 @@ def _distance(scene: Scene, i: int) -> Asked | str:
         return _agreed(questions.changes(log * strict, "dis") for log in logs for strict in STRICT)
 
     return _first(
-        scene, "distance_change", "Seen from the camera as it moves, how does the distance to {x} change {span}?",
-        (i,), read,
-    )  # fmt: skip
+        scene,
+        "distance_change",
+        "Seen from the camera as it moves, how does the distance to {x} change {span}?",
+        (i,),
+        read,
+    )
 
 
 def _speed(scene: Scene, i: int) -> Asked | str:
@@ -448,9 +451,14 @@ def _first(
 
 
 def _asked(
-    scene: Scene, task: str, question: str, answer: str, frames: slice, who: tuple[int, ...],
+    scene: Scene,
+    task: str,
+    question: str,
+    answer: str,
+    frames: slice,
+    who: tuple[int, ...],
     looks: list[tuple[int, int]],
-) -> Asked:  # fmt: skip
+) -> Asked:
     steadied = task in STEADIED and not scene.static(frames)
     start, end = (round(float(scene.times[k]), 1) for k in (frames.start, frames.stop - 1))
     names = tuple(scene.paths[i].name for i in who)

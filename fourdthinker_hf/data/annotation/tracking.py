@@ -440,8 +440,17 @@ def _worth(view: View, path: Path) -> float:
     return len(seen) / view.length * float(np.mean(slopes))
 
 
-HUES = (("red", 8), ("orange", 21), ("yellow", 34), ("green", 80), ("cyan", 98), ("blue", 130), ("purple", 158),
-        ("pink", 172), ("red", 180))  # upper ends, of OpenCV's 180  # fmt: skip
+HUES = (
+    ("red", 8),
+    ("orange", 21),
+    ("yellow", 34),
+    ("green", 80),
+    ("cyan", 98),
+    ("blue", 130),
+    ("purple", 158),
+    ("pink", 172),
+    ("red", 180),
+)  # upper ends, of OpenCV's 180
 PLACES = (" on the left", " in the middle", " on the right")
 GREYS = (("black", 50), ("grey", 170), ("white", 256))
 

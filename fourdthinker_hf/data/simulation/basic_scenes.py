@@ -24,14 +24,27 @@ PATH_FRAMES = (2, 10, 18, 26)  # 0.25, 1.25, 2.25, 3.25 s: mean times of the pai
 TARGET_FRAME = 28  # 3.5 s: the last of those 8 frames
 
 COLOURS = {
-    "red": (0.9, 0.05, 0.05), "green": (0.05, 0.75, 0.1), "blue": (0.1, 0.15, 0.95), "yellow": (0.95, 0.9, 0.05),
-    "purple": (0.55, 0.05, 0.75), "orange": (1.0, 0.5, 0.0), "cyan": (0.0, 0.85, 0.9), "white": (1.0, 1.0, 1.0),
-}  # fmt: skip
+    "red": (0.9, 0.05, 0.05),
+    "green": (0.05, 0.75, 0.1),
+    "blue": (0.1, 0.15, 0.95),
+    "yellow": (0.95, 0.9, 0.05),
+    "purple": (0.55, 0.05, 0.75),
+    "orange": (1.0, 0.5, 0.0),
+    "cyan": (0.0, 0.85, 0.9),
+    "white": (1.0, 1.0, 1.0),
+}
 SHAPES = {"ball": 1.0, "cube": 1.25, "cylinder": 1.1, "cone": 1.0}  # outline radius over half size
 
 CAMERA_MOTIONS = ("pan left", "pan right", "tilt up", "tilt down", "dolly in", "dolly out", "static")
-SEEN_AS = ("everything moves right", "everything moves left", "everything moves down", "everything moves up",
-           "everything spreads out", "everything closes in", "everything stays")  # fmt: skip
+SEEN_AS = (
+    "everything moves right",
+    "everything moves left",
+    "everything moves down",
+    "everything moves up",
+    "everything spreads out",
+    "everything closes in",
+    "everything stays",
+)
 DIRECTIONS = {"to the left": 180.0, "to the right": 0.0, "toward the camera": -90.0, "away from the camera": 90.0}
 DISTANCES = ("it grows", "it shrinks", "it stays the same", "it shrinks, then grows")
 TASKS = ("camera_motion", "object_direction", "faster_object", "distance_change")
@@ -286,15 +299,19 @@ def _ask_distance(scene: Scene, truth: Truth, wanted: int) -> Question | None:
     apart = [_apart(*cells) for cells in zip(*paths, strict=True)]
     low = min(apart[1:3])
     fits = (
-        (steps > -1e-3).all() and gap[-1] >= max(DISTANCE_RATIO * gap[0], gap[0] + DISTANCE_CHANGE)
-        and apart == sorted(apart) and apart[-1] - apart[0] >= MIN_BINS,
-        (steps < 1e-3).all() and gap[0] >= max(DISTANCE_RATIO * gap[-1], gap[-1] + DISTANCE_CHANGE)
-        and apart[::-1] == sorted(apart) and apart[0] - apart[-1] >= MIN_BINS,
+        (steps > -1e-3).all()
+        and gap[-1] >= max(DISTANCE_RATIO * gap[0], gap[0] + DISTANCE_CHANGE)
+        and apart == sorted(apart)
+        and apart[-1] - apart[0] >= MIN_BINS,
+        (steps < 1e-3).all()
+        and gap[0] >= max(DISTANCE_RATIO * gap[-1], gap[-1] + DISTANCE_CHANGE)
+        and apart[::-1] == sorted(apart)
+        and apart[0] - apart[-1] >= MIN_BINS,
         np.ptp(gap) < SAME_DISTANCE * gap.mean() and max(apart) - min(apart) < MIN_BINS,
         NUM_FRAMES / 4 <= least < NUM_FRAMES * 3 / 4
         and min(gap[0], gap[-1]) >= max(PASSING_RATIO * gap[least], gap[least] + DISTANCE_CHANGE)
         and min(apart[0], apart[-1]) - low >= MIN_BINS,
-    )[wanted]  # fmt: skip
+    )[wanted]
     if not fits:
         return None
     said = " ".join(f"{path_text(name, path)} <output_image>" for name, path in zip(names, paths, strict=True))

@@ -37,8 +37,22 @@ from .rendering import FPS, Clip, Question, Studio, Truth, highlight
 from .scene_sampling import plan, stage
 from .scenes import CAMERA, FRONTED, SIZES, SPLITS, World, predict, run, template_model
 
-__all__ = ["ALL_TASKS", "BINS", "COLOURS", "DSR_TASKS", "SPLITS", "TASKS", "Clip", "check_request", "clip_from_record",
-           "compose", "highlight", "simulate", "simulate_clip", "write_video"]  # fmt: skip
+__all__ = [
+    "ALL_TASKS",
+    "BINS",
+    "COLOURS",
+    "DSR_TASKS",
+    "SPLITS",
+    "TASKS",
+    "Clip",
+    "check_request",
+    "clip_from_record",
+    "compose",
+    "highlight",
+    "simulate",
+    "simulate_clip",
+    "write_video",
+]
 
 ALL_TASKS = (*PLAIN_TASKS, *DSR_TASKS)
 LEVELS = (1, 2, 3)
@@ -176,12 +190,16 @@ def _varied(rng: np.random.Generator, turn: int, level: int, split: str) -> Comp
             world = non_template_questions.propose(rng, kind, word, cast)
             judge = functools.partial(non_template_questions.judge, kind, world)
             guess = non_template_questions.guess(kind, world)
-            found = guess and _show(world, judge, word, non_template_questions.to_be_seen(kind, guess, world, CHECKED), False)
+            found = guess and _show(
+                world, judge, word, non_template_questions.to_be_seen(kind, guess, world, CHECKED), False
+            )
             if not found:
                 continue
             truth, physics, _ = found
             right, names = judge(truth), [thing.name for thing in world.things]
-            options = questions.with_distractors(rng, right, non_template_questions.distractors(rng, kind, right, world, cast), letter)
+            options = questions.with_distractors(
+                rng, right, non_template_questions.distractors(rng, kind, right, world, cast), letter
+            )
             asked = Question(non_template_questions.wording(kind, names), right, "", ())
             return Composed(world, truth, asked, options, physics, drawn)
 

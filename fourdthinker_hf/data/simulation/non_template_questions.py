@@ -30,14 +30,26 @@ from .scene_sampling import (
 )
 from .scenes import CAMERA_MOTIONS, SPLITS, STATIC, Body, Leg, World, predict
 
-VARIED = {1: ("camera", "colour", "mover", "count"),
-          2: ("camera", "colour", "mover", "count", "falls", "bumps", "nearest")}  # fmt: skip
+VARIED = {
+    1: ("camera", "colour", "mover", "count"),
+    2: ("camera", "colour", "mover", "count", "falls", "bumps", "nearest"),
+}
 VARIED[3] = VARIED[2]
 COUNTS = ("none", "one", "two", "three")
-PAIRS = (("pan left", "tilt up"), ("pan right", "tilt down"), ("pan left", "dolly in"), ("pan right", "dolly out"),
-         ("truck left", "pan right"), ("truck right", "pan left"), ("tilt down", "pedestal up"),
-         ("tilt up", "pedestal down"), ("dolly in", "roll left"), ("dolly out", "roll right"),
-         ("orbit left", "pedestal up"), ("orbit right", "dolly in"))  # fmt: skip
+PAIRS = (
+    ("pan left", "tilt up"),
+    ("pan right", "tilt down"),
+    ("pan left", "dolly in"),
+    ("pan right", "dolly out"),
+    ("truck left", "pan right"),
+    ("truck right", "pan left"),
+    ("tilt down", "pedestal up"),
+    ("tilt up", "pedestal down"),
+    ("dolly in", "roll left"),
+    ("dolly out", "roll right"),
+    ("orbit left", "pedestal up"),
+    ("orbit right", "dolly in"),
+)
 MOVES, RESTS = 0.6, 0.03  # m
 DROPS, LEVEL = 0.5, 0.05  # m
 TOUCHES, STARTS = 0.3, 0.25  # m, m/s
@@ -105,8 +117,13 @@ def propose(rng: np.random.Generator, kind: str, word: str | None, cast: Cast) -
     if kind == "falls":
         x, y, z = things[0].start
         release = float(rng.uniform(0, max(0.1, cast.duration - 1.2)))
-        things[0] = replace(things[0], legs=(), start=(x, y, z + float(rng.uniform(0.9, 2.2))), release=release,
-                            bounce=float(rng.uniform(0.2, 0.9)))  # fmt: skip
+        things[0] = replace(
+            things[0],
+            legs=(),
+            start=(x, y, z + float(rng.uniform(0.9, 2.2))),
+            release=release,
+            bounce=float(rng.uniform(0.2, 0.9)),
+        )
     elif kind == "bumps":
         things[:2] = _collision(rng, things, cast)
     return replace(world, things=tuple(things))

@@ -280,14 +280,15 @@ def wording(ask: Ask, names: Sequence[str]) -> str:
     )
     span, x = f"from {seconds(ask.start)} to {seconds(ask.end)}", name(ask.x)
     return {
-        "dis": f"How does the distance between {x} and {name(ask.y)} change {span}?" if ask.y is not None
+        "dis": f"How does the distance between {x} and {name(ask.y)} change {span}?"
+        if ask.y is not None
         else f"Seen {view}, how does the distance to {x} change {span}?",
         "dir": f"Seen {view}, in which direction is {x} {span}?",
         "ori": f"Seen {view}, how does {x} turn {span}?",
         "spd": f"Seen {view}, how does the speed of {x} change {span}?",
         "spd_comp": f"Seen {view}, which is faster {span}: first, {x}, or second, {name(ask.y or 0)}?",
         "dir_pred": f"Seen {view}, in which direction will {x} move after the clip ends?",
-    }[ask.kind]  # fmt: skip
+    }[ask.kind]
 
 
 def readings(truth: Truth, ask: Ask) -> str:

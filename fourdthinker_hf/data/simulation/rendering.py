@@ -84,9 +84,15 @@ class Studio:
         self.mujoco.mjr_setBuffer(self.mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self.context)
 
     def shoot(
-        self, model: Any, states: np.ndarray, truth: Truth, frames: Sequence[int], ids: Sequence[int],
-        depth: bool = False, size: int | None = None,
-    ) -> tuple[Any, Any, Any]:  # fmt: skip
+        self,
+        model: Any,
+        states: np.ndarray,
+        truth: Truth,
+        frames: Sequence[int],
+        ids: Sequence[int],
+        depth: bool = False,
+        size: int | None = None,
+    ) -> tuple[Any, Any, Any]:
         """Render `frames` in colour (k, H, W, 3), object ids at `ids` (l, H, W), and their depths (k, H, W) if asked.
 
         `states` (T, nq) are joint positions; `size` in pixels may be smaller than the studio's.

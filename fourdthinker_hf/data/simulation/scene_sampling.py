@@ -30,8 +30,15 @@ from .scenes import (
 REST = Leg(1e3, 0.0, 0.0)
 LIFTS = {"down": "pedestal up", "up": "pedestal down"}
 AIMED = {1: 0.0, 2: 0.2, 3: 0.1}  # share of scenes with a push aimed at something: about one clip in five has a hit
-TOTALS = {"yaw": (12, 30), "pitch": (7, 14), "roll": (8, 16), "ahead": (0.8, 2.2), "aside": (0.8, 2.2),
-          "lift": (0.5, 1.2), "orbit": (20, 40)}  # degrees or m a clip  # fmt: skip
+TOTALS = {
+    "yaw": (12, 30),
+    "pitch": (7, 14),
+    "roll": (8, 16),
+    "ahead": (0.8, 2.2),
+    "aside": (0.8, 2.2),
+    "lift": (0.5, 1.2),
+    "orbit": (20, 40),
+}  # degrees or m a clip
 
 
 @dataclass(frozen=True)
@@ -241,8 +248,15 @@ def _cruise(rng: np.random.Generator, kit: Kit, length: float | None = None, far
     return float(rng.uniform(low, high))
 
 
-def _asked_driver(rng: np.random.Generator, world: World, ask: Ask, cast: Cast, wanted: Sequence[str], body: Body,
-                  toward: np.ndarray | None) -> Body:  # fmt: skip
+def _asked_driver(
+    rng: np.random.Generator,
+    world: World,
+    ask: Ask,
+    cast: Cast,
+    wanted: Sequence[str],
+    body: Body,
+    toward: np.ndarray | None,
+) -> Body:
     """Legs of x for dis, ori, spd; `toward` is what a distance is measured to."""
     middle = (ask.start + ask.end) / 2
     point = somewhere(rng, world, middle, body.half)
@@ -433,8 +447,15 @@ def _aim(rng: np.random.Generator, ask: Ask, cast: Cast, made: dict[int, Body]) 
         made[j] = replace(target, legs=(), friction=friction, bounce=0.4)
     x, y = point - (gap + made[i].reach + target.reach) * unit(course)
     release = max(0.0, meet - gap / (0.85 * pace))  # what rolls has lost some of its speed
-    made[i] = replace(made[i], legs=(), start=(float(x), float(y), made[i].half), release=release,
-                      velocity=(*(pace * unit(course)).tolist(), 0.0), friction=friction, bounce=0.4)  # fmt: skip
+    made[i] = replace(
+        made[i],
+        legs=(),
+        start=(float(x), float(y), made[i].half),
+        release=release,
+        velocity=(*(pace * unit(course)).tolist(), 0.0),
+        friction=friction,
+        bounce=0.4,
+    )
 
 
 def stage(rng: np.random.Generator, ask: Ask, cast: Cast, wanted: Sequence[str]) -> World | None:

@@ -35,24 +35,44 @@ class Kit:
 SPLITS = {
     "train": Kit(("ball", "cube", "cylinder", "cone", "pill"), ("car", "arrow"), COLOURS, (0.4, 1.4)),
     "unseen": Kit(
-        ("pyramid", "egg"), ("duck",),
-        {"pink": (1.0, 0.45, 0.7), "brown": (0.42, 0.22, 0.08), "black": (0.06, 0.06, 0.07),
-         "mint": (0.6, 1.0, 0.75)}, (1.5, 2.1),
+        ("pyramid", "egg"),
+        ("duck",),
+        {"pink": (1.0, 0.45, 0.7), "brown": (0.42, 0.22, 0.08), "black": (0.06, 0.06, 0.07), "mint": (0.6, 1.0, 0.75)},
+        (1.5, 2.1),
     ),
-}  # fmt: skip
+}
 FRONTED = tuple(shape for kit in SPLITS.values() for shape in kit.fronted)
-REACH = {"ball": 1.0, "cube": 1.42, "cylinder": 1.1, "cone": 1.0, "pill": 0.8, "car": 1.55, "arrow": 1.6,
-         "pyramid": 1.42, "egg": 1.0, "duck": 1.5}  # outline radius on the ground over half height  # fmt: skip
+REACH = {
+    "ball": 1.0,
+    "cube": 1.42,
+    "cylinder": 1.1,
+    "cone": 1.0,
+    "pill": 0.8,
+    "car": 1.55,
+    "arrow": 1.6,
+    "pyramid": 1.42,
+    "egg": 1.0,
+    "duck": 1.5,
+}  # outline radius on the ground over half height
 TEXTURES = ("plain", "striped", "checked")
 
 # What each camera motion changes, in the units of `CameraMove`: degrees (yaw left, pitch up, roll to the left) or m.
 CAMERA_MOTIONS = {
-    "pan left": ("yaw", 1), "pan right": ("yaw", -1), "tilt up": ("pitch", 1), "tilt down": ("pitch", -1),
-    "roll left": ("roll", 1), "roll right": ("roll", -1), "dolly in": ("ahead", 1), "dolly out": ("ahead", -1),
-    "truck left": ("aside", -1), "truck right": ("aside", 1),
-    "pedestal up": ("lift", 1), "pedestal down": ("lift", -1),
-    "orbit left": ("orbit", -1), "orbit right": ("orbit", 1),
-}  # fmt: skip
+    "pan left": ("yaw", 1),
+    "pan right": ("yaw", -1),
+    "tilt up": ("pitch", 1),
+    "tilt down": ("pitch", -1),
+    "roll left": ("roll", 1),
+    "roll right": ("roll", -1),
+    "dolly in": ("ahead", 1),
+    "dolly out": ("ahead", -1),
+    "truck left": ("aside", -1),
+    "truck right": ("aside", 1),
+    "pedestal up": ("lift", 1),
+    "pedestal down": ("lift", -1),
+    "orbit left": ("orbit", -1),
+    "orbit right": ("orbit", 1),
+}
 STATIC = "static"
 
 
@@ -267,15 +287,24 @@ def _geoms(body: Body, slot: int) -> list[tuple[str, tuple[float, float, float]]
         size, cabin = f'euler="90 0 0" size="{0.35 * h} {0.12 * h}"', tuple(np.multiply(rgb, 0.6))
         corners = [(x, y) for x in (-0.85, 0.85) for y in (-0.75, 0.75)]
         wheels = [f'type="cylinder" pos="{x * h} {y * h} {-0.65 * h}" {size}' for x, y in corners]
-        return [(box(0, 0, -0.35, 1.4, 0.75, 0.4), rgb), (box(-0.35, 0, 0.45, 0.7, 0.62, 0.45), cabin),
-                (box(1.42, 0, -0.35, 0.1, 0.6, 0.25), dark), (ball(1.3, 0.5, 0.05, 0.2), light),
-                (ball(1.3, -0.5, 0.05, 0.2), light), *((wheel, dark) for wheel in wheels)]  # fmt: skip
+        return [
+            (box(0, 0, -0.35, 1.4, 0.75, 0.4), rgb),
+            (box(-0.35, 0, 0.45, 0.7, 0.62, 0.45), cabin),
+            (box(1.42, 0, -0.35, 0.1, 0.6, 0.25), dark),
+            (ball(1.3, 0.5, 0.05, 0.2), light),
+            (ball(1.3, -0.5, 0.05, 0.2), light),
+            *((wheel, dark) for wheel in wheels),
+        ]
     if body.shape == "arrow":
         return [(mesh, rgb), (box(-0.7, 0, -0.5, 0.75, 0.35, 0.48), rgb)]
     if body.shape == "duck":
-        return [(f'type="ellipsoid" pos="0 0 {-0.4 * h}" size="{1.15 * h} {0.75 * h} {0.6 * h}"', rgb),
-                (ball(0.7, 0, 0.45, 0.5), rgb), (box(1.3, 0, 0.4, 0.25, 0.22, 0.1), (1.0, 0.6, 0.05)),
-                (ball(1.0, 0.28, 0.65, 0.12), light), (ball(1.0, -0.28, 0.65, 0.12), light)]  # fmt: skip
+        return [
+            (f'type="ellipsoid" pos="0 0 {-0.4 * h}" size="{1.15 * h} {0.75 * h} {0.6 * h}"', rgb),
+            (ball(0.7, 0, 0.45, 0.5), rgb),
+            (box(1.3, 0, 0.4, 0.25, 0.22, 0.1), (1.0, 0.6, 0.05)),
+            (ball(1.0, 0.28, 0.65, 0.12), light),
+            (ball(1.0, -0.28, 0.65, 0.12), light),
+        ]
     alone = {
         "ball": f'type="sphere" size="{h}"',
         "cube": box(0, 0, 0, 1, 1, 1),

@@ -20,11 +20,19 @@ SCALE = 50.0  # texture pixels a m
 UP, RIGHT = np.array([0, -np.cos(PITCH), -np.sin(PITCH)]), np.array([1.0, 0, 0])  # x right, y down, z ahead
 AHEAD = np.array([0.0, 0, 1])
 MOVES = {  # an axis to turn about by degrees a second, or a way to travel in m/s
-    "pan right": ("turn", -UP, 6), "pan left": ("turn", -UP, -6), "tilt up": ("turn", RIGHT, 4),
-    "tilt down": ("turn", RIGHT, -4), "roll right": ("turn", AHEAD, 5), "roll left": ("turn", AHEAD, -5),
-    "truck right": ("go", RIGHT, 0.4), "truck left": ("go", -RIGHT, 0.4), "pedestal up": ("go", UP, 0.25),
-    "pedestal down": ("go", -UP, 0.25), "dolly in": ("go", AHEAD, 0.5), "dolly out": ("go", -AHEAD, 0.5),
-}  # fmt: skip
+    "pan right": ("turn", -UP, 6),
+    "pan left": ("turn", -UP, -6),
+    "tilt up": ("turn", RIGHT, 4),
+    "tilt down": ("turn", RIGHT, -4),
+    "roll right": ("turn", AHEAD, 5),
+    "roll left": ("turn", AHEAD, -5),
+    "truck right": ("go", RIGHT, 0.4),
+    "truck left": ("go", -RIGHT, 0.4),
+    "pedestal up": ("go", UP, 0.25),
+    "pedestal down": ("go", -UP, 0.25),
+    "dolly in": ("go", AHEAD, 0.5),
+    "dolly out": ("go", -AHEAD, 0.5),
+}
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "in": "out", "out": "in"}
 
 

@@ -121,11 +121,20 @@ def test_a_server_that_is_not_there_is_an_error(server, monkeypatch):
 @pytest.mark.parametrize(
     "reply, name",
     [
-        ("red car", "red car"), ("The Red Car.", "red car"), (' "an apple"\n', "apple"), ("**bus**", "bus"),
-        ("woman in a blue coat", "woman in a blue coat"), ("t-shirt", "t-shirt"),
-        ("", None), ("a", "a"), ("one two three four five six", None), ("It is a car, I think", None),
-        ("car\nperson", None), ("7up can", None), ("машина", None),
+        ("red car", "red car"),
+        ("The Red Car.", "red car"),
+        (' "an apple"\n', "apple"),
+        ("**bus**", "bus"),
+        ("woman in a blue coat", "woman in a blue coat"),
+        ("t-shirt", "t-shirt"),
+        ("", None),
+        ("a", "a"),
+        ("one two three four five six", None),
+        ("It is a car, I think", None),
+        ("car\nperson", None),
+        ("7up can", None),
+        ("машина", None),
     ],
-)  # fmt: skip
+)
 def test_replies(reply, name):
     assert read_name(reply) == name

@@ -170,8 +170,10 @@ def test_only_frames_without_a_neighbour_close_by_are_measured():
 def test_places_are_shares_of_the_picture():
     masks = CASES["right"][0]
     (one,) = (one for one in ask(shot(), camera(), [track(masks)])[0] if one.task == "object_direction")
-    assert one.question == "Seen from where the camera is at 0 s, in which direction does the red object move " \
-                           "from 0 s to 4 s?"  # fmt: skip
+    assert (
+        one.question == "Seen from where the camera is at 0 s, in which direction does the red object move "
+        "from 0 s to 4 s?"
+    )
     assert one.looks == ((0, 0), (0, T - 1)) and one.times == (0.0, 4.0) and not one.steadied
     radius = 0.6 * FOCAL / 6
     expected = [(0.5 + FOCAL / 6 * x / SIZE[0], 0.5 + FOCAL / 6 * 0.5 / SIZE[1]) for x in (-1.5, 1.3)]
@@ -211,11 +213,24 @@ def test_a_landmark_may_be_cut_by_the_edge():
     assert np.isfinite(one.places).all() and one.places[0][0] < 0.1
 
 
-MIRROR = {"to the left": "to the right", "to the right": "to the left", "left": "right", "right": "left",
-          "left, then right": "right, then left", "right, then left": "left, then right"}  # fmt: skip
-BACKWARD = {"to the left": "to the right", "to the right": "to the left", "grows": "shrinks", "shrinks": "grows",
-            "toward the camera": "away from the camera", "away from the camera": "toward the camera",
-            "speeds up": "slows down", "slows down": "speeds up"}  # fmt: skip
+MIRROR = {
+    "to the left": "to the right",
+    "to the right": "to the left",
+    "left": "right",
+    "right": "left",
+    "left, then right": "right, then left",
+    "right, then left": "left, then right",
+}
+BACKWARD = {
+    "to the left": "to the right",
+    "to the right": "to the left",
+    "grows": "shrinks",
+    "shrinks": "grows",
+    "toward the camera": "away from the camera",
+    "away from the camera": "toward the camera",
+    "speeds up": "slows down",
+    "slows down": "speeds up",
+}
 path = st.tuples(*[st.floats(-1, 1)] * 4)
 
 

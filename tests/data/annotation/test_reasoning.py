@@ -29,10 +29,18 @@ LEFT = Asked(
     steadied=False,
 )
 SIDE = Asked(
-    "spatial_description", "On which side?", "left, then right", 0.0, 4.0,
-    ((0, 0), (0, 32), (2, 0), (2, 32)), (0.0, 4.0, 0.0, 4.0),
-    ((0.2, 0.5, 0.1), (0.8, 0.5, 0.1), (0.5, 0.6, 0.2), (0.5, 0.6, 0.2)), (0, 2), ("red object", "grey box"), True,
-)  # fmt: skip
+    "spatial_description",
+    "On which side?",
+    "left, then right",
+    0.0,
+    4.0,
+    ((0, 0), (0, 32), (2, 0), (2, 32)),
+    (0.0, 4.0, 0.0, 4.0),
+    ((0.2, 0.5, 0.1), (0.8, 0.5, 0.1), (0.5, 0.6, 0.2), (0.5, 0.6, 0.2)),
+    (0, 2),
+    ("red object", "grey box"),
+    True,
+)
 GOOD = f"From 0.5 s to 3 s. At 0.5 s the red object: {IMAGE}. At 3 s: {IMAGE}. It goes left. So it is to the left."
 
 

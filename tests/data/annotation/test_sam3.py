@@ -24,28 +24,60 @@ NOUNS = ("person", "ball")
 
 def make_config() -> Sam3VideoConfig:
     size = {"hidden_size": WIDE, "intermediate_size": 32, "num_attention_heads": 2}
-    backbone = {"model_type": "sam3_vit_model", **size, "num_hidden_layers": 2, "image_size": PATCH * SIDE,
-                "pretrain_image_size": PATCH * SIDE, "window_size": 4, "global_attn_indexes": [1]}  # fmt: skip
-    vision = {"model_type": "sam3_vision_model", "backbone_config": backbone, "fpn_hidden_size": WIDE,
-              "backbone_feature_sizes": [[scale * SIDE] * 2 for scale in (4, 2, 1)]}  # fmt: skip
-    text = {"model_type": "clip_text_model", "vocab_size": 54, **size, "num_hidden_layers": 1,
-            "max_position_embeddings": 32, "bos_token_id": 52, "eos_token_id": 53}  # fmt: skip
+    backbone = {
+        "model_type": "sam3_vit_model",
+        **size,
+        "num_hidden_layers": 2,
+        "image_size": PATCH * SIDE,
+        "pretrain_image_size": PATCH * SIDE,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+    }
+    vision = {
+        "model_type": "sam3_vision_model",
+        "backbone_config": backbone,
+        "fpn_hidden_size": WIDE,
+        "backbone_feature_sizes": [[scale * SIDE] * 2 for scale in (4, 2, 1)],
+    }
+    text = {
+        "model_type": "clip_text_model",
+        "vocab_size": 54,
+        **size,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 32,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+    }
     detector = {
-        "model_type": "sam3", "vision_config": vision, "text_config": text,
-        "geometry_encoder_config": {**size, "num_layers": 1}, "detr_encoder_config": {**size, "num_layers": 1},
+        "model_type": "sam3",
+        "vision_config": vision,
+        "text_config": text,
+        "geometry_encoder_config": {**size, "num_layers": 1},
+        "detr_encoder_config": {**size, "num_layers": 1},
         "detr_decoder_config": {**size, "num_layers": 1, "num_queries": 2},
         "mask_decoder_config": {"hidden_size": WIDE, "num_attention_heads": 2},
-    }  # fmt: skip
+    }
     tracker = {
-        "model_type": "sam3_tracker_video", "vision_config": vision, "image_size": PATCH * SIDE,
+        "model_type": "sam3_tracker_video",
+        "vision_config": vision,
+        "image_size": PATCH * SIDE,
         "prompt_encoder_config": {"hidden_size": WIDE, "image_size": PATCH * SIDE},
-        "mask_decoder_config": {"hidden_size": WIDE, "mlp_dim": 32, "num_attention_heads": 2,
-                                "iou_head_hidden_dim": WIDE},
-        "memory_attention_hidden_size": WIDE, "memory_attention_num_layers": 1,
-        "memory_attention_feed_forward_hidden_size": 32, "memory_attention_rope_feat_sizes": [SIDE, SIDE],
-        "memory_encoder_hidden_size": WIDE, "mask_downsampler_embed_dim": WIDE, "memory_fuser_embed_dim": WIDE,
-        "memory_fuser_intermediate_dim": 32, "memory_fuser_num_layers": 1,
-    }  # fmt: skip
+        "mask_decoder_config": {
+            "hidden_size": WIDE,
+            "mlp_dim": 32,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": WIDE,
+        },
+        "memory_attention_hidden_size": WIDE,
+        "memory_attention_num_layers": 1,
+        "memory_attention_feed_forward_hidden_size": 32,
+        "memory_attention_rope_feat_sizes": [SIDE, SIDE],
+        "memory_encoder_hidden_size": WIDE,
+        "mask_downsampler_embed_dim": WIDE,
+        "memory_fuser_embed_dim": WIDE,
+        "memory_fuser_intermediate_dim": 32,
+        "memory_fuser_num_layers": 1,
+    }
     # Random weights are sure of nothing: all detections count, and each is the thing that was followed there.
     bars = dict.fromkeys(
         ("score_threshold_detection", "new_det_thresh", "assoc_iou_thresh", "trk_assoc_iou_thresh"), 0.0

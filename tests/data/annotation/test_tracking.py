@@ -234,12 +234,21 @@ def test_masks_return_in_the_size_they_came_in(height, width):
 @pytest.mark.parametrize(
     "rgb, word",
     [
-        ((230, 20, 20), "red"), ((255, 128, 0), "orange"), ((240, 230, 20), "yellow"), ((20, 190, 30), "green"),
-        ((0, 215, 230), "cyan"), ((20, 40, 240), "blue"), ((140, 20, 190), "purple"), ((255, 100, 190), "pink"),
-        ((90, 60, 35), "brown"), ((250, 250, 250), "white"), ((110, 110, 112), "grey"), ((12, 12, 12), "black"),
+        ((230, 20, 20), "red"),
+        ((255, 128, 0), "orange"),
+        ((240, 230, 20), "yellow"),
+        ((20, 190, 30), "green"),
+        ((0, 215, 230), "cyan"),
+        ((20, 40, 240), "blue"),
+        ((140, 20, 190), "purple"),
+        ((255, 100, 190), "pink"),
+        ((90, 60, 35), "brown"),
+        ((250, 250, 250), "white"),
+        ((110, 110, 112), "grey"),
+        ((12, 12, 12), "black"),
         ((60, 4, 4), "red"),
     ],
-)  # fmt: skip
+)
 def test_colour_names(rgb, word):
     assert colour_name(np.full((50, 3), rgb, np.uint8)) == word
 

@@ -134,8 +134,14 @@ def test_camera_answers_follow_from_poses(composed):
         gaze = -truth.camera_rotations[-1, :, 2]
         yaw = np.degrees(np.arcsin(gaze @ right / np.hypot(*gaze[:2])))
         pitch = np.degrees(np.arcsin(gaze[2]) - np.arcsin(-back[2]))
-        measured = {"pan right": yaw, "pan left": -yaw, "tilt up": pitch, "tilt down": -pitch,
-                    "dolly in": 10 * step @ -back, "dolly out": 10 * step @ back}  # fmt: skip
+        measured = {
+            "pan right": yaw,
+            "pan left": -yaw,
+            "tilt up": pitch,
+            "tilt down": -pitch,
+            "dolly in": 10 * step @ -back,
+            "dolly out": 10 * step @ back,
+        }
         assert question.answer == scene.motion
         largest = max(measured, key=measured.get)
         assert (
@@ -333,10 +339,18 @@ def test_what_is_pictured_is_in_the_picture():
 
 
 def test_the_longest_shown_object_is_pictured_when_the_camera_moves():
-    truth = basic_scenes._predict(scene := basic_scenes.Scene(
-        tuple(basic_scenes.Thing("red", "ball", 0.5, 0.0, (x, 6.0), (0.0, 0.0)) for x in (-1.6, 0.0)),
-        "pan left", 30.0, 0.0, 3.6, 35.0, 50.0, 0,
-    ))  # fmt: skip
+    truth = basic_scenes._predict(
+        scene := basic_scenes.Scene(
+            tuple(basic_scenes.Thing("red", "ball", 0.5, 0.0, (x, 6.0), (0.0, 0.0)) for x in (-1.6, 0.0)),
+            "pan left",
+            30.0,
+            0.0,
+            3.6,
+            35.0,
+            50.0,
+            0,
+        )
+    )
     assert truth.centres[[0, 28], 0, 0].round().tolist() == [27, 78] and truth.centres[28, 1, 0].round() == 108
     assert basic_scenes._shown(scene, truth)[0] == (0, (0, 28))  # the second leaves before the end
 
@@ -345,15 +359,117 @@ def test_the_longest_shown_object_is_pictured_when_the_camera_moves():
 
 FROZEN = {  # brightness of 4 x 4 tiles of the first and last frame, and pixels of each object in all masks
     ("camera_motion", 2): (
-        [71, 70, 72, 72, 70, 72, 92, 80, 72, 72, 83, 74, 71, 73, 71, 72,
-         69, 68, 69, 69, 68, 66, 68, 68, 68, 69, 73, 74, 69, 70, 100, 76], [11140, 20454, 14332]),
+        [
+            71,
+            70,
+            72,
+            72,
+            70,
+            72,
+            92,
+            80,
+            72,
+            72,
+            83,
+            74,
+            71,
+            73,
+            71,
+            72,
+            69,
+            68,
+            69,
+            69,
+            68,
+            66,
+            68,
+            68,
+            68,
+            69,
+            73,
+            74,
+            69,
+            70,
+            100,
+            76,
+        ],
+        [11140, 20454, 14332],
+    ),
     ("object_direction", 1): (
-        [96, 95, 96, 97, 96, 91, 95, 95, 95, 116, 106, 96, 96, 128, 109, 96,
-         96, 95, 96, 96, 96, 96, 96, 87, 95, 116, 106, 96, 96, 128, 109, 96], [12226, 41504, 0]),
+        [
+            96,
+            95,
+            96,
+            97,
+            96,
+            91,
+            95,
+            95,
+            95,
+            116,
+            106,
+            96,
+            96,
+            128,
+            109,
+            96,
+            96,
+            95,
+            96,
+            96,
+            96,
+            96,
+            96,
+            87,
+            95,
+            116,
+            106,
+            96,
+            96,
+            128,
+            109,
+            96,
+        ],
+        [12226, 41504, 0],
+    ),
     ("distance_change", 3): (
-        [106, 106, 106, 106, 107, 107, 108, 107, 102, 107, 108, 105, 103, 105, 89, 104,
-         106, 106, 106, 106, 107, 106, 101, 107, 112, 106, 101, 104, 113, 105, 104, 106], [22190, 9888, 0]),
-}  # fmt: skip
+        [
+            106,
+            106,
+            106,
+            106,
+            107,
+            107,
+            108,
+            107,
+            102,
+            107,
+            108,
+            105,
+            103,
+            105,
+            89,
+            104,
+            106,
+            106,
+            106,
+            106,
+            107,
+            106,
+            101,
+            107,
+            112,
+            106,
+            101,
+            104,
+            113,
+            105,
+            104,
+            106,
+        ],
+        [22190, 9888, 0],
+    ),
+}
 
 
 @pytest.mark.parametrize("pair", FROZEN)
@@ -432,11 +548,21 @@ def test_every_camera_motion_is_what_its_name_says(name):
     step, gaze = eye[8] - eye[0], -rotation[8, :, 2]
     pivot = np.array([0.0, scene.pivot, 0.0])
     measured = {
-        "pan left": -gaze @ right, "pan right": gaze @ right, "tilt up": gaze @ up, "tilt down": -gaze @ up,
-        "roll left": rotation[8, :, 0] @ up, "roll right": -rotation[8, :, 0] @ up,
-        "dolly in": -step @ back, "dolly out": step @ back, "truck left": -step @ right, "truck right": step @ right,
-        "pedestal up": step[2], "pedestal down": -step[2], "orbit left": -step @ right, "orbit right": step @ right,
-    }  # fmt: skip
+        "pan left": -gaze @ right,
+        "pan right": gaze @ right,
+        "tilt up": gaze @ up,
+        "tilt down": -gaze @ up,
+        "roll left": rotation[8, :, 0] @ up,
+        "roll right": -rotation[8, :, 0] @ up,
+        "dolly in": -step @ back,
+        "dolly out": step @ back,
+        "truck left": -step @ right,
+        "truck right": step @ right,
+        "pedestal up": step[2],
+        "pedestal down": -step[2],
+        "orbit left": -step @ right,
+        "orbit right": step @ right,
+    }
     assert measured[name] > 0.15
     moved, turned = np.linalg.norm(step) > 1e-9, not np.allclose(rotation[8], rotation[0])
     assert (moved, turned) == (what in ("ahead", "aside", "lift", "orbit"), what in ("yaw", "pitch", "roll", "orbit"))
@@ -451,8 +577,9 @@ def test_camera_motions_are_kept_with_their_spans():
         scenes.CameraMove(99.0, ("pan left", "dolly in"), (5.0, 0.5)),
     )
     assert scenes.predict(world(body(), moves=moves)).camera_motions == (
-        (0.0, 1.0, ("static",)), (1.0, 3.0, ("pan left", "dolly in"))
-    )  # fmt: skip
+        (0.0, 1.0, ("static",)),
+        (1.0, 3.0, ("pan left", "dolly in")),
+    )
 
 
 # DSR-Sim
@@ -464,8 +591,10 @@ def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
     for record in read_records(path):
         clip, again = (generation.clip_from_record(record) for _ in range(2))
         assert (clip.question.question, clip.options, clip.question.answer) == (
-            record.question, record.options, record.answer,
-        )  # fmt: skip
+            record.question,
+            record.options,
+            record.answer,
+        )
         assert (clip.frames == again.frames).all() and len(clip.frames) == len(clip.truth.positions) == len(clip.masks)
         assert clip.frames.shape[1] == scenes.SIZES[level] and 2 <= len(clip.frames) / 8 <= 20
         names = [thing.name for thing in clip.scene.things]
@@ -554,8 +683,14 @@ def test_a_span_lies_within_its_clip(level, split, kind):
 
 
 def test_default_tasks_go_by_level():
-    assert generation.expand_tasks(None, 1) == generation.TASKS and generation.expand_tasks(None, 2) == generation.DSR_TASKS
-    assert generation.expand_tasks(["dsr", "grounding"], 1) == (*generation.DSR_TASKS, "grounding") and len(generation.DSR_TASKS) == 13
+    assert (
+        generation.expand_tasks(None, 1) == generation.TASKS
+        and generation.expand_tasks(None, 2) == generation.DSR_TASKS
+    )
+    assert (
+        generation.expand_tasks(["dsr", "grounding"], 1) == (*generation.DSR_TASKS, "grounding")
+        and len(generation.DSR_TASKS) == 13
+    )
 
 
 def test_what_cannot_work_says_so(tmp_path):

@@ -71,21 +71,39 @@ CASES = {
     "car turns left": (ask("abs_ori"), truth_of([along(y=4)], [20 * TIME]), ["turns left"]),
     "car turns late": (ask("abs_ori"), truth_of([along(y=4)], [slow_then(-30)]), ["keeps its heading", "turns right"]),
     "camera turns about a car": (ask("rel_ori"), truth_of([along(y=4)], pan=20 * TIME), ["turns right"]),
-    "they turn together": (ask("rel_ori", agent=1), truth_of([along(), along(y=2)], [20 * TIME] * 2),
-                           ["keeps its heading"]),
-    "the camera itself": (ask("abs_ori", x=CAMERA), truth_of([along(y=4)], pan=slow_then(20)),
-                          ["keeps its heading", "turns left"]),
+    "they turn together": (
+        ask("rel_ori", agent=1),
+        truth_of([along(), along(y=2)], [20 * TIME] * 2),
+        ["keeps its heading"],
+    ),
+    "the camera itself": (
+        ask("abs_ori", x=CAMERA),
+        truth_of([along(y=4)], pan=slow_then(20)),
+        ["keeps its heading", "turns left"],
+    ),
     "even speed": (ask("abs_spd"), truth_of([along(x=TIME, y=4)]), ["keeps its speed"]),
     "faster": (ask("abs_spd"), truth_of([along(x=0.3 * TIME + 0.2 * TIME**2, y=4)]), ["speeds up"]),
     "rest, relative": (ask("rel_spd"), truth_of([along(y=4)], eye=along(x=0.4 * TIME + 0.2 * TIME**2)), ["speeds up"]),
-    "rest, absolute": (ask("abs_spd"), truth_of([along(y=4)], eye=along(x=0.4 * TIME + 0.2 * TIME**2)),
-                       ["keeps its speed"]),
-    "first leads": (ask("abs_spd_comp", y=1), truth_of([along(x=TIME), along(x=0.4 * TIME, y=2)]),
-                    ["the first is faster"]),
-    "second comes up": (ask("abs_spd_comp", y=1), truth_of([along(), along(x=slow_then(0.8), y=2)]),
-                        ["both are equally fast", "the second is faster"]),
-    "the one that comes along rests": (ask("rel_spd_comp", y=1), truth_of([along(x=TIME, y=3), along(y=5)],
-                                       eye=along(x=TIME)), ["the second is faster"]),
+    "rest, absolute": (
+        ask("abs_spd"),
+        truth_of([along(y=4)], eye=along(x=0.4 * TIME + 0.2 * TIME**2)),
+        ["keeps its speed"],
+    ),
+    "first leads": (
+        ask("abs_spd_comp", y=1),
+        truth_of([along(x=TIME), along(x=0.4 * TIME, y=2)]),
+        ["the first is faster"],
+    ),
+    "second comes up": (
+        ask("abs_spd_comp", y=1),
+        truth_of([along(), along(x=slow_then(0.8), y=2)]),
+        ["both are equally fast", "the second is faster"],
+    ),
+    "the one that comes along rests": (
+        ask("rel_spd_comp", y=1),
+        truth_of([along(x=TIME, y=3), along(y=5)], eye=along(x=TIME)),
+        ["the second is faster"],
+    ),
     "moves on to the right": (ask("abs_dir_pred"), truth_of([along(x=TIME, y=4)]), ["right"]),
     "comes nearer and left": (ask("abs_dir_pred"), truth_of([along(-TIME, 9 - TIME)]), ["backward left"]),
     "ahead of a car that faces it": (ask("rel_dir_pred", agent=1), truth_of([along(x=TIME), along()]), ["forward"]),
@@ -93,7 +111,7 @@ CASES = {
     "sinks for a camera that rises": (ask("rel_dir_pred"), truth_of([along(y=4)], eye=along(z=0.5 * TIME)), ["down"]),
     "rests": (ask("rel_dir_pred"), truth_of([along(y=4)]), [questions.STAYS]),
     "is overtaken": (ask("rel_dir_pred"), truth_of([along(y=4 + 0.3 * TIME)], eye=along(y=TIME)), ["backward"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -134,9 +152,15 @@ def test_answers_do_not_depend_on_where_the_world_is(angle, x, y, case):
     half = np.radians(angle) / 2
     w, a, b, z = np.moveaxis(truth.quaternions, -1, 0)
     spun = np.stack([np.cos(half) * w - np.sin(half) * z, a, b, np.cos(half) * z + np.sin(half) * w], -1)
-    moved = Truth(truth.positions @ rotation.T + shift, truth.velocities @ rotation.T, spun,
-                  truth.camera_positions @ rotation.T + shift, rotation @ truth.camera_rotations,
-                  truth.centres, truth.depths)  # fmt: skip
+    moved = Truth(
+        truth.positions @ rotation.T + shift,
+        truth.velocities @ rotation.T,
+        spun,
+        truth.camera_positions @ rotation.T + shift,
+        rotation @ truth.camera_rotations,
+        truth.centres,
+        truth.depths,
+    )
     assert answer(moved, asked) == tuple(expected)
 
 
@@ -178,21 +202,24 @@ def shown(*moves):
 REST = along()
 
 
-@pytest.mark.parametrize("kind, moves, expected", [
-    ("camera", (REST, REST), "pan left and dolly in"),
-    ("colour", (REST, along(y=TIME)), "green"),
-    ("mover", (REST, REST, along(x=0.5 * TIME)), "blue ball"),
-    ("mover", (along(x=0.05 * TIME), along(x=0.5 * TIME)), None),
-    ("mover", (along(y=TIME), along(y=TIME)), None),
-    ("count", (along(y=TIME), REST, along(y=-TIME)), "two"),
-    ("count", (REST, REST), "none"),
-    ("falls", (REST, along(z=-np.minimum(TIME, 1)), along(y=TIME)), "green ball"),
-    ("falls", (along(z=-TIME / 4), along(z=-TIME / 4)), None),
-    ("bumps", (along(x=np.minimum(TIME, 1.2)), along(x=slow_then(1.0, 1.2))), "green ball"),
-    ("bumps", (REST, along(x=slow_then(1.0, 1.2))), None),
-    ("nearest", (along(y=-3), REST), "red ball"),
-    ("nearest", (REST, along(x=-2, y=0.5)), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, moves, expected",
+    [
+        ("camera", (REST, REST), "pan left and dolly in"),
+        ("colour", (REST, along(y=TIME)), "green"),
+        ("mover", (REST, REST, along(x=0.5 * TIME)), "blue ball"),
+        ("mover", (along(x=0.05 * TIME), along(x=0.5 * TIME)), None),
+        ("mover", (along(y=TIME), along(y=TIME)), None),
+        ("count", (along(y=TIME), REST, along(y=-TIME)), "two"),
+        ("count", (REST, REST), "none"),
+        ("falls", (REST, along(z=-np.minimum(TIME, 1)), along(y=TIME)), "green ball"),
+        ("falls", (along(z=-TIME / 4), along(z=-TIME / 4)), None),
+        ("bumps", (along(x=np.minimum(TIME, 1.2)), along(x=slow_then(1.0, 1.2))), "green ball"),
+        ("bumps", (REST, along(x=slow_then(1.0, 1.2))), None),
+        ("nearest", (along(y=-3), REST), "red ball"),
+        ("nearest", (REST, along(x=-2, y=0.5)), None),
+    ],
+)
 def test_varied_answers_by_hand(kind, moves, expected):
     world, truth = shown(*moves)
     if kind == "bumps":  # 2 m apart: the first has 1.2 m to go
