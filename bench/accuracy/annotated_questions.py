@@ -24,16 +24,16 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from fourdthinker_hf.data import changes, vocabulary
 from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan, estimate_camera
 from fourdthinker_hf.data.annotation.questions import TASKS, Asked, add_options, ask
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.data.simulation import generation, questions
-from fourdthinker_hf.data.simulation.basic_scenes import DIRECTIONS
 from fourdthinker_hf.data.simulation.questions import Ask
 from fourdthinker_hf.data.simulation.rendering import FPS, Clip, Truth
-from fourdthinker_hf.data.simulation.scenes import CAMERA
+from fourdthinker_hf.data.vocabulary import CAMERA, DIRECTIONS
 from fourdthinker_hf.evaluation.report import wilson_interval
 
 ORBITS = {"orbit left": ("truck left", "pan right"), "orbit right": ("truck right", "pan left")}
@@ -99,11 +99,11 @@ def right(truth: Truth, asked: Asked, things: list[int | None]) -> bool:
             angles.append(np.arctan2(left, front))
         ahead = np.degrees(angles[0] - angles[1])
         sides = [None if abs(angle) < 1 else questions.SIDES[1][angle < 0] for angle in ahead.tolist()]
-        return questions.option_text(questions.runs(sides) or ()) == asked.answer
+        return vocabulary.option_text(changes.runs(sides) or ()) == asked.answer
     task = {"distance_change": "rel_dis", "speed_change": "abs_spd", "faster_object": "abs_spd_comp"}[asked.task]
     other = things[1] if len(things) > 1 else None
     found = questions.answer(truth, Ask(task, CAMERA, things[0], other, start, start, end))
-    return questions.option_text(found or ()) == asked.answer
+    return vocabulary.option_text(found or ()) == asked.answer
 
 
 def look(job: tuple[int, str, int, int, str, str]) -> tuple[int, list[tuple[str, str, bool]], Counter, dict]:
@@ -132,7 +132,7 @@ def jobs(level: int, clips: int, seed: int, inputs: str) -> list[tuple[int, str,
             made.append((seed, generation.TASKS[k // 2 % 4], k // 8, 1, "train", inputs))
         else:
             number = k // 2 if level == 1 else k
-            task = questions.DSR_TASKS[number % 13]
+            task = vocabulary.DSR_TASKS[number % 13]
             made.append((seed, task, number // 13, level, ("train", "unseen")[number % 2], inputs))
     return made
 

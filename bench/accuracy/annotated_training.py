@@ -32,6 +32,7 @@ import numpy as np
 from annotated_questions import exact
 from tqdm import tqdm
 
+from fourdthinker_hf.data import media
 from fourdthinker_hf.data.annotation.pipeline import Job, Settings, Stages, tell
 from fourdthinker_hf.data.annotation.questions import add_options
 from fourdthinker_hf.data.annotation.tracking import View, describe
@@ -44,7 +45,7 @@ def make(job: tuple[Path, int, int]) -> list[Record]:
     out, seed, index = job
     clip = generation.simulate_clip(seed, generation.TASKS[index % 4], index // 4)
     path = out / "clips" / f"{index:06d}.mp4"
-    generation.write_video(path, clip.frames)
+    media.write_video(path, clip.frames)
     shot, camera, tracks = exact(clip)
     view = View(shot.frames, camera.homographies)
     size, named = (view.width, view.height), []

@@ -28,7 +28,7 @@ from annotated_questions import ORBITS
 from fourdthinker_hf.data.annotation.camera import Camera, estimate_camera
 from fourdthinker_hf.data.annotation.shots import Shot, shots
 from fourdthinker_hf.data.simulation import generation
-from fourdthinker_hf.data.simulation.scenes import CAMERA_MOTIONS, STATIC
+from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC
 from fourdthinker_hf.evaluation.report import wilson_interval
 
 SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]

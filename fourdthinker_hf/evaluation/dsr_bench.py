@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ..data.records import LETTERS, Record
-from ..data.simulation.questions import DSR_TASKS
+from ..data.vocabulary import DSR_TASKS
 
 FILE = "benchmark.parquet"
 

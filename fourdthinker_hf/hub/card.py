@@ -31,7 +31,7 @@ from huggingface_hub import (
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..data.records import Record, read_records
-from ..data.simulation.questions import DSR_TASKS
+from ..data.vocabulary import DSR_TASKS
 from ..evaluation.benchmarks import load_benchmark, questions_hash
 from ..evaluation.html_report import Run, read_run
 from ..evaluation.outputs import find_model, model_hash

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.simulation.questions import DSR_TASKS
+from fourdthinker_hf.data.vocabulary import DSR_TASKS
 from fourdthinker_hf.evaluation import dsr_bench
 from fourdthinker_hf.evaluation.benchmarks import load_benchmark, missing_files, questions_hash
 

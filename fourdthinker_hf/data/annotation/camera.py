@@ -25,7 +25,7 @@ try:
 except ImportError:
     cv2 = None
 
-from ..simulation.scenes import STATIC
+from ..vocabulary import STATIC
 from .shots import Shot
 
 TURNS, TRAVELS = ("pan", "tilt", "roll"), ("truck", "pedestal", "dolly")

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from ..simulation.rendering import highlight
+from ..media import highlight
 from .shots import Shot
 from .tracking import PLACES, Track
 from .vlm_client import Chat

@@ -31,10 +31,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..media import highlight, write_video
 from ..records import Record, read_records, write_records
-from ..simulation.generation import write_video
-from ..simulation.rendering import highlight
-from ..simulation.scenes import STATIC
+from ..vocabulary import STATIC
 from . import reasoning
 from .camera import Camera, estimate_camera
 from .questions import Asked, add_options, ask

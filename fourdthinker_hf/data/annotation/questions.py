@@ -28,11 +28,19 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from ..changes import RATIO, changes, runs
 from ..records import Record
-from ..simulation import questions
-from ..simulation.basic_scenes import DIRECTIONS
-from ..simulation.non_template_questions import PAIRS
-from ..simulation.scenes import CAMERA, CAMERA_MOTIONS, STATIC
+from ..vocabulary import (
+    CAMERA_MOTIONS,
+    DIRECTIONS,
+    PAIRS,
+    STATIC,
+    WORDS,
+    option_text,
+    seconds,
+    sequences,
+    with_distractors,
+)
 from .camera import Camera, CameraSpan
 from .shots import Shot
 from .tracking import Track
@@ -58,7 +66,7 @@ SLOWEST, FAST = (0.01, 0.03), 0.04  # m/s per m of depth: floors of a speed; wha
 APART = (0.02, 0.06)  # of the width: what is beside something
 OFTEN = 1.5
 STEADIED = ("object_direction", "speed_change", "faster_object")
-SIDES = questions.SIDES[1]
+SIDES = ("left", "right")
 
 ANSWERS = {
     "camera_motion": tuple(
@@ -67,14 +75,11 @@ ANSWERS = {
         if not any(name.startswith("orbit") for name in names)  # to the eye, truck one way and pan the other
     ),
     "object_direction": tuple(DIRECTIONS),
-    "distance_change": tuple(
-        questions.option_text(path)
-        for path in questions.classes(questions.Ask("rel_dis", CAMERA, 0, None, 0, 0, 4), level=2)
-    ),
-    "speed_change": questions.WORDS["spd"],  # throughout: what is smooth cannot tell a sudden change from a slow one
+    "distance_change": tuple(option_text(path) for path in sequences(WORDS["dis"], 2)),
+    "speed_change": WORDS["spd"],  # throughout: what is smooth cannot tell a sudden change from a slow one
     **{
-        task: tuple(questions.option_text(path) for path in ((a,), (b,), (a, b), (b, a)))
-        for task, (a, b) in (("faster_object", questions.WORDS["spd_comp"][:2]), ("spatial_description", SIDES))
+        task: tuple(option_text(path) for path in ((a,), (b,), (a, b), (b, a)))
+        for task, (a, b) in (("faster_object", WORDS["spd_comp"][:2]), ("spatial_description", SIDES))
     },
 }
 TASKS = tuple(ANSWERS)
@@ -357,7 +362,7 @@ def _distance(scene: Scene, i: int) -> Asked | str:
         logs = [
             np.log(np.linalg.norm(trial, axis=-1)) for trial in scene.trials(path.centres[frames], path.sizes[frames])
         ]
-        return _agreed(questions.changes(log * strict, "dis") for log in logs for strict in STRICT)
+        return _agreed(changes(log * strict, "dis") for log in logs for strict in STRICT)
 
     return _first(
         scene,
@@ -374,7 +379,7 @@ def _speed(scene: Scene, i: int) -> Asked | str:
             return None
         trials = scene.trials(*scene.steady(scene.paths[i], frames))
         logs = [np.log(np.maximum(_speeds(path, scene.times[frames]), low)) for path in trials for low in SLOWEST]
-        return _agreed(questions.changes(log * strict, "spd") for log in logs for strict in STRICT)
+        return _agreed(changes(log * strict, "spd") for log in logs for strict in STRICT)
 
     return _first(scene, "speed_change", "{seen}, how does the speed of {x} change {span}?", (i,), read)
 
@@ -391,8 +396,7 @@ def _faster(scene: Scene, i: int, j: int) -> Asked | str:
         )
         trials = itertools.product(zip(one, two, strict=True), SCALES)
         return _agreed(
-            questions.runs(_leads(first / math.sqrt(scale), second * math.sqrt(scale)))
-            for (first, second), scale in trials
+            runs(_leads(first / math.sqrt(scale), second * math.sqrt(scale))) for (first, second), scale in trials
         )
 
     question = "{seen}, which is faster {span}: first, {x}, or second, {y}?"
@@ -400,11 +404,11 @@ def _faster(scene: Scene, i: int, j: int) -> Asked | str:
 
 
 def _leads(one: np.ndarray, two: np.ndarray) -> list[str | None]:
-    first, second, _ = questions.WORDS["spd_comp"]
+    first, second, _ = WORDS["spd_comp"]
     ratio = np.maximum(one, SLOWEST[0]) / np.maximum(two, SLOWEST[0])
     fast = np.maximum(one, two) > FAST
     return [
-        None if not ok or 1 / questions.RATIO < r < questions.RATIO else first if r > 1 else second
+        None if not ok or 1 / RATIO < r < RATIO else first if r > 1 else second
         for ok, r in zip(fast.tolist(), ratio.tolist(), strict=True)
     ]
 
@@ -417,7 +421,7 @@ def _side(scene: Scene, i: int, j: int) -> Asked | str:
         if not np.abs(x[[0, -1]]).min() > APART[-1]:
             return None
         return _agreed(
-            questions.runs([SIDES[step > 0] if abs(step) > apart else None for step in x.tolist()]) for apart in APART
+            runs([SIDES[step > 0] if abs(step) > apart else None for step in x.tolist()]) for apart in APART
         )
 
     question = "Seen from the camera as it moves, on which side of {y} is {x} {span}?"
@@ -440,13 +444,13 @@ def _first(
         return "unsure of the camera"
     for frames in spans:
         answer = read(frames)
-        if answer is None or questions.option_text(answer) not in ANSWERS[task]:
+        if answer is None or option_text(answer) not in ANSWERS[task]:
             continue
         num = 3 if len(answer) > 1 or task == "speed_change" else 2
         known = np.flatnonzero(shown[frames]) + frames.start
         moments = [int(known[np.abs(known - at).argmin()]) for at in np.linspace(frames.start, frames.stop - 1, num)]
         looks = [(i, frame) for i in who for frame in moments]
-        return _asked(scene, task, question, questions.option_text(answer), frames, who, looks)
+        return _asked(scene, task, question, option_text(answer), frames, who, looks)
     return "unsure"
 
 
@@ -463,8 +467,8 @@ def _asked(
     start, end = (round(float(scene.times[k]), 1) for k in (frames.start, frames.stop - 1))
     names = tuple(scene.paths[i].name for i in who)
     words = dict(zip("xy", (f"the {name}" for name in names), strict=False))
-    words["seen"] = f"Seen from where the camera is at {questions.seconds(start)}"
-    words["span"] = f"from {questions.seconds(start)} to {questions.seconds(end)}"
+    words["seen"] = f"Seen from where the camera is at {seconds(start)}"
+    words["span"] = f"from {seconds(start)} to {seconds(end)}"
     places = []
     for i, frame in looks:
         path = scene.paths[i]
@@ -501,7 +505,7 @@ def add_options(records: Sequence[Record], seed: int = 0) -> list[Record]:
             letters = int(rng.integers(4))
             for k, number in enumerate(sorted(rng.permutation(len(group))[:most].tolist())):
                 record = group[number]
-                options = questions.with_distractors(rng, record.answer, known, (letters + k) % 4)
+                options = with_distractors(rng, record.answer, known, (letters + k) % 4)
                 kept.append(replace(record, options=options))
     order = {record.id: number for number, record in enumerate(records)}
     return sorted(kept, key=lambda record: order[record.id])

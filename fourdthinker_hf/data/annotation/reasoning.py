@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...processing_fourdthinker import OUTPUT_IMAGE
-from ..simulation.questions import seconds
+from ..vocabulary import seconds
 from .questions import Asked
 from .vlm_client import Chat
 

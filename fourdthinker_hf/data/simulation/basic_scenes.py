@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..vocabulary import DIRECTIONS
 from .rendering import FPS, Question, Truth, load_mujoco, project
 
 SIZE = 112  # pixels, both axes
@@ -45,7 +46,6 @@ SEEN_AS = (
     "everything closes in",
     "everything stays",
 )
-DIRECTIONS = {"to the left": 180.0, "to the right": 0.0, "toward the camera": -90.0, "away from the camera": 90.0}
 DISTANCES = ("it grows", "it shrinks", "it stays the same", "it shrinks, then grows")
 TASKS = ("camera_motion", "object_direction", "faster_object", "distance_change")
 ALL_TASKS = (*TASKS, "grounding")

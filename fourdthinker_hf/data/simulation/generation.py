@@ -20,7 +20,6 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..media import highlight, write_video
 from ..records import Record, write_records
+from ..vocabulary import CAMERA, DSR_TASKS, NON_TEMP, option_text, with_distractors
 from . import basic_scenes, non_template_questions, questions
 from .basic_scenes import ALL_TASKS as PLAIN_TASKS
 from .basic_scenes import BINS, COLOURS, TASKS
-from .questions import DSR_TASKS, Ask
-from .rendering import FPS, Clip, Question, Studio, Truth, highlight
+from .questions import Ask
+from .rendering import FPS, Clip, Question, Studio, Truth
 from .scene_sampling import plan, stage
-from .scenes import CAMERA, FRONTED, SIZES, SPLITS, World, predict, run, template_model
+from .scenes import FRONTED, SIZES, SPLITS, World, predict, run, template_model
 
 __all__ = [
     "ALL_TASKS",
@@ -60,7 +61,6 @@ CHECKED = 4  # every 4th frame is looked at for what is seen: twice a second
 REASONINGS = ("paths", "pictures", "places")
 # Without mbtree: what x264's assembly for it returns varies with what memory held before (its C code's does not), and
 # the same frames became other bytes. crf 19 errs by as much without it as 18 did with it, 2.4 of 255 at 112 x 112.
-ENCODING = {"crf": "19", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
 SEEN_SHARE = {1: 1.0, 2: 0.8, 3: 0.6}  # of the moments of a span
 SEEN_PART = {1: 0.5, 2: 0.3, 3: 0.3}  # of an object's outline, at such a moment
 SEEN_PIXELS = 12  # of 112 x 112
@@ -124,7 +124,7 @@ def compose(
         return made
     key = zlib.crc32(f"{task} {level} {split}".encode())
     rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # tasks start at other classes
-    made = _varied(rng, turn, level, split) if task == questions.NON_TEMP else _template(rng, task, turn, level, split)
+    made = _varied(rng, turn, level, split) if task == NON_TEMP else _template(rng, task, turn, level, split)
     return replace(made, truth=_cut(made.truth, made.scene.num_frames))
 
 
@@ -158,8 +158,8 @@ def _template(rng: np.random.Generator, task: str, turn: int, level: int, split:
                 continue
             truth, physics, _ = found
             text = questions.reasoning(truth, ask, names, wanted, targets)
-            right = questions.option_text(wanted)
-            options = questions.with_distractors(rng, right, list(map(questions.option_text, known)), letter)
+            right = option_text(wanted)
+            options = with_distractors(rng, right, list(map(option_text, known)), letter)
             asked = Question(questions.wording(ask, names), right, text, targets)
             return Composed(world, truth, asked, options, physics, drawn)
 
@@ -197,7 +197,7 @@ def _varied(rng: np.random.Generator, turn: int, level: int, split: str) -> Comp
                 continue
             truth, physics, _ = found
             right, names = judge(truth), [thing.name for thing in world.things]
-            options = questions.with_distractors(
+            options = with_distractors(
                 rng, right, non_template_questions.distractors(rng, kind, right, world, cast), letter
             )
             asked = Question(non_template_questions.wording(kind, names), right, "", ())
@@ -331,30 +331,6 @@ def clip_from_record(record: Record, depth: bool = False) -> Clip:
 
 
 # Files
-
-
-def write_video(
-    path: str | os.PathLike[str], frames: np.ndarray, fps: int = FPS, times: np.ndarray | None = None
-) -> None:
-    """Write frames (T, H, W, 3) as an H.264 mp4 that browsers play: the same frames, the same bytes.
-
-    Each is shown at its entry of `times` (T,), in s, if those are given, to the millisecond; else `fps` a second."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('writing videos needs PyAV: pip install "fourdthinker-hf[sim]"') from error
-    muxing = {"movflags": "faststart", "fflags": "bitexact"}  # the muxer's version stays out of the file
-    with av.open(str(path), "w", options=muxing) as container:
-        stream = container.add_stream("libx264", rate=fps, options=ENCODING)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        if times is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for k, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
-            if times is not None:
-                picture.pts, picture.time_base = round(1000 * float(times[k] - times[0])), Fraction(1, 1000)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
 
 
 def _make(job: tuple[int, str, int, int, int, str, str, str]) -> Record:

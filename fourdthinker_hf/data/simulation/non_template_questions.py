@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..vocabulary import CAMERA_MOTIONS, PAIRS, STATIC
 from .rendering import FPS, Truth
 from .scene_sampling import (
     REST,
@@ -28,7 +29,7 @@ from .scene_sampling import (
     somewhere,
     unit,
 )
-from .scenes import CAMERA_MOTIONS, SPLITS, STATIC, Body, Leg, World, predict
+from .scenes import SPLITS, Body, Leg, World, predict
 
 VARIED = {
     1: ("camera", "colour", "mover", "count"),
@@ -36,20 +37,6 @@ VARIED = {
 }
 VARIED[3] = VARIED[2]
 COUNTS = ("none", "one", "two", "three")
-PAIRS = (
-    ("pan left", "tilt up"),
-    ("pan right", "tilt down"),
-    ("pan left", "dolly in"),
-    ("pan right", "dolly out"),
-    ("truck left", "pan right"),
-    ("truck right", "pan left"),
-    ("tilt down", "pedestal up"),
-    ("tilt up", "pedestal down"),
-    ("dolly in", "roll left"),
-    ("dolly out", "roll right"),
-    ("orbit left", "pedestal up"),
-    ("orbit right", "dolly in"),
-)
 MOVES, RESTS = 0.6, 0.03  # m
 DROPS, LEVEL = 0.5, 0.05  # m
 TOUCHES, STARTS = 0.3, 0.25  # m, m/s

@@ -23,26 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..changes import RATIO, SAME_RATIO, SLOWEST, changes, runs
+from ..vocabulary import CAMERA, WORDS, option_text, seconds, sequences
 from .rendering import FPS, Truth
-from .scenes import CAMERA
 
-KINDS = ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred")
-TEMPLATES = tuple(f"{view}_{kind}" for view in ("abs", "rel") for kind in KINDS)
-NON_TEMP = "non_temp"
-DSR_TASKS = (*TEMPLATES, NON_TEMP)
-
-WORDS = {  # up, down, still
-    "dis": ("grows", "shrinks", "stays the same"),
-    "spd": ("speeds up", "slows down", "keeps its speed"),
-    "ori": ("turns left", "turns right", "keeps its heading"),
-    "spd_comp": ("the first is faster", "the second is faster", "both are equally fast"),
-}
-LIMITS = {"dis": (np.log(1.25), np.log(1.08)), "spd": (np.log(1.5), np.log(1.12)), "ori": (25.0, 8.0)}
-RATIO, SAME_RATIO, SLOWEST = 1.5, 1.15, 0.1
 AT_REST, VISIBLY = 0.05, 0.3  # m/s: two that rest are equally fast; a faster one has this speed
 PART, NO_PART = 0.3, 0.2
 TRAVEL, REST = 0.3, 0.03  # m in a second
-SHORTEST, UNCLEAR, UNCLEAR_ENDS, TURNING = 0.15, 0.35, 0.15, 0.08  # shares of the span
 LONG = 8.0  # s: spans as long as this may have three runs, at level 3
 
 SIDES = (("front", "behind"), ("left", "right"), ("above", "below"))
@@ -141,47 +128,6 @@ def turned(truth: Truth, ask: Ask) -> np.ndarray:
 # From measures to runs
 
 
-def runs(labels: Sequence[str | None], still: str | None = None) -> tuple[str, ...] | None:
-    """Labels of the frames of a span (None where unclear) to its runs, or None if it cannot be told clearly.
-
-    Runs of `still` as short as a turning point takes are no runs."""
-    num, found = len(labels), []
-    known = [k for k, label in enumerate(labels) if label is not None]
-    if len(known) < (1 - UNCLEAR) * num or known[0] > UNCLEAR_ENDS * num or num - 1 - known[-1] > UNCLEAR_ENDS * num:
-        return None
-    for label, frames in itertools.groupby(known, key=lambda k: labels[k]):
-        frames = list(frames)
-        found.append((label, frames[-1] - frames[0] + 1))
-    found = [(label, length) for label, length in found if label != still or length > TURNING * num]
-    if any(length < SHORTEST * num for _, length in found):
-        return None
-    return tuple(label for label, _ in itertools.groupby(label for label, _ in found))
-
-
-def changes(values: np.ndarray, kind: str) -> tuple[str, ...] | None:
-    """Runs of a scalar over a span: up, down or still, by its rate; then each run's whole change is checked."""
-    (up, down, still), (much, little) = WORDS[kind], LIMITS[kind]
-    rate = np.gradient(values) * (len(values) - 1)  # a whole span's change at this rate
-    labels = [
-        still if abs(r) <= little else (up if r > 0 else down) if abs(r) >= much else None for r in rate.tolist()
-    ]
-    found = runs(labels, still)
-    if found is None:
-        return None
-    known = [k for k, label in enumerate(labels) if label in found]
-    start = 0
-    for label, frames in itertools.groupby(known, key=lambda k: labels[k]):
-        frames = list(frames)
-        if label == still and len(frames) <= TURNING * len(values):
-            continue
-        part = values[frames[0] : frames[-1] + 1] if label == still else values[start : frames[-1] + 2]
-        start = frames[-1]
-        change = part[-1] - part[0]
-        if np.ptp(part) > little if label == still else abs(change) < much or (change > 0) != (label == up):
-            return None
-    return found
-
-
 def side(vector: np.ndarray, words: tuple[tuple[str, str], ...] = SIDES) -> str | None:
     """The words for the large parts of a vector (front, left, up); None if any part is near the threshold."""
     length = np.linalg.norm(vector)
@@ -246,25 +192,10 @@ def classes(ask: Ask, level: int) -> list[tuple[str, ...]]:
         across = [path for row in rows for path in (row, row[::-1])] if level > 1 else []  # too wide for that view
         return [*((label,) for row in rows for label in row), *near, *across]
     words, most = WORDS[ask.kind], 3 if level == 3 and ask.end - ask.start >= LONG else 2
-    every = (path for num in range(1, most + 1) for path in itertools.product(words, repeat=num))
-    return [path for path in every if all(a != b for a, b in itertools.pairwise(path))]
-
-
-def option_text(path: Sequence[str]) -> str:
-    return ", then ".join(path)
-
-
-def with_distractors(rng: np.random.Generator, right: str, others: Sequence[str], letter: int) -> list[str]:
-    """Four options with the right one at place `letter` and three of `others`, any as likely as any other."""
-    wrong = rng.permutation(sorted(set(others) - {right}))[:3].tolist()
-    return [*wrong[:letter], right, *wrong[letter:]]
+    return sequences(words, most)
 
 
 # Words
-
-
-def seconds(time: float) -> str:
-    return f"{time:g} s"
 
 
 def wording(ask: Ask, names: Sequence[str]) -> str:

@@ -139,9 +139,3 @@ class Studio:
         scene.flags[flags.mjRND_SEGMENT.value] = scene.flags[flags.mjRND_IDCOLOR.value] = ids
         self.mujoco.mjr_render(rect, scene, self.context)
         self.mujoco.mjr_readPixels(pixels, depth, rect, self.context)
-
-
-def highlight(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A target frame (H, W, 3): everything outside the mask (H, W) grey at 0.35 of its brightness."""
-    grey = 0.35 * frame @ np.array([0.299, 0.587, 0.114])
-    return np.where(mask[..., None], frame, grey[..., None]).astype(np.uint8)

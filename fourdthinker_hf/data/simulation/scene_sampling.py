@@ -9,23 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .questions import RING, STAYS, WAY_RING, WORDS, Ask
+from ..vocabulary import CAMERA, CAMERA_MOTIONS, STATIC, WORDS
+from .questions import RING, STAYS, WAY_RING, Ask
 from .rendering import FPS
-from .scenes import (
-    CAMERA,
-    CAMERA_MOTIONS,
-    FRONTED,
-    SPLITS,
-    STATIC,
-    TEXTURES,
-    Body,
-    CameraMove,
-    Kit,
-    Leg,
-    World,
-    camera_path,
-    drive,
-)
+from .scenes import FRONTED, SPLITS, TEXTURES, Body, CameraMove, Kit, Leg, World, camera_path, drive
 
 REST = Leg(1e3, 0.0, 0.0)
 LIFTS = {"down": "pedestal up", "up": "pedestal down"}

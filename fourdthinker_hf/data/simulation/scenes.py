@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ..vocabulary import CAMERA_MOTIONS, STATIC
 from .basic_scenes import COLOURS
 from .rendering import FPS, Truth, load_mujoco, project
 
-CAMERA = -1  # where an object's number is expected
 AHEAD = FPS  # frames simulated after the clip's end
 SUBSTEPS = 16  # 128 steps a second
 SLOTS = 6  # bodies at most: one texture and one mesh each
@@ -55,25 +55,6 @@ REACH = {
     "duck": 1.5,
 }  # outline radius on the ground over half height
 TEXTURES = ("plain", "striped", "checked")
-
-# What each camera motion changes, in the units of `CameraMove`: degrees (yaw left, pitch up, roll to the left) or m.
-CAMERA_MOTIONS = {
-    "pan left": ("yaw", 1),
-    "pan right": ("yaw", -1),
-    "tilt up": ("pitch", 1),
-    "tilt down": ("pitch", -1),
-    "roll left": ("roll", 1),
-    "roll right": ("roll", -1),
-    "dolly in": ("ahead", 1),
-    "dolly out": ("ahead", -1),
-    "truck left": ("aside", -1),
-    "truck right": ("aside", 1),
-    "pedestal up": ("lift", 1),
-    "pedestal down": ("lift", -1),
-    "orbit left": ("orbit", -1),
-    "orbit right": ("orbit", 1),
-}
-STATIC = "static"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ cv2 = pytest.importorskip("cv2")
 
 from fourdthinker_hf.data.annotation.camera import ABSENT, SWITCH, _path, estimate_camera  # noqa: E402
 from fourdthinker_hf.data.annotation.shots import RATE, Shot  # noqa: E402
-from fourdthinker_hf.data.simulation.scenes import CAMERA_MOTIONS, STATIC  # noqa: E402
+from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC  # noqa: E402
 
 HEIGHT, WIDTH, FOCAL, PITCH = 180, 240, 230.0, np.radians(22)
 INTRINSIC = np.array([[FOCAL, 0, WIDTH / 2 - 0.5], [0, FOCAL, HEIGHT / 2 - 0.5], [0, 0, 1]])

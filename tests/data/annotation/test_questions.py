@@ -319,7 +319,7 @@ def test_no_camera_answer_can_be_two_names_of_one_motion():
 def test_exact_motion_and_masks_give_right_questions(level, num):
     pytest.importorskip("mujoco")
     from bench.accuracy.annotated_questions import look
-    from fourdthinker_hf.data.simulation.questions import DSR_TASKS
+    from fourdthinker_hf.data.vocabulary import DSR_TASKS
 
     found = [look((40, DSR_TASKS[k % 13], k // 13, level, "train", "truth")) for k in range(num)]
     judged = [item for _, items, _, _ in found for item in items]

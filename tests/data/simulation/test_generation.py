@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from fourdthinker_hf.data import media, vocabulary
+
 pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
@@ -250,7 +252,7 @@ def test_the_same_frames_are_the_same_file_whatever_memory_held(clips, tmp_path)
         for value in (85, 170, 255):
             fill_memory(value)
             for pair in clips:
-                generation.write_video(tmp_path / "clip.mp4", clips[pair].frames)
+                media.write_video(tmp_path / "clip.mp4", clips[pair].frames)
                 files[pair].add((tmp_path / "clip.mp4").read_bytes())
     finally:
         fill_memory(0)
@@ -537,9 +539,9 @@ def test_prediction_is_the_truth_where_nothing_touches():
     assert np.abs(scenes.run(scene)[0].positions - scenes.predict(scene).positions).max() < 0.08
 
 
-@pytest.mark.parametrize("name", scenes.CAMERA_MOTIONS)
+@pytest.mark.parametrize("name", vocabulary.CAMERA_MOTIONS)
 def test_every_camera_motion_is_what_its_name_says(name):
-    what, _ = scenes.CAMERA_MOTIONS[name]
+    what, _ = vocabulary.CAMERA_MOTIONS[name]
     scene = world(
         moves=(scenes.CameraMove(9.0, (name,), (10.0 if what in ("yaw", "pitch", "roll", "orbit") else 1.0,)),)
     )
