@@ -26,7 +26,8 @@ import numpy as np
 
 from fourdthinker_hf.data import changes, vocabulary
 from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan, estimate_camera
-from fourdthinker_hf.data.annotation.questions import TASKS, Asked, add_options, ask
+from fourdthinker_hf.data.annotation.options import add_options
+from fourdthinker_hf.data.annotation.questions import TASKS, Asked, ask
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.records import Record

@@ -33,9 +33,10 @@ from annotated_questions import exact
 from tqdm import tqdm
 
 from fourdthinker_hf.data import media
+from fourdthinker_hf.data.annotation.description import describe
+from fourdthinker_hf.data.annotation.options import add_options
 from fourdthinker_hf.data.annotation.pipeline import Job, Settings, Stages, tell
-from fourdthinker_hf.data.annotation.questions import add_options
-from fourdthinker_hf.data.annotation.tracking import View, describe
+from fourdthinker_hf.data.annotation.tracking import View
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.data.simulation import generation
 
@@ -52,7 +53,7 @@ def make(job: tuple[Path, int, int]) -> list[Record]:
     for track in tracks:
         masks = np.stack([cv2.resize(m.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) for m in track.masks])
         if masks.any():
-            named.append(replace(track, description=describe(view, masks.view(bool), "object")))
+            named.append(replace(track, description=describe(view.frames, masks.view(bool), "object")))
     work = Job(path, path.name, out / "truth", Settings())
     return tell(work, 0, shot, camera, named, Stages(work.now), Counter())
 

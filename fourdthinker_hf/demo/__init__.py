@@ -1,0 +1,1 @@
+"""The demo: the page, how an answer is drawn on it, and uploaded videos."""

@@ -1,0 +1,1 @@
+"""Checkpoints and the Hub: converting, cards, publishing."""

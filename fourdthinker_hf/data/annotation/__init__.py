@@ -1,0 +1,7 @@
+"""Raw videos to training records: shots, camera motion, tracked objects, questions, reasoning."""
+
+try:
+    import av  # noqa: F401
+    import cv2  # noqa: F401
+except ImportError as error:
+    raise ImportError('Annotating videos needs PyAV and OpenCV: pip install "fourdthinker-hf[annotate]"') from error

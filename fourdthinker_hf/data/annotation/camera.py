@@ -18,12 +18,8 @@ pitch are not known: of a few, those are taken that explain the shot best.
 import itertools
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
-
-try:
-    import cv2
-except ImportError:
-    cv2 = None
 
 from ..vocabulary import STATIC
 from .shots import Shot

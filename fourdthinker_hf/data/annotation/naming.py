@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ..media import highlight
+from .description import PLACES
 from .shots import Shot
-from .tracking import PLACES, Track
+from .tracking import Track
 from .vlm_client import Chat
 
 TRIES = 3

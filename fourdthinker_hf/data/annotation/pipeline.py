@@ -36,7 +36,8 @@ from ..records import Record, read_records, write_records
 from ..vocabulary import STATIC
 from . import reasoning
 from .camera import Camera, estimate_camera
-from .questions import Asked, add_options, ask
+from .options import add_options
+from .questions import Asked, ask
 from .shots import Shot, shots
 from .tracking import Segmenter, Track, find_objects
 from .vlm_client import Chat

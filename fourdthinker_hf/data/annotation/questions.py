@@ -21,7 +21,7 @@ In the simulated benchmark the answer is drawn first, so that a question's text 
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,18 +29,7 @@ import cv2
 import numpy as np
 
 from ..changes import RATIO, changes, runs
-from ..records import Record
-from ..vocabulary import (
-    CAMERA_MOTIONS,
-    DIRECTIONS,
-    PAIRS,
-    STATIC,
-    WORDS,
-    option_text,
-    seconds,
-    sequences,
-    with_distractors,
-)
+from ..vocabulary import CAMERA_MOTIONS, DIRECTIONS, PAIRS, STATIC, WORDS, option_text, seconds, sequences
 from .camera import Camera, CameraSpan
 from .shots import Shot
 from .tracking import Track
@@ -64,7 +53,6 @@ STRICT = (0.75, 1.3)  # of every change: as if it were smaller, and as if it wer
 STRAIGHT, MOVED = 22.0, 0.06  # degrees off an axis at most; m per m of depth
 SLOWEST, FAST = (0.01, 0.03), 0.04  # m/s per m of depth: floors of a speed; what a faster object has
 APART = (0.02, 0.06)  # of the width: what is beside something
-OFTEN = 1.5
 STEADIED = ("object_direction", "speed_change", "faster_object")
 SIDES = ("left", "right")
 
@@ -483,34 +471,3 @@ def _asked(
 
 
 # The options, over a whole data set
-
-
-def add_options(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """The records, each with its options, less those whose answer their task has too many of.
-
-    As in the simulated benchmark nothing in a question's text should tell its answer: each letter is right equally
-    often; distractors are drawn evenly from the answers that the data set has of the task (where it has less than
-    four, from all); and no answer is kept more often than `OFTEN` times the mean of its task. Which are left out
-    depends on `seed` and the records' ids, not on their order.
-    """
-    by_task = defaultdict(lambda: defaultdict(list))
-    for record in sorted(records, key=lambda record: record.id):
-        by_task[record.task][record.answer].append(record)
-    kept = []
-    for task, answers in sorted(by_task.items()):
-        rng = np.random.default_rng([seed, TASKS.index(task)])
-        most = _most([len(group) for group in answers.values()])
-        known = list(answers) if len(answers) >= 4 else ANSWERS[task]
-        for _, group in sorted(answers.items()):
-            letters = int(rng.integers(4))
-            for k, number in enumerate(sorted(rng.permutation(len(group))[:most].tolist())):
-                record = group[number]
-                options = with_distractors(rng, record.answer, known, (letters + k) % 4)
-                kept.append(replace(record, options=options))
-    order = {record.id: number for number, record in enumerate(records)}
-    return sorted(kept, key=lambda record: order[record.id])
-
-
-def _most(counts: Sequence[int]) -> int:
-    """The largest number of records of an answer that is at most `OFTEN` times the mean of those then kept."""
-    return next(m for m in range(max(counts), 0, -1) if m <= max(1, OFTEN * np.mean(np.minimum(counts, m))))

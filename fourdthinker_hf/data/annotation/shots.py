@@ -15,15 +15,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import av
+import cv2
 import numpy as np
 
 from ...video_fourdthinker import TIME_TOLERANCE, VideoError
-
-try:
-    import av
-    import cv2
-except ImportError:
-    av = None
 
 RATE = 8  # frames a second: what the simulator films at
 LONGER_SIDE = 480  # pixels
@@ -106,8 +102,6 @@ def _samples(path: str) -> Iterator[Sample]:
 
 
 def _open(path: str) -> "av.container.InputContainer":
-    if av is None:
-        raise ImportError('raw videos need PyAV and OpenCV: pip install "fourdthinker-hf[annotate]"')
     if not os.path.isfile(path):
         raise VideoError(f"{path}: {'is a folder, not a video' if os.path.isdir(path) else 'no such file'}")
     try:

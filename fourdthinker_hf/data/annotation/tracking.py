@@ -19,15 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from .camera import Camera
+from .description import centre, describe
 from .shots import Shot
-
-try:
-    import cv2
-except ImportError:
-    cv2 = None
 
 AREA = 224 * 224
 EVERY = 4  # frames between those in which seeds are sought
@@ -316,12 +313,6 @@ def _cut(
     return mask, float(ratio[pixels].mean()) if len(pixels) else -np.inf
 
 
-def _centre(mask: np.ndarray) -> np.ndarray:
-    """(x, y)."""
-    moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
-    return np.array([moments["m10"], moments["m01"]]) / max(moments["m00"], 1)
-
-
 def _follow(view: View, start: int, seed: np.ndarray) -> tuple[np.ndarray, float]:
     """Carry the seed of frame `start` to both ends of the shot: masks (T, h, w), and how sure they show one thing."""
     colours, contrasts = _histogram(view.codes[start][seed]), []
@@ -333,7 +324,7 @@ def _follow(view: View, start: int, seed: np.ndarray) -> tuple[np.ndarray, float
         while 0 <= t < view.length and abs(t - seen) <= HIDDEN:
             if found := _find(view, mask, model, seen, t, pace):
                 now, contrast = found
-                moved = _centre(now) - _centre(view.moved(mask, seen, t, np.zeros(2)))
+                moved = centre(now) - centre(view.moved(mask, seen, t, np.zeros(2)))
                 pace = (pace + moved / abs(t - seen)) / 2
                 masks[t] = mask = now
                 seen = t
@@ -386,7 +377,7 @@ def choose_tracks(view: View, paths: Sequence[Path]) -> list[Track]:
     for k, path in enumerate(paths):
         way = _way(view, path.masks, [other.masks for j, other in enumerate(paths) if j != k])
         clear = min(1.0, abs(np.log(max(way, 1e-3) / WAY)) / np.log(3))
-        words = describe(view, path.masks, path.name)
+        words = describe(view.frames, path.masks, path.name)
         track = Track(path.given, words, round(float(path.sure * clear), 3), way > WAY)
         if track.moving:
             moving.append(track)
@@ -438,44 +429,3 @@ def _worth(view: View, path: Path) -> float:
         x, y = (cv2.Sobel(view.grey[t], cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
         slopes.append(np.hypot(x, y)[path.masks[t]].mean())
     return len(seen) / view.length * float(np.mean(slopes))
-
-
-HUES = (
-    ("red", 8),
-    ("orange", 21),
-    ("yellow", 34),
-    ("green", 80),
-    ("cyan", 98),
-    ("blue", 130),
-    ("purple", 158),
-    ("pink", 172),
-    ("red", 180),
-)  # upper ends, of OpenCV's 180
-PLACES = (" on the left", " in the middle", " on the right")
-GREYS = (("black", 50), ("grey", 170), ("white", 256))
-
-
-def describe(view: View, masks: np.ndarray, name: str) -> str:
-    """ "the large red car on the left": size if not middling, colour, and place if it stays there."""
-    seen = np.nonzero(masks.any((1, 2)))[0]
-    areas = np.array([np.count_nonzero(masks[t]) for t in seen]) / (view.height * view.width)
-    centres = np.array([_centre(masks[t]) for t in seen]) / (view.width, view.height)
-    size = "large " if np.median(areas) > 0.06 else "small " if np.median(areas) < 0.01 else ""
-    pixels = np.concatenate([view.frames[t][masks[t]] for t in seen[:: max(1, len(seen) // 8)]])
-    thirds = np.bincount(np.clip(centres[:, 0] * 3, 0, 2).astype(int), minlength=3) / len(seen)
-    place = PLACES[thirds.argmax()] if thirds.max() > 0.8 else ""
-    return f"the {size}{colour_name(pixels)} {name}{place}"
-
-
-def colour_name(pixels: np.ndarray) -> str:
-    """The colour that most of some pixels (n, 3) uint8 RGB have."""
-    hue, vivid, bright = cv2.cvtColor(pixels[None], cv2.COLOR_RGB2HSV)[0].T.astype(int)
-    coloured = (vivid > 80) & (bright > 40)
-    if coloured.mean() < 0.4:
-        return next(word for word, top in GREYS if np.median(bright) < top)
-    words = np.array([word for word, _ in HUES])[np.searchsorted([top for _, top in HUES], hue[coloured], "right")]
-    known, counts = np.unique(words, return_counts=True)
-    word = str(known[counts.argmax()])
-    if word in ("orange", "red") and np.median(bright[coloured]) < 110 and np.median(vivid[coloured]) < 225:
-        return "brown"
-    return word

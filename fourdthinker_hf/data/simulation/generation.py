@@ -33,10 +33,11 @@ from ..vocabulary import CAMERA, DSR_TASKS, NON_TEMP, option_text, with_distract
 from . import basic_scenes, non_template_questions, questions
 from .basic_scenes import ALL_TASKS as PLAIN_TASKS
 from .basic_scenes import BINS, COLOURS, TASKS
+from .physics import predict, run, template_model
 from .questions import Ask
 from .rendering import FPS, Clip, Question, Studio, Truth
 from .scene_sampling import plan, stage
-from .scenes import FRONTED, SIZES, SPLITS, World, predict, run, template_model
+from .scenes import FRONTED, SIZES, SPLITS, World
 
 __all__ = [
     "ALL_TASKS",

@@ -15,21 +15,11 @@ from dataclasses import replace
 import numpy as np
 
 from ..vocabulary import CAMERA_MOTIONS, PAIRS, STATIC
+from .cameras import STILL, camera_move, camera_moves
+from .physics import predict
 from .rendering import FPS, Truth
-from .scene_sampling import (
-    REST,
-    STILL,
-    Cast,
-    bystander,
-    camera_move,
-    camera_moves,
-    empty_world,
-    make_body,
-    passing,
-    somewhere,
-    unit,
-)
-from .scenes import SPLITS, Body, Leg, World, predict
+from .scene_sampling import REST, Cast, bystander, empty_world, make_body, passing, somewhere, unit
+from .scenes import SPLITS, Body, Leg, World
 
 VARIED = {
     1: ("camera", "colour", "mover", "count"),

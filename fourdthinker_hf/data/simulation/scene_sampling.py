@@ -9,23 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..vocabulary import CAMERA, CAMERA_MOTIONS, STATIC, WORDS
+from ..vocabulary import CAMERA, STATIC, WORDS
+from .cameras import STILL, camera_moves, camera_path
+from .physics import drive
 from .questions import RING, STAYS, WAY_RING, Ask
 from .rendering import FPS
-from .scenes import FRONTED, SPLITS, TEXTURES, Body, CameraMove, Kit, Leg, World, camera_path, drive
+from .scenes import FRONTED, SPLITS, TEXTURES, Body, CameraMove, Kit, Leg, World
 
 REST = Leg(1e3, 0.0, 0.0)
 LIFTS = {"down": "pedestal up", "up": "pedestal down"}
 AIMED = {1: 0.0, 2: 0.2, 3: 0.1}  # share of scenes with a push aimed at something: about one clip in five has a hit
-TOTALS = {
-    "yaw": (12, 30),
-    "pitch": (7, 14),
-    "roll": (8, 16),
-    "ahead": (0.8, 2.2),
-    "aside": (0.8, 2.2),
-    "lift": (0.5, 1.2),
-    "orbit": (20, 40),
-}  # degrees or m a clip
 
 
 @dataclass(frozen=True)
@@ -84,33 +77,6 @@ def plan(rng: np.random.Generator, task: str, level: int, split: str) -> tuple[A
 
 
 # The camera
-
-
-def camera_moves(
-    rng: np.random.Generator, duration: float, parts: int, pair: float, strength: float = 1.0
-) -> tuple[CameraMove, ...]:
-    """`parts` moves that share the clip; each a pair of motions with probability `pair`, or static now and then."""
-    moves = []
-    for k in range(parts):
-        names = [str(name) for name in rng.permutation(list(CAMERA_MOTIONS))]
-        second = next(name for name in names[1:] if CAMERA_MOTIONS[name][0] != CAMERA_MOTIONS[names[0]][0])
-        chosen = (names[0], second) if rng.random() < pair else (names[0],)
-        if parts > 1 and rng.random() < 0.25:
-            chosen = (STATIC,)
-        moves.append(
-            camera_move(rng, chosen, duration * (k + 1) / parts if k < parts - 1 else 1e3, duration, strength)
-        )
-    return tuple(moves)
-
-
-def camera_move(
-    rng: np.random.Generator, names: Sequence[str], until: float, duration: float, strength: float = 1.0
-) -> CameraMove:
-    rates = (0.0 if n == STATIC else strength * rng.uniform(*TOTALS[CAMERA_MOTIONS[n][0]]) / duration for n in names)
-    return CameraMove(until, tuple(names), tuple(map(float, rates)))
-
-
-STILL = (CameraMove(1e3, (STATIC,), (0.0,)),)
 
 
 def empty_world(

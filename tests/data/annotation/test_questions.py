@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan
-from fourdthinker_hf.data.annotation.questions import ANSWERS, OFTEN, TASKS, add_options, ask
+from fourdthinker_hf.data.annotation.options import OFTEN, add_options
+from fourdthinker_hf.data.annotation.questions import ANSWERS, TASKS, ask
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.records import Record

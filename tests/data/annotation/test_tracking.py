@@ -7,16 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourdthinker_hf.data.annotation.camera import Camera
+from fourdthinker_hf.data.annotation.description import colour_name, describe
 from fourdthinker_hf.data.annotation.shots import Shot
-from fourdthinker_hf.data.annotation.tracking import (
-    Path,
-    View,
-    choose_tracks,
-    colour_name,
-    describe,
-    find_objects,
-    same_thing,
-)
+from fourdthinker_hf.data.annotation.tracking import Path, View, choose_tracks, find_objects, same_thing
 from fourdthinker_hf.data.simulation.generation import simulate_clip
 
 HEIGHT, WIDTH, LENGTH = 112, 160, 16
@@ -265,4 +258,4 @@ def test_colour_names(rgb, word):
 def test_descriptions(places, words):
     view = view_of(4)
     assert (view.height, view.width) == (187, 268)
-    assert describe(view, boxes(view, places), "object") == words
+    assert describe(view.frames, boxes(view, places), "object") == words

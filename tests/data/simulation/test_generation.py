@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fourdthinker_hf.data import media, vocabulary
+from fourdthinker_hf.data.simulation import cameras, physics
 
 pytest.importorskip("mujoco")
 pytest.importorskip("av")
@@ -500,7 +501,7 @@ def body(shape="ball", start=(0.0, 5.0, 0.4), **given):
 
 
 def test_a_released_ball_falls_as_gravity_has_it_and_bounces():
-    truth, _ = scenes.run(world(body(start=(0.0, 5.0, 2.4), release=0.5, bounce=0.9)))
+    truth, _ = physics.run(world(body(start=(0.0, 5.0, 2.4), release=0.5, bounce=0.9)))
     height = truth.positions[:, 0, 2]
     assert np.allclose(height[:5], 2.4)  # held until 0.5 s
     falling = np.arange(5) / 8  # 2 m take 0.64 s
@@ -510,14 +511,14 @@ def test_a_released_ball_falls_as_gravity_has_it_and_bounces():
 
 
 def test_a_pushed_cube_slides_as_far_as_friction_lets_it():
-    truth, _ = scenes.run(world(body("cube", velocity=(1.5, 0.0, 0.0), friction=0.2)))
+    truth, _ = physics.run(world(body("cube", velocity=(1.5, 0.0, 0.0), friction=0.2)))
     assert truth.positions[-1, 0, 0] == pytest.approx(1.5**2 / (2 * 0.2 * 9.81), rel=0.1)
     assert np.linalg.norm(truth.velocities[-1, 0]) < 0.05  # under half of what counts as no speed
 
 
 def test_a_driven_body_pushes_what_it_meets():
     driven = body("cube", (-1.5, 5.0, 0.4), legs=(scenes.Leg(9.0, 1.0, 1.0, 0.0),))
-    truth, _ = scenes.run(world(driven, body("ball", friction=0.05)))
+    truth, _ = physics.run(world(driven, body("ball", friction=0.05)))
     assert np.allclose(truth.positions[:6, 1], truth.positions[0, 1], atol=0.03)
     assert truth.positions[-1, 1, 0] > 0.8
     assert np.allclose(truth.positions[:, 0, 0], -1.5 + np.arange(32) / 8, atol=0.06)  # hardly slowed
@@ -525,7 +526,7 @@ def test_a_driven_body_pushes_what_it_meets():
 
 @pytest.mark.parametrize("shape", scenes.FRONTED)
 def test_what_has_a_front_drives_where_it_faces(shape):
-    truth, _ = scenes.run(world(body(shape, legs=(scenes.Leg(9.0, 0.8, 0.8, turn=40.0),))))
+    truth, _ = physics.run(world(body(shape, legs=(scenes.Leg(9.0, 0.8, 0.8, turn=40.0),))))
     w, z = truth.quaternions[4:, 0, 0], truth.quaternions[4:, 0, 3]
     facing = np.stack([w * w - z * z, 2 * w * z], -1)
     step = truth.velocities[4:, 0, :2]
@@ -536,7 +537,7 @@ def test_what_has_a_front_drives_where_it_faces(shape):
 def test_prediction_is_the_truth_where_nothing_touches():
     legs = (scenes.Leg(1.0, 0.0, 1.0, 90.0), scenes.Leg(9.0, 1.0, 0.4, 90.0, 30.0))
     scene = world(body("cone", legs=legs), body("car", (2.0, 6.0, 0.4), legs=(scenes.Leg(9.0, 0.5, 0.5, turn=-20.0),)))
-    assert np.abs(scenes.run(scene)[0].positions - scenes.predict(scene).positions).max() < 0.08
+    assert np.abs(physics.run(scene)[0].positions - physics.predict(scene).positions).max() < 0.08
 
 
 @pytest.mark.parametrize("name", vocabulary.CAMERA_MOTIONS)
@@ -545,7 +546,7 @@ def test_every_camera_motion_is_what_its_name_says(name):
     scene = world(
         moves=(scenes.CameraMove(9.0, (name,), (10.0 if what in ("yaw", "pitch", "roll", "orbit") else 1.0,)),)
     )
-    eye, rotation = scenes.camera_path(scene)
+    eye, rotation = cameras.camera_path(scene)
     right, up, back = rotation[0].T
     step, gaze = eye[8] - eye[0], -rotation[8, :, 2]
     pivot = np.array([0.0, scene.pivot, 0.0])
@@ -578,7 +579,7 @@ def test_camera_motions_are_kept_with_their_spans():
         scenes.CameraMove(1.0, ("static",), (0.0,)),
         scenes.CameraMove(99.0, ("pan left", "dolly in"), (5.0, 0.5)),
     )
-    assert scenes.predict(world(body(), moves=moves)).camera_motions == (
+    assert physics.predict(world(body(), moves=moves)).camera_motions == (
         (0.0, 1.0, ("static",)),
         (1.0, 3.0, ("pan left", "dolly in")),
     )
@@ -628,7 +629,7 @@ def test_a_push_is_aimed_at_what_it_then_hits(level, monkeypatch):
             rng = np.random.default_rng(number)
             asked, cast = scene_sampling.plan(rng, "abs_ori", level, "train")
             made = scene_sampling.stage(rng, asked, cast, ("turns left",))
-            counts[chance] += any(collisions(made, scenes.run(made)[0]))
+            counts[chance] += any(collisions(made, physics.run(made)[0]))
     assert counts[1.0] >= counts[0.0] + 10
 
 
