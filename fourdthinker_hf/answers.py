@@ -99,6 +99,33 @@ def match_number(answer: str | None, expected: str, tolerance: float = 0.05) -> 
     return unit in ("", true_unit) and abs(value - target) <= within
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a reply answers rightly: `option` is the index of the option that its answer names (`None` if it names
+    none, or there are no options), and `reason` says why it names none."""
+
+    is_right: bool
+    parsed: ParsedAnswer
+    option: int | None
+    reason: str | None
+
+
+def judge(text: str, expected: str, options: Sequence[str] | None) -> Verdict:
+    """The verdict on a reply `text`: with `options` its answer must name the option `expected`; without any it must be
+    the number `expected` to within 5%, or its very words (see [`match_number`]). Nothing else decides this.
+
+    >>> judge("<answer>B</answer>", "left", ["right", "left"]).is_right, judge("<answer>10.2 m</answer>", "10 m", None).is_right
+    (True, True)
+    """
+    parsed = parse(text)
+    if not options:
+        return Verdict(
+            match_number(parsed.answer, expected), parsed, None, None if parsed.answer else "there is no answer"
+        )
+    option, reason = match_option(parsed.answer, options)
+    return Verdict(option is not None and options[option] == expected, parsed, option, reason)
+
+
 def _by_letter(letter: str, num_options: int) -> tuple[int | None, str | None]:
     index = string.ascii_lowercase.index(letter)
     if index < num_options:

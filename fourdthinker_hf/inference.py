@@ -1,22 +1,147 @@
-"""How replies begin: a video is decoded and encoded once, a prompt run once, its cache repeated for each reply."""
+"""Lets a model answer many questions in batches. Evaluation, filtering and both trainers ask by these functions.
 
+- [`batch_inputs`] makes the prompts, and [`answer_batch`] the greedy replies to them.
+- [`start_replies`] begins several sampled replies to each prompt: a video is decoded and encoded once, a prompt is run
+  once, and its cache is repeated for each reply.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..data.records import Record, RecordError, open_frames
-from ..evaluation.runner import batch_inputs
-from ..modeling_fourdthinker import CACHE
-from .collator import CLIP
+from .data.records import Record, RecordError, open_frames
+from .generation_fourdthinker import CACHE, BlockLogitsProcessor, end_of_first_images
+from .latent_hooks import blocks_of
+from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from .processing_fourdthinker import FourDThinkerProcessor
+
+Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their times (T,) in seconds
+
+
+@dataclass
+class Reply:
+    """What the model wrote for one question; `images` are its mental images, each `(latents, hidden)`; `margin` is
+    the smallest difference between the two best scores of a token that was a choice."""
+
+    text: str
+    num_tokens: int
+    truncated: bool
+    images: list[torch.Tensor]
+    margin: float
+
+
+# Prompts
+
+
+def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
+    """The frames of a record and their times, as [`open_frames`] gives them."""
+    return open_frames(processor, record.video, record.frames, record.timestamps)
+
+
+def batch_inputs(
+    processor: FourDThinkerProcessor,
+    records: list[Record],
+    clips: list[Clip] | None = None,
+    change_video: Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None = None,
+):
+    """Left-padded prompts of `records` as the model takes them.
+
+    `clips` are opened if they are not given. `change_video(frames, timestamps)` returns the frames to show instead, or
+    `None` to show no video.
+    """
+    clips = clips or [open_clip(processor, record) for record in records]
+    conversations, times = [], []
+    for record, (frames, timestamps) in zip(records, clips, strict=True):
+        seen = frames if change_video is None else change_video(frames, timestamps)
+        messages = processor.conversation(seen, record.question, record.options)
+        if seen is None:
+            messages[0]["content"] = messages[0]["content"][1:]
+        else:
+            times.append(timestamps)
+        conversations.append(messages)
+    settings = {"padding": True, "padding_side": "left"} | ({"video_timestamps": times} if times else {})
+    return processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
+        processor_kwargs=settings,
+    )
+
+
+# Greedy replies
+
+
+class ScoreMargins(LogitsProcessor):
+    """Changes no score. Keeps for each row the smallest difference between the two best scores of a step, as greedy
+    decoding sees them; the difference at a forced token is infinite. A model that forgets its video decodes twice, see
+    `generate`."""
+
+    def __init__(self, network: FourDThinkerForConditionalGeneration, forgets: bool):
+        self.forgets = forgets
+        self.config, self.ends = network.config, torch.tensor(network.generation_config.eos_token_id)
+        self.rule = BlockLogitsProcessor(network.config, network.config.latent_early_end, greedy=True)
+        self.least, self.prompt_length, self.length = None, 0, 0  # least: (rows,)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if input_ids.shape[1] != self.length + 1:  # a decoding begins
+            self.prompt_length = input_ids.shape[1]
+            if self.least is None:
+                self.least = torch.full_like(scores[:, 0], torch.inf)
+                self.done = torch.zeros_like(self.least, dtype=torch.bool)
+            else:
+                self.done, self.forgets = input_ids[:, -1] != self.config.latent_end_id, False
+        self.length = input_ids.shape[1]
+        best = self.rule(input_ids, scores).topk(2).values
+        new = input_ids[:, self.prompt_length :]
+        self.done = self.done | torch.isin(new[:, -1:], self.ends.to(new)).any(1)
+        if self.forgets:  # a row waits for the others with the word that will be dropped
+            self.done = self.done | (end_of_first_images(new, self.config) > 0)
+        self.least = torch.where(self.done, self.least, torch.minimum(self.least, best[:, 0] - best[:, 1]))
+        return scores
+
+
+def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> list[Reply]:
+    """Greedy replies to a batch of prompts; `kwargs` go to `generate`."""
+    margins = ScoreMargins(network, kwargs.get("forget_video", network.config.forget_video))
+    exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), exact:
+        output = network.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([margins]),
+            **kwargs,
+        )
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    replies = []
+    for row, latents, margin in zip(new, output.latents, margins.least.tolist(), strict=True):
+        reply = up_to_end(row, margins.ends)
+        ended = bool(torch.isin(reply[-1], margins.ends.to(row)))
+        images = blocks_of(row, latents, network.config)
+        replies.append(Reply(processor.decode_with_images(row), len(reply), not ended, images, margin))
+    return replies
+
+
+# Several replies to each prompt
 
 
 @torch.no_grad()
 def start_replies(network, processor, rows: list[dict], which: torch.LongTensor) -> tuple[dict, list[torch.Tensor]]:
     """What `generate` goes on from, and each row's video as features `(n, hidden)`, shared by rows about one video.
 
-    `rows` are those of [`question_dataset`], each a prompt; `which` `(replies,)`, on the network's device, says which
+    `rows` are those of `question_dataset`, each a prompt; `which` `(replies,)`, on the network's device, says which
     of them each reply is to. `RecordError`, with file and line, if a video cannot be read.
     """
-    inputs, features = encode(network, processor, rows)
+    inputs, features = encode_rows(network, processor, rows)
     output = network(
         input_ids=inputs["input_ids"][:, :-1],
         attention_mask=inputs["attention_mask"][:, :-1],
@@ -31,18 +156,18 @@ def start_replies(network, processor, rows: list[dict], which: torch.LongTensor)
     return repeated | {CACHE: cache}, features
 
 
-def encode(network, processor, rows: list[dict]) -> tuple[dict, list[torch.Tensor]]:
+def encode_rows(network, processor, rows: list[dict]) -> tuple[dict, list[torch.Tensor]]:
     """Left-padded prompts, as in evaluation, with their positions `(4, rows, seq)`, and their videos' features."""
     clips = {}
     for row in rows:
         if (key := _clip_key(row)) not in clips:
             try:
-                clips[key] = open_frames(processor, *(row[name] for name in CLIP))
+                clips[key] = open_frames(processor, row["video"], row["frames"], row["timestamps"])
             except (ValueError, OSError) as error:
                 raise RecordError(f"{row['where']}: {error}") from error
     keys = [_clip_key(row) for row in rows]
     records = [Record(row["id"], row["question"], row["answer"], row["options"]) for row in rows]
-    inputs = dict(batch_inputs(processor, records, clips=[clips[key] for key in keys]).to(network.device))
+    inputs = dict(batch_inputs(processor, records, [clips[key] for key in keys]).to(network.device))
     grids = inputs["video_grid_thw"]
     patches = inputs.pop("pixel_values_videos").split(grids.prod(-1).tolist())
     first = [keys.index(key) for key in clips]
@@ -59,9 +184,9 @@ def as_encoded(features: list[torch.Tensor]) -> dict:
     return {"video": BaseModelOutputWithPooling(pooler_output=features)}
 
 
-def up_to_end(ids: torch.LongTensor, ends: list[int]) -> torch.LongTensor:
-    """A reply `(length,)` up to its first end, that included; whole if it has none."""
-    is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
+def up_to_end(ids: torch.LongTensor, ends: list[int] | torch.LongTensor) -> torch.LongTensor:
+    """A reply `(length,)` up to its first end-of-text token, that included; the whole reply if it has none."""
+    is_end = torch.isin(ids, torch.as_tensor(ends, device=ids.device))
     return ids[: int(is_end.int().argmax()) + 1] if is_end.any() else ids
 
 

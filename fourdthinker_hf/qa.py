@@ -25,7 +25,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .answers import match_option, parse
 from .imagery import best_frame, similarity_maps, video_features
 from .latent_hooks import LatentHook
-from .modeling_fourdthinker import FourDThinkerForConditionalGeneration, end_of_first_images
+from .generation_fourdthinker import end_of_first_images
+from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "4dthinker-tiny"

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, latent_hooks
-from fourdthinker_hf.modeling_fourdthinker import CACHE
+from fourdthinker_hf.generation_fourdthinker import CACHE
 
 
 def test_greedy_in_a_batch_whose_rows_open_blocks_at_other_steps(model, processor):

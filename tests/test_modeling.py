@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from reference_loop import prompts
 
 from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration
-from fourdthinker_hf.modeling_fourdthinker import BlockLogitsProcessor, OutsideBlockLogitsProcessor, compress_features
+from fourdthinker_hf.generation_fourdthinker import BlockLogitsProcessor, OutsideBlockLogitsProcessor
+from fourdthinker_hf.modeling_fourdthinker import compress_features
 
 
 def test_average_drops_the_remainder_and_groups_in_raster_order():

@@ -17,7 +17,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, last_checkpoint, question_dataset
-from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
+from fourdthinker_hf.training.lora import LORA_TARGETS
 
 
 @dataclass

@@ -22,7 +22,7 @@ from fourdthinker_hf.data.records import RecordFiles
 from fourdthinker_hf.hub.card import lineage
 from fourdthinker_hf.hub.publish import check_repo_id, publish_run
 from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, last_checkpoint, record_dataset
-from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
+from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.feature_store import CachedCollator, FeatureStore
 
 FINISHED = "trainer_state.json"  # in output_dir itself it is the last file that a run writes

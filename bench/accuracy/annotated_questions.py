@@ -35,7 +35,7 @@ from fourdthinker_hf.data.simulation import generation, questions
 from fourdthinker_hf.data.simulation.questions import Ask
 from fourdthinker_hf.data.simulation.rendering import FPS, Clip, Truth
 from fourdthinker_hf.data.vocabulary import CAMERA, DIRECTIONS
-from fourdthinker_hf.evaluation.report import wilson_interval
+from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 ORBITS = {"orbit left": ("truck left", "pan right"), "orbit right": ("truck right", "pan left")}
 OFF_AXIS = 35.0  # degrees: so far off its direction something may move, every other being 55 or more away

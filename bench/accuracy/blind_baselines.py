@@ -23,7 +23,7 @@ import torch
 
 from fourdthinker_hf.data.simulation import generation
 from fourdthinker_hf.data.simulation.generation import DSR_TASKS
-from fourdthinker_hf.evaluation.report import wilson_interval
+from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 
 def question(job: tuple[int, int, int, str]) -> dict:

@@ -29,7 +29,7 @@ from fourdthinker_hf.data.annotation.camera import Camera, estimate_camera
 from fourdthinker_hf.data.annotation.shots import Shot, shots
 from fourdthinker_hf.data.simulation import generation
 from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC
-from fourdthinker_hf.evaluation.report import wilson_interval
+from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]
 QUOTAS = {**dict.fromkeys(SINGLE, 4), STATIC: 2, "orbits": 5, "pairs": 15, "several spans": 10}  # clips of each level

@@ -445,7 +445,7 @@ def lora():
     """Adapters where train/sft.py puts them; trainer and prediction add the rows of the latent tokens."""
     from peft import LoraConfig
 
-    from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
+    from fourdthinker_hf.training.lora import LORA_TARGETS
 
     return LoraConfig(target_modules=LORA_TARGETS)
 

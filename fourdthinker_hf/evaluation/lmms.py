@@ -10,9 +10,10 @@ from os import PathLike
 from tqdm import tqdm
 
 from ..data.records import Record
+from ..inference import Reply, answer_batch, batch_inputs
 from ..qa import BUNDLED, load_model
 from .outputs import Processes
-from .runner import DTYPES, Reply, answer_batch, batch_inputs
+from .runner import DTYPES
 
 try:
     from lmms_eval.api.instance import GenerationResult, TokenCounts

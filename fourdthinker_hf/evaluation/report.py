@@ -2,21 +2,13 @@
 
 from collections import defaultdict
 
+from .statistics import wilson_interval
+
 NEAR_TIE = 1e-4  # of the two best scores: below it, another batch size may choose otherwise
 TABLE_HEAD = (
     "| task | questions | correct | accuracy | 95% interval | chance | pictured | well-formed |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927); `z` = 1.96 for 95%. `ValueError` if `total` is 0."""
-    if total < 1:
-        raise ValueError("An interval needs at least one answer")
-    share = correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def accuracy_table(predictions: list[dict]) -> dict[str, dict]:

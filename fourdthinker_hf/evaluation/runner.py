@@ -18,15 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..answers import match_option, parse
-from ..data.records import Record, open_frames
-from ..latent_hooks import blocks_of
-from ..modeling_fourdthinker import BlockLogitsProcessor, FourDThinkerForConditionalGeneration, end_of_first_images
+from ..answers import judge
+from ..data.records import Record
+from ..inference import Clip, Reply, answer_batch, batch_inputs, open_clip
+from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from ..qa import load_model
 from .benchmarks import load_benchmark, missing_files, questions_hash
@@ -36,21 +34,6 @@ from .report import NEAR_TIE
 
 DTYPES = ("float32", "bfloat16")
 MISSING = ("count", "refuse")
-
-
-@dataclass
-class Reply:
-    """What the model wrote for one question; `images` are its mental images, each `(latents, hidden)`; `margin` is
-    the smallest difference between the two best scores of a token that was a choice."""
-
-    text: str
-    num_tokens: int
-    truncated: bool
-    images: list[torch.Tensor]
-    margin: float
-
-
-Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their times (T,) in seconds
 
 
 def evaluate(
@@ -119,106 +102,18 @@ def evaluate(
     )
 
 
-def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
-    """The frames of a record and their times, as [`open_frames`] gives them."""
-    return open_frames(processor, record.video, record.frames, record.timestamps)
-
-
-def batch_inputs(
-    processor: FourDThinkerProcessor,
-    records: list[Record],
-    probe: Probe = PROBES["plain"],
-    clips: list[Clip] | None = None,
-):
-    """Left-padded prompts of `records` as the model takes them; `clips` are opened if they are not given."""
-    clips = clips or [open_clip(processor, record) for record in records]
-    conversations, times = [], []
-    for record, (frames, timestamps) in zip(records, clips, strict=True):
-        seen = probe.video(frames, timestamps)
-        messages = processor.conversation(seen, record.question, record.options)
-        if seen is None:
-            messages[0]["content"] = messages[0]["content"][1:]
-        else:
-            times.append(timestamps)
-        conversations.append(messages)
-    settings = {"padding": True, "padding_side": "left"} | ({"video_timestamps": times} if times else {})
-    return processor.apply_chat_template(
-        conversations,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        sanitize_control_tokens=True,
-        processor_kwargs=settings,
-    )
-
-
-class Margins(LogitsProcessor):
-    """Changes nothing; keeps for each row the least of how far apart the two best scores of its steps were, as greedy
-    decoding sees them: a forced token counts as inf. One that forgets its video is decoded twice, see `generate`."""
-
-    def __init__(self, network: FourDThinkerForConditionalGeneration, forgets: bool):
-        self.forgets = forgets
-        self.config, self.ends = network.config, torch.tensor(network.generation_config.eos_token_id)
-        self.rule = BlockLogitsProcessor(network.config, network.config.latent_early_end, greedy=True)
-        self.least, self.prompt_length, self.length = None, 0, 0  # least: (rows,)
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] != self.length + 1:  # a decoding begins
-            self.prompt_length = input_ids.shape[1]
-            if self.least is None:
-                self.least = torch.full_like(scores[:, 0], torch.inf)
-                self.done = torch.zeros_like(self.least, dtype=torch.bool)
-            else:
-                self.done, self.forgets = input_ids[:, -1] != self.config.latent_end_id, False
-        self.length = input_ids.shape[1]
-        best = self.rule(input_ids, scores).topk(2).values
-        new = input_ids[:, self.prompt_length :]
-        self.done = self.done | torch.isin(new[:, -1:], self.ends.to(new)).any(1)
-        if self.forgets:  # a row waits for the others with the word that will be dropped
-            self.done = self.done | (end_of_first_images(new, self.config) > 0)
-        self.least = torch.where(self.done, self.least, torch.minimum(self.least, best[:, 0] - best[:, 1]))
-        return scores
-
-
-def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> list[Reply]:
-    """Greedy replies to a batch of prompts."""
-    margins = Margins(network, kwargs.get("forget_video", network.config.forget_video))
-    exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), exact:
-        output = network.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            logits_processor=LogitsProcessorList([margins]),
-            **kwargs,
-        )
-    new = output.sequences[:, inputs["input_ids"].shape[1] :]
-    is_end = torch.isin(new, margins.ends.to(new))
-    replies = []
-    for row, latents, margin, ended in zip(new, output.latents, margins.least.tolist(), is_end, strict=True):
-        length = int(ended.int().argmax()) + 1 if ended.any() else len(row)
-        images = blocks_of(row, latents, network.config)
-        replies.append(Reply(processor.decode_with_images(row), length, not bool(ended.any()), images, margin))
-    return replies
-
-
-def judge(record: Record, reply: Reply) -> dict:
+def prediction_row(record: Record, reply: Reply) -> dict:
     """One line of `predictions.jsonl`."""
-    parsed = parse(reply.text)
-    choice, reason = match_option(parsed.answer, record.options)
-    prediction = None if choice is None else record.options[choice]
+    verdict = judge(reply.text, record.answer, record.options)
     vectors = torch.cat(reply.images).float() if reply.images else None
     return {
         **_row(record),
-        "prediction": prediction,
-        "correct": prediction == record.answer,
+        "prediction": None if verdict.option is None else record.options[verdict.option],
+        "correct": verdict.is_right,
         "response": reply.text,
-        "reason": reason,
+        "reason": verdict.reason,
         "num_images": reply.text.count(OUTPUT_IMAGE),
-        "well_formed": parsed.well_formed,
+        "well_formed": verdict.parsed.well_formed,
         "truncated": reply.truncated,
         "num_tokens": reply.num_tokens,
         "num_latents": 0 if vectors is None else len(vectors),
@@ -227,7 +122,7 @@ def judge(record: Record, reply: Reply) -> dict:
     }
 
 
-def unread(record: Record, reason: str) -> dict:
+def unreadable_row(record: Record, reason: str) -> dict:
     """The line of a question whose video could not be read."""
     return {
         **_row(record),
@@ -294,7 +189,7 @@ class _Asked:
 
     def inputs(self, clips: dict[int, Clip], probe: Probe):
         records = [self.records[i] for i in clips]
-        return batch_inputs(self.processor, records, probe, list(clips.values())) if clips else None
+        return batch_inputs(self.processor, records, list(clips.values()), probe.video) if clips else None
 
     def donors(self, numbers, opened: dict):
         """Plain prompts of the benchmark's next question for each of `numbers`."""
@@ -328,7 +223,9 @@ def _ask(asked: _Asked, batches: list[range], outputs: Outputs) -> None:
             replies = dict(zip(numbers, asked.answer(numbers, inputs, donors), strict=True))
             outputs.write(
                 [
-                    judge(asked.records[i], replies[i]) if i in replies else unread(asked.records[i], reasons[i])
+                    prediction_row(asked.records[i], replies[i])
+                    if i in replies
+                    else unreadable_row(asked.records[i], reasons[i])
                     for i in batch
                 ]
             )

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable
 
-from .report import wilson_interval
-
 
 def mcnemar(lost: int, won: int) -> float:
     """Two-sided exact p of McNemar's test: `lost` and `won` count the questions that only one of two runs has right
@@ -58,3 +56,13 @@ def compare(first: Iterable[dict], second: Iterable[dict]) -> dict:
         "p": mcnemar(lost, won),
         "changed": changed / total,
     }
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927); `z` = 1.96 for 95%. `ValueError` if `total` is 0."""
+    if total < 1:
+        raise ValueError("An interval needs at least one answer")
+    share = correct / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -12,6 +12,8 @@ from the latents that the first one predicted: the loss of the words then teache
 
 import logging
 import math
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -23,18 +25,21 @@ from transformers.trainer_callback import TrainerState
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
+from ..answers import judge
+from ..data.records import Record
+from ..inference import answer_batch, batch_inputs, open_clip
 from ..modeling_fourdthinker import FourDThinkerOutput
-from .asking import ask_rows, samples_table
 from .collator import IGNORED
 from .dift_config import DIFTConfig
+from .feature_store import Encoded
 from .latent_metrics import LatentMeasures, Means
+from .lora import latent_rows
 from .trainer_mixin import Checkpointed
 
 logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 4  # replies that an evaluation shows as text
 # Where LoRA's adapters go unless `lora_target_modules` says otherwise: the language model's linear layers.
-LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
 class DIFTTrainer(Checkpointed, SFTTrainer):
@@ -178,12 +183,28 @@ class DIFTTrainer(Checkpointed, SFTTrainer):
         ):
             for start in range(first, first + share, size):
                 numbers = [i % count for i in range(start, min(start + size, first + share))]
-                rows, args = [dataset[i] for i in numbers], (self.args.options, self.args.eval_max_new_tokens)
-                mine |= zip(numbers, ask_rows(self.network, self.processing_class, rows, *args), strict=True)
-        asked = {number: row for part in gather_object([mine]) for number, row in part.items()}
-        samples = samples_table([asked[i] for i in range(min(NUM_SAMPLES, count))])
+                mine |= zip(numbers, self.answer_rows([dataset[i] for i in numbers]), strict=True)
+        answered = {number: row for part in gather_object([mine]) for number, row in part.items()}
+        samples = samples_table([answered[i] for i in range(min(NUM_SAMPLES, count))])
         logger.info("step %d:\n%s", self.state.global_step, samples)
-        return {"accuracy": sum(row.is_right for row in asked.values()) / count, "samples": samples}
+        return {"accuracy": sum(is_right for *_, is_right in answered.values()) / count, "samples": samples}
+
+    def answer_rows(self, rows: list[dict]) -> list[tuple[str, str, str, bool]]:
+        """Question, greedy reply, expected answer and whether the reply is right, for rows of records, opened by
+        [`DIFTCollator.open`] or not."""
+        names = [field.name for field in fields(Record)]
+        records = [Record(**({"id": ""} | {name: row[name] for name in names if name in row})) for row in rows]
+        clips = [
+            open_clip(self.processing_class, record) if isinstance(row.get("clip"), Encoded | None) else row["clip"]
+            for row, record in zip(rows, records, strict=True)
+        ]
+        shown = records if self.args.options else [replace(record, options=None) for record in records]
+        inputs = batch_inputs(self.processing_class, shown, clips).to(self.network.device)
+        replies = answer_batch(self.network, self.processing_class, inputs, self.args.eval_max_new_tokens)
+        return [
+            (record.question, reply.text, record.answer, judge(reply.text, record.answer, record.options).is_right)
+            for record, reply in zip(records, replies, strict=True)
+        ]
 
     # What is saved, and resumed
 
@@ -210,12 +231,6 @@ class DIFTTrainer(Checkpointed, SFTTrainer):
         return Path(folder) / f"dift_state_{self.args.process_index}.pth"
 
 
-def latent_rows(config) -> dict[str, list[int]]:
-    """PEFT's `trainable_token_indices` for the tokens of mental images; a tied head shares the embedding's rows."""
-    rows = [config.latent_token_id, config.latent_start_id, config.latent_end_id]
-    return {name: rows for name in (("embed_tokens",) if config.tie_word_embeddings else ("embed_tokens", "lm_head"))}
-
-
 def last_checkpoint(output_dir: str) -> str | None:
     """The newest checkpoint that was written to its end, None if there is none."""
     folders = Path(output_dir).glob("checkpoint-*")
@@ -226,3 +241,12 @@ def last_checkpoint(output_dir: str) -> str | None:
         except (FileNotFoundError, ValueError):
             logger.warning("%s was not written to its end: an earlier checkpoint is taken", folder)
     return None
+
+
+def samples_table(answered: list[tuple[str, str, str, bool]]) -> str:
+    """Rows of [`DIFTTrainer.answer_rows`] as a Markdown table."""
+    lines = ["| question | reply | expected | |", "| --- | --- | --- | --- |"]
+    for *texts, is_right in answered:
+        cells = [re.sub(r"\s+", " ", text.replace("|", "/")) for text in texts]
+        lines.append("| " + " | ".join([*cells, "right" if is_right else "wrong"]) + " |")
+    return "\n".join(lines)

@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 
 from ..data.records import read_records, write_records
 from ..evaluation.outputs import find_model, model_hash
+from ..inference import start_replies, up_to_end
 from ..qa import load_model
 from . import rewards
-from .rollout import start_replies, up_to_end
 
 
 def filter_records(

@@ -21,11 +21,11 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
+from ..inference import as_encoded, start_replies, up_to_end
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import rewards
 from .collator import IGNORED
 from .grpo_config import FourDRLConfig
-from .rollout import as_encoded, start_replies, up_to_end
 from .trainer_mixin import Checkpointed, bare
 
 

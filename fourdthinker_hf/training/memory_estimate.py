@@ -34,7 +34,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..configuration_fourdthinker import FourDThinkerConfig
 from .dift_config import DIFTConfig
-from .dift_trainer import LORA_TARGETS, latent_rows
+from .lora import LORA_TARGETS, latent_rows
 
 # DeepSpeed's defaults (docs, "ZeRO Optimizations for FP16 Training"): elements of one communication buffer, and of the
 # weights that stage 3 holds whole at a time.

@@ -4,7 +4,7 @@ Pure functions of what a reply says. They read it by `answers.py`, as evaluation
 cannot be read gets 0.
 """
 
-from ..answers import match_number, match_option, parse
+from ..answers import judge, parse
 from ..processing_fourdthinker import OUTPUT_IMAGE
 
 
@@ -16,14 +16,7 @@ def accuracy(completions: list[str], answer: list[str], options: list[list[str] 
     [1.0, 1.0]
     """
     rows = zip(completions, answer, options, strict=True)
-    return [float(_is_right(parse(text).answer, expected, choices)) for text, expected, choices in rows]
-
-
-def _is_right(given: str | None, expected: str, options: list[str] | None) -> bool:
-    if options:
-        index, _ = match_option(given, options)
-        return index is not None and options[index] == expected
-    return match_number(given, expected)
+    return [float(judge(text, expected, choices).is_right) for text, expected, choices in rows]
 
 
 def format(completions: list[str], **kwargs) -> list[float]:

@@ -22,7 +22,8 @@ from fourdthinker_hf.evaluation import accuracy_table, evaluate, runner, wilson_
 from fourdthinker_hf.evaluation.maps import _bootstrap, _compare, map_test
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
 from fourdthinker_hf.evaluation.report import format_table
-from fourdthinker_hf.evaluation.runner import Reply, batch_inputs, judge, unread
+from fourdthinker_hf.evaluation.runner import prediction_row, unreadable_row
+from fourdthinker_hf.inference import Reply, answer_batch, batch_inputs
 from fourdthinker_hf.qa import BUNDLED, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def reply(text, images=(), margin=0.5):
     ],
 )
 def test_judge(text, prediction, correct, num_images, well_formed):
-    row = judge(record(), reply(text))
+    row = prediction_row(record(), reply(text))
     assert (row["prediction"], row["correct"], row["expected"], row["response"]) == (prediction, correct, "left", text)
     assert (row["num_images"], row["well_formed"]) == (num_images, well_formed)
     assert (row["reason"] is None) == (prediction is not None)
@@ -65,17 +66,17 @@ def test_judge(text, prediction, correct, num_images, well_formed):
 def test_a_row_holds_numbers_without_their_last_bits():
     image = torch.full((4, 9), 2.0123)
     noise = 1 + 1e-6 * torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    rows = [judge(record(), reply("", [im], m)) for im, m in ((image, 0.0312), (image * noise, 0.03121))]
+    rows = [prediction_row(record(), reply("", [im], m)) for im, m in ((image, 0.0312), (image * noise, 0.03121))]
     assert rows[0] == rows[1]
     assert (rows[0]["num_latents"], rows[0]["latent_norm"], rows[0]["margin"]) == (4, 6.0, 0.01)
-    assert [judge(record(), reply("", (), m))["margin"] for m in (9e-5, 1e-4, 20.0, math.inf)] == [0, 1e-4, 10, None]
-    assert rows[0].keys() == unread(record(), "gone").keys()
+    assert [prediction_row(record(), reply("", (), m))["margin"] for m in (9e-5, 1e-4, 20.0, math.inf)] == [0, 1e-4, 10, None]
+    assert rows[0].keys() == unreadable_row(record(), "gone").keys()
     with pytest.raises(ValueError, match="not numbers"):
-        judge(record(), reply("", (), math.nan))
+        prediction_row(record(), reply("", (), math.nan))
 
 
 def test_table_has_each_task_both_means_and_chance():
-    rows = [judge(record(), reply(f"<think>x</think><answer>{text}</answer>")) for text in ("left", "left", "right")]
+    rows = [prediction_row(record(), reply(f"<think>x</think><answer>{text}</answer>")) for text in ("left", "left", "right")]
     rows[2] |= {"task": "other", "num_options": 4}
     table = accuracy_table(rows)
     assert [(name, row["correct"], row["num"]) for name, row in table.items()] == [
@@ -179,7 +180,7 @@ def test_margins_are_those_of_the_scores_that_greedy_decoding_saw(bundled, simul
     network, processor = bundled
     monkeypatch.setattr(network.config, "latent_early_end", early_end)
     inputs = batch_inputs(processor, runner.load_benchmark(simulated)[:3])
-    replies = runner.answer_batch(network, processor, inputs, 60)
+    replies = answer_batch(network, processor, inputs, 60)
     output = network.generate(
         **inputs, max_new_tokens=60, do_sample=False, output_scores=True, return_dict_in_generate=True
     )
@@ -195,7 +196,7 @@ def test_donors_are_the_next_questions_images_whatever_the_batch(bundled, simula
     network, processor = bundled
     records = runner.load_benchmark(simulated)
     images = [
-        runner.answer_batch(network, processor, batch_inputs(processor, [record]), 48)[0].images for record in records
+        answer_batch(network, processor, batch_inputs(processor, [record]), 48)[0].images for record in records
     ]
     given = {}
 

@@ -20,10 +20,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from trl import GRPOTrainer, ModelConfig
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, inference
 from fourdthinker_hf.data.records import RecordError
-from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset, rollout
-from fourdthinker_hf.training.dift_trainer import LORA_TARGETS
+from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
+from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.grpo_config import REFUSED
 from fourdthinker_hf.training.grpo_trainer import Sampled
 
@@ -320,8 +320,8 @@ def test_videos_and_prompts_run_once(make_trainer, processor, tmp_path, clip, wr
     ]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     opened, towers, forwards, positions = [], [], [], []
-    real = rollout.open_frames
-    monkeypatch.setattr(rollout, "open_frames", lambda *args: opened.append(args[1]) or real(*args))
+    real = inference.open_frames
+    monkeypatch.setattr(inference, "open_frames", lambda *args: opened.append(args[1]) or real(*args))
     trainer = make_trainer(kind=FourDRLTrainer, data=question_dataset([tmp_path / "two.jsonl"], processor))
     base = trainer.network.model
     base.visual.register_forward_hook(lambda m, args, kwargs, out: towers.append(len(args[0])), with_kwargs=True)

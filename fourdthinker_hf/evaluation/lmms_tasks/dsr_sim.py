@@ -2,7 +2,6 @@
 
 import os
 
-from ...answers import match_option, parse
 from ...data.records import LETTERS
 
 
@@ -18,5 +17,4 @@ def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
     """1.0 if the reply's `<answer>` names the right option, by its letter, its text, or both."""
-    choice, _ = match_option(parse(results[0]).answer, doc["options"])
-    return {"accuracy": float(choice is not None and doc["options"][choice] == doc["answer"])}
+    return {"accuracy": float(judge(results[0], doc["answer"], doc["options"]).is_right)}
