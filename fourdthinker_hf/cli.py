@@ -39,7 +39,8 @@ def ask(
 ) -> None:
     """Answer QUESTION about VIDEO, with the reasoning and what was pictured."""
     with plain_errors():
-        from .qa import BUNDLED, VideoQA, check_question
+        from .hub.files import BUNDLED
+        from .qa import VideoQA, check_question
 
         options = check_question(question, option)
         qa = VideoQA.from_pretrained(model or BUNDLED)
@@ -149,7 +150,7 @@ def evaluate(
     with plain_errors():
         from .evaluation.report import format_table
         from .evaluation.runner import evaluate as run
-        from .qa import BUNDLED
+        from .hub.files import BUNDLED
 
         report = run(
             str(model or BUNDLED),
@@ -190,7 +191,7 @@ def maps(
     """Test whether the maps of mental images point at the object pictured, against shuffled ones."""
     with plain_errors():
         from .evaluation.maps import map_test
-        from .qa import BUNDLED
+        from .hub.files import BUNDLED
 
         typer.echo(json.dumps(map_test(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
 
@@ -208,7 +209,7 @@ def filter_command(
 ) -> None:
     """Keep the questions that a model answers right sometimes: 4DRL learns nothing from others. Resumable."""
     with plain_errors():
-        from .qa import BUNDLED
+        from .hub.files import BUNDLED
         from .training.filter_records import filter_records
 
         typer.echo(

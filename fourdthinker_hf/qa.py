@@ -14,22 +14,21 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers import match_option, parse
+from .generation_fourdthinker import end_of_first_images
+from .hub.files import BUNDLED, load_model
 from .imagery import best_frame, similarity_maps, video_features
 from .latent_hooks import LatentHook
-from .generation_fourdthinker import end_of_first_images
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
-BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "4dthinker-tiny"
 OPEN, CLOSE = "<answer>", "</answer>"
 _LETTER = re.compile(r"[(\[]?(?=[A-Z](?:[)\].:]|\s*$))")  # up to a letter that stands alone
 
@@ -72,28 +71,6 @@ class Answer:
     images: list[MentalImage] = field(default_factory=list)
     truncated: bool = False  # the limit of new tokens cut the reply
     reason: str | None = None  # why there is no answer, or why it names no option
-
-
-def load_model(
-    model: str | PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
-) -> tuple[FourDThinkerForConditionalGeneration, FourDThinkerProcessor]:
-    """Load a folder or Hub id on `device` (a GPU if there is one), ready to answer. ValueError if it is no 4DThinker
-    checkpoint or lacks a processor."""
-    try:
-        config, _ = PretrainedConfig.get_config_dict(str(model))
-    except OSError as error:
-        raise ValueError(f"{model}: no checkpoint there (a folder or Hub id with a config.json)") from error
-    if "latent_token_id" not in config:
-        raise ValueError(
-            f"{model}: config.json has no latent_token_id, so this is no 4DThinker checkpoint; "
-            "`fourdthinker convert` makes one of a Qwen2.5-VL checkpoint"
-        )
-    try:
-        processor = FourDThinkerProcessor.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model}: holds no processor that can be loaded: {error}") from error
-    network = FourDThinkerForConditionalGeneration.from_pretrained(str(model), dtype=dtype)
-    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
 
 
 class VideoQA:

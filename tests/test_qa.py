@@ -14,8 +14,9 @@ import torch
 from init_model import SIDE
 
 from fourdthinker_hf import latent_hooks
+from fourdthinker_hf.hub.files import load_model
 from fourdthinker_hf.imagery import similarity_maps
-from fourdthinker_hf.qa import VideoQA, check_question, load_model
+from fourdthinker_hf.qa import VideoQA, check_question
 from fourdthinker_hf.video_fourdthinker import VideoError
 
 GRID = (4, SIDE // 28, SIDE // 28)  # steps of two frames, features of 28 pixels

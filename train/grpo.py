@@ -12,12 +12,12 @@ import logging
 import warnings
 from dataclasses import dataclass, field
 
-from sft import check_push, is_finished, load_model, save, send
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, last_checkpoint, question_dataset
 from fourdthinker_hf.training.lora import LORA_TARGETS
+from fourdthinker_hf.training.run import check_push, is_finished, load_for_training, save, send
 
 
 @dataclass
@@ -38,7 +38,7 @@ def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> Non
     # Model
     push, args.push_to_hub = args.push_to_hub, False  # the trainer's own would send all that it writes, unchecked
     parent = check_push(run, args, model_args) if push else None
-    model = load_model(model_args)
+    model = load_for_training(model_args)
     processor = FourDThinkerProcessor.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision
     )

@@ -23,7 +23,7 @@ from fourdthinker_hf.evaluation.html_report import markdown, paired_table, read_
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
 from fourdthinker_hf.evaluation.runner import evaluate  # noqa: E402
 from fourdthinker_hf.evaluation.statistics import compare  # noqa: E402
-from fourdthinker_hf.qa import BUNDLED  # noqa: E402
+from fourdthinker_hf.hub.files import BUNDLED  # noqa: E402
 
 PAGE = """# Evidence: `{model}` on DSR-Sim
 

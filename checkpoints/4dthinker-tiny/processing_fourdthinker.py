@@ -35,18 +35,34 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
     """
 
     def __init__(
-        self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None, latent_size=4, fps=2.0,
-        max_frames=64, second_per_grid=None, instruction="", **kwargs,
-    ):  # fmt: skip
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        chat_template=None,
+        latent_size=4,
+        fps=2.0,
+        max_frames=64,
+        second_per_grid=None,
+        instruction="",
+        **kwargs,
+    ):
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
         self.latent_size, self.fps, self.max_frames = latent_size, fps, max_frames
         self.second_per_grid, self.instruction = second_per_grid, instruction
         self.latent_block = LATENT_START + LATENT_PAD * latent_size + LATENT_END
 
     def __call__(
-        self, images=None, text=None, videos=None, imagery=None, video_timestamps=None, fps=None, num_frames=None,
+        self,
+        images=None,
+        text=None,
+        videos=None,
+        imagery=None,
+        video_timestamps=None,
+        fps=None,
+        num_frames=None,
         **kwargs,
-    ):  # fmt: skip
+    ):
         """Qwen2.5-VL's call, with
 
         Args:
@@ -119,9 +135,14 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         return "\n".join(lines + ([self.instruction] if self.instruction else []))
 
     def conversation(
-        self, video, question: str, options=None, answer: str | None = None, start: float | None = None,
+        self,
+        video,
+        question: str,
+        options=None,
+        answer: str | None = None,
+        start: float | None = None,
         end: float | None = None,
-    ) -> list[dict]:  # fmt: skip
+    ) -> list[dict]:
         """Messages for one question about one video; with `answer`, the assistant's turn too. A path is trimmed to
         `start` and `end`, in seconds of the source, and the text states them; an array is taken to be that span."""
         if isinstance(video, (str, Path)) and (start, end) != (None, None):

@@ -7,6 +7,7 @@ import json
 import string
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -16,20 +17,10 @@ from ..imagery import overlay
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from ..qa import Answer, MentalImage
 
-STYLE = """
-.reasoning { margin-top: 1.6rem; line-height: 1.65; font-size: 1rem; overflow-wrap: anywhere; white-space: pre-wrap; }
-.reasoning figure { margin: .8rem 0; padding: .8rem; border-radius: 10px;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); white-space: normal; }
-.reasoning figcaption, .note { font-size: .85rem; margin-top: .4rem; }
-.reasoning .row { display: flex; gap: .8rem; flex-wrap: wrap; }
-.reasoning .best { height: 190px; max-width: 100%; border-radius: 6px; object-fit: contain; }
-.reasoning .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: .4rem;
-  flex: 1 1 240px; align-content: start; margin: 0; }
-.reasoning .step { text-align: center; font-size: .75rem; line-height: 1.4; }
-.reasoning .step img { width: 100%; border-radius: 4px; margin-bottom: .2rem; }
-.reasoning .step.most img { outline: 2px solid var(--color-accent); }
-.reasoning .step.most { font-weight: 600; }
-"""
+
+def read_asset(name: str) -> str:
+    """A style sheet or script that lies beside this file."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _picture(frame: np.ndarray, similarity: np.ndarray, high: float, height: int) -> str:
@@ -82,108 +73,7 @@ def _interleaved(answer: Answer, shown: list[str]) -> str:
     return f"<div class='reasoning'>{body}{note}</div>"
 
 
-# The demo's page. A mental image is a tile in the text and a mark on the timeline, both buttons; choosing one shows
-# its picture, and SCRIPT moves the video there. Without scripts all pictures are shown.
-
-PAGE_STYLE = """
-#answer { padding-top: 1.6rem; } #answer label > :has(svg), .words label > :has(svg),
-#video:has([data-testid=Video-player]) .source-selection { display: none; }
-.block:has(> .html-container > .prose:empty), .block:has(#unplayable[hidden]) { display: none; }
-.waiting, .notice { margin: .4rem 0; }
-.waiting ol { padding-left: 1.4rem; list-style: decimal; } .waiting li { margin: .35rem 0; }
-.notice { padding: .6rem .8rem; border-radius: 8px; border: 1px solid var(--border-color-primary);
-  border-left: 5px solid var(--color-accent); background: var(--background-fill-secondary); }
-.said { font-size: 1.35rem; font-weight: 650; margin: 0 0 .5rem; line-height: 1.35; overflow-wrap: anywhere; }
-.chances { list-style: none; margin: 0; padding: 0; }
-.chances li { display: grid; grid-template-columns: minmax(0, 1fr) 3.2em; gap: 0 .6rem; padding: .2rem 0; }
-.chances .bar { grid-column: 1 / 3; height: 8px; border-radius: 4px; background: var(--border-color-primary); }
-.chances .bar i { display: block; height: 100%; border-radius: 4px; background: var(--body-text-color-subdued); }
-.chances .chosen { font-weight: 650; } .chances .chosen .bar i { background: var(--color-accent); }
-.chances b { text-align: right; font-variant-numeric: tabular-nums; }
-.links { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .7rem; }
-.links a, .links button { font-size: .85rem; font-weight: 500; display: inline-flex; align-items: center;
-  padding: .35rem .75rem; border-radius: 6px; text-decoration: none;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary);
-  color: var(--body-text-color); cursor: pointer; min-height: 2.2rem; }
-.tile { display: inline-flex; align-items: center; gap: .4rem; vertical-align: middle; margin: .15rem .3rem;
-  padding: .2rem .55rem .2rem .2rem; border-radius: 8px; border: 2px solid var(--border-color-primary);
-  line-height: 1.2; background: var(--background-fill-secondary); color: var(--body-text-color);
-  font-size: .8rem; text-align: left; }
-button.tile, .mark { cursor: pointer; }
-.tile img { height: 56px; border-radius: 5px; } .tile.cut { padding: .3rem .6rem; border-style: dashed; }
-.tile[aria-pressed=true] { border-color: var(--color-accent); }
-.gradio-container :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
-.timeline { position: relative; display: grid; margin-top: .2rem; }
-.timeline .moment { position: relative; min-width: 0; display: flex; flex-direction: column;
-  justify-content: flex-end; }
-.timeline .moment > img { width: 100%; height: 44px; object-fit: cover;
-  border-right: 1px solid var(--body-background-fill); }
-.mark { align-self: center; min-width: 30px; min-height: 30px; border-radius: 15px; margin-bottom: 4px;
-  font-weight: 700; border: 2px solid var(--color-accent); background: var(--background-fill-primary);
-  color: var(--body-text-color); }
-.mark[aria-pressed=true] { background: var(--body-text-color); color: var(--background-fill-primary); }
-.timeline .now { position: absolute; bottom: 0; height: 50px; width: 3px; background: #ff2d55;
-  left: calc(var(--now, 0) * 100%); pointer-events: none; }
-.ends { display: flex; justify-content: space-between; font-size: .8rem; font-variant-numeric: tabular-nums; }
-.picture { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary);
-  background: var(--block-background-fill); }
-.picture h3 { margin: 0 0 .5rem; font-size: 1.05rem; }
-.picture .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; } .picture figure { margin: 0; }
-.picture .pair img { width: 100%; border-radius: 6px; }
-.picture figcaption, .key { font-size: .82rem; line-height: 1.4; }
-.picture .steps { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: .4rem;
-  margin: .7rem 0 .4rem; }
-.picture .steps img { width: 100%; border-radius: 4px; }
-.picture .steps figcaption { text-align: center; font-size: .75rem; }
-.picture .most img { outline: 3px solid var(--color-accent); } .picture .most figcaption { font-weight: 650; }
-.key i { display: inline-block; width: 90px; height: 10px; border-radius: 5px; vertical-align: middle; margin: 0 .4rem;
-  background: linear-gradient(90deg, #140b34, #781c6d, #cf4446, #fb9b06, #fcffa4); }
-.versus { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; }
-.versus > div { padding: .8rem; border-radius: 10px; border: 1px solid var(--border-color-primary); min-width: 0;
-  background: var(--block-background-fill); }
-.versus h3 { margin: 0 0 .4rem; font-size: .95rem; } .versus .reasoning { font-size: .88rem; margin-top: .6rem; }
-@media (max-width: 640px) { .versus { grid-template-columns: 1fr; } }
-"""
-
-SCRIPT = """<script>(() => {
-  let shown = "1";
-  const all = (selector) => document.querySelectorAll(selector);
-  const film = () => document.querySelector("#video video");
-  const apply = () => {  // after whatever Gradio drew anew
-    const pictures = [...all(".picture")];
-    if (!pictures.some((p) => p.dataset.picture === shown)) shown = "1";
-    pictures.forEach((p) => { p.hidden = p.dataset.picture !== shown; });
-    all("button[data-image]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.image === shown));
-  };
-  const seek = (time) => { if (film()?.duration) { film().pause(); film().currentTime = time; } };
-  const copy = async (text) => {
-    if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    const area = document.body.appendChild(document.createElement("textarea"));  // pages served without TLS
-    area.value = text; area.select(); document.execCommand("copy"); area.remove();
-  };
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest("button[data-image], button[data-copy]");
-    if (!button) return;
-    if (button.dataset.copy !== undefined) { await copy(button.dataset.copy); button.textContent = "Copied"; return; }
-    shown = button.dataset.image; apply(); seek(Number(button.dataset.time));
-  });
-  const playable = (yes) => {
-    const notice = document.querySelector("#unplayable");
-    if (notice) { notice.hidden = yes; notice.textContent = yes ? "" : notice.dataset.text; }
-  };
-  document.addEventListener("error", (event) => { if (event.target === film()) playable(false); }, true);
-  document.addEventListener("loadedmetadata", (event) => {
-    if (event.target === film()) playable(film().videoWidth > 0);
-  }, true);
-  document.addEventListener("timeupdate", (event) => {
-    const line = document.querySelector(".timeline");
-    if (event.target !== film() || !line) return;
-    const [from, to] = [Number(line.dataset.start), Number(line.dataset.end)];
-    const now = Math.min(1, Math.max(0, (film().currentTime - from) / (to - from || 1)));
-    line.style.setProperty("--now", now);
-  }, true);
-  new MutationObserver(apply).observe(document.documentElement, { childList: true, subtree: true });
-})();</script>"""
+# The demo's page: its style is style.css, its script page.js.
 
 
 def _spans(answer: Answer) -> list[tuple[float, float]]:

@@ -22,7 +22,8 @@ import numpy as np
 from starlette.middleware import Middleware
 
 from .. import latent_hooks
-from ..qa import BUNDLED, Answer, Clip, VideoQA, check_question, load_model
+from ..hub.files import BUNDLED, load_model, shipped
+from ..qa import Answer, Clip, VideoQA, check_question
 from ..video_fourdthinker import VideoError
 from . import answer_html, uploads
 
@@ -35,7 +36,7 @@ except ImportError:
 
 
 MODEL = os.environ.get("FOURDTHINKER_MODEL", BUNDLED)
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = shipped("examples")
 ROWS = json.loads((EXAMPLES / "examples.json").read_text())
 INTRO = """# 4DThinker
 Ask about a moving scene. The model answers in words and, between them, *pictures* how the scene evolves: each
@@ -308,8 +309,8 @@ def jobs_of(demo: gr.Blocks, request: gr.Request) -> int:
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serve it; arguments and result as of its own `launch`."""
     return demo.launch(
-        css=answer_html.STYLE + answer_html.PAGE_STYLE,
-        head=answer_html.SCRIPT,
+        css=answer_html.read_asset("reasoning.css") + answer_html.read_asset("style.css"),
+        head=f"<script>{answer_html.read_asset('page.js')}</script>",
         theme=THEME,
         run_history=False,
         max_file_size=uploads.MAX_BYTES,

@@ -40,36 +40,8 @@ KINDS = (
     (0, b"\x00\x00\x01\xba"),  # MPEG program stream
 )
 FILE_INSIDE = re.compile(r'"video": "data:(?:[^"\\]|\\.)*"')  # as json.dumps writes it, nowhere inside a string
+DECODER = str(Path(__file__).with_name("decode_upload.py"))
 READABLE = "MP4, MOV, WebM, MKV, AVI, FLV, Ogg, WMV or MPEG"
-# Started with -I: it sees nothing but the standard library, its packages, and the file that opens videos.
-CHILD = """
-import json, sys
-job = json.loads(sys.argv[1])
-try:
-    import resource
-    for limit, most in ((resource.RLIMIT_AS, job["bytes"]), (resource.RLIMIT_CPU, 2 * job["seconds"])):
-        resource.setrlimit(limit, (most, most))
-except ImportError:  # not on Windows
-    pass
-sys.path.insert(0, job["folder"])
-import numpy as np
-from video_fourdthinker import VideoError, load_video, video_size
-try:
-    seconds, width, height = video_size(job["path"])
-    if seconds > job["max_seconds"]:
-        raise VideoError(f"lasts {seconds:.0f} s, more than the {job['max_seconds']} s that are taken here: cut it, "
-                         "for example with `ffmpeg -i IN -ss FROM -to UNTIL OUT.mp4`")
-    if max(width, height) > job["max_side"]:
-        raise VideoError(f"is {width} x {height} pixels, more than the {job['max_side']} a side that are taken here: "
-                         "make it smaller, for example with `ffmpeg -i IN -vf scale=-2:720 OUT.mp4`")
-    frames, timestamps = load_video(job["path"], **job["sampling"])
-except VideoError as error:
-    sys.exit(f"VideoError: {error}")
-except MemoryError:
-    sys.exit("VideoError: its frames do not fit into the memory that a video gets here: make it smaller, or trim it")
-np.save(job["out"] + "/frames.npy", frames)
-np.save(job["out"] + "/timestamps.npy", timestamps)
-"""
 
 
 def check_upload(path: str) -> None:
@@ -104,7 +76,7 @@ def open_apart(processor, seconds: float = DECODE_SECONDS, memory: int = 6 * 2**
                 "sampling": sampling | {"start": start, "end": end},
             }
             name = Path(path).name
-            code, told = _run([sys.executable, "-I", "-c", CHILD, json.dumps(job)], seconds, stopped)
+            code, told = _run([sys.executable, "-I", DECODER, json.dumps(job)], seconds, stopped)
             if stopped.is_set():
                 raise VideoError(f"{name}: was not read, it was stopped")
             if code is None:

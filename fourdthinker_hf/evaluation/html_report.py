@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.records import Record
-from ..demo.answer_html import STYLE, reasoning_html
+from ..demo.answer_html import read_asset, reasoning_html
 from ..qa import VideoQA
 from .benchmarks import load_benchmark
 from .outputs import PREDICTIONS, REPORT
@@ -228,6 +228,6 @@ def write_report(
         body.append(f"<h2>Where {html.escape(runs[0].name)} is wrong and sure of it</h2>")
         body.append(failures(runs[0], records, qa, num_failures))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(PAGE.format(style=STYLE, body="".join(body)))
+    out.write_text(PAGE.format(style=read_asset("reasoning.css"), body="".join(body)))
     out.with_suffix(".md").write_text(markdown(tables))
     return out

@@ -10,8 +10,8 @@ from os import PathLike
 from tqdm import tqdm
 
 from ..data.records import Record
+from ..hub.files import BUNDLED, load_model
 from ..inference import Reply, answer_batch, batch_inputs
-from ..qa import BUNDLED, load_model
 from .outputs import Processes
 from .runner import DTYPES
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from ..data.records import Record, read_records
 from ..data.simulation.generation import clip_from_record
+from ..hub.files import load_model
 from ..imagery import best_frame, similarity_maps, video_features
 from ..inference import answer_batch, batch_inputs
-from ..qa import load_model
 
 
 def map_test(

@@ -6,19 +6,16 @@ file replaces the old one whole, and only then do parts go; so a row is always i
 counts once. `report.json` holds the run's settings from the start, and everything when it is done.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 from datetime import timedelta
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 
-from ..hub.convert import LOADED, find_folder
 from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
@@ -128,25 +125,6 @@ class Outputs:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return {row["id"]: row for row in rows}
-
-
-def find_model(model: str) -> Path:
-    """The folder of a checkpoint, from the Hub's cache if it is a Hub id. `ValueError` if there is none."""
-    folder = find_folder(model)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{model}: no checkpoint there (a folder or Hub id with a config.json)")
-    return folder
-
-
-def model_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of what a checkpoint is loaded from."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if any(fnmatch(path.name, pattern) for pattern in LOADED):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

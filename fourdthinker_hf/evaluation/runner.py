@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from ..answers import judge
 from ..data.records import Record
+from ..hub.files import find_model, load_model, model_hash
 from ..inference import Clip, Reply, answer_batch, batch_inputs, open_clip
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-from ..qa import load_model
 from .benchmarks import load_benchmark, missing_files, questions_hash
-from .outputs import Outputs, Processes, commit, find_model, model_hash, versions
+from .outputs import Outputs, Processes, commit, versions
 from .probes import PROBES, Probe
 from .report import NEAR_TIE
 

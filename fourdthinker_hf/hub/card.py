@@ -34,13 +34,12 @@ from ..data.records import Record, read_records
 from ..data.vocabulary import DSR_TASKS
 from ..evaluation.benchmarks import load_benchmark, questions_hash
 from ..evaluation.html_report import Run, read_run
-from ..evaluation.outputs import find_model, model_hash
 from ..evaluation.probes import PROBES
 from ..evaluation.report import accuracy_table, format_table
 from ..evaluation.statistics import compare
-from .convert import read_shards
+from .files import find_model, model_hash, read_shards, shipped
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_card.md"
+TEMPLATE = shipped("model_card.md")
 BEGIN, END = "<!-- figures: written by `fourdthinker card` -->", "<!-- end of figures -->"
 NEEDED = "[More Information Needed]"  # as in the Hub's own template
 FROM_SCRATCH = "trained-from-scratch"

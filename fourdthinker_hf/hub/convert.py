@@ -14,9 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import get_token, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import Qwen2_5_VLProcessor
@@ -27,27 +25,8 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
+from .files import INDEX, SINGLE, _read_json, find_folder, read_shards
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What transformers 5.23 and 5.24 load a checkpoint from, but for its code.
-LOADED = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    INDEX,
-    "config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 # In the order in which a base gets them: on the Qwen2.5 tokenizer they are 151665, 151666, 151667, as published.
 LATENT_TOKENS = {"latent_token_id": LATENT_PAD, "latent_start_id": LATENT_START, "latent_end_id": LATENT_END}
@@ -116,46 +95,11 @@ def convert(
     )
 
 
-def find_folder(source: str | PathLike) -> Path:
-    """The folder of a checkpoint: `source` itself or, if it is a Hub id, its files in the Hub's cache."""
-    if Path(source).is_dir():
-        return Path(source)
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except HfHubHTTPError as error:
-        raise ValueError(f"{source}: no such folder; on the Hub, {why_refused(error)}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: no such folder, and no Hub repository that can be read: {error}") from error
-
-
-def why_refused(error: HfHubHTTPError) -> str:
-    """What the Hub's answer means and what to do, in a line."""
-    login = "the token in use may not see it" if get_token() else "log in (`hf auth login`) or set HF_TOKEN"
-    if isinstance(error, GatedRepoError):
-        return f"access has to be asked for on its page; then {login}"
-    if isinstance(error, RepositoryNotFoundError):  # the Hub answers alike for what is private and what is not there
-        return f"there is no such repository, or it is private: {login}"
-    status = error.response.status_code
-    if status == 401:
-        return "the token is not valid: log in (`hf auth login`) or set HF_TOKEN"
-    if status == 403:
-        return "the token may not write there: make one with write access to that account"
-    return f"the answer is {status}: {error.server_message or error}"
-
-
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text") from error
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, no JSON ({error}); get it again") from error
 
 
 def _read_config(folder: Path, chosen: dict) -> tuple[FourDThinkerConfig, bool]:
@@ -204,26 +148,6 @@ def _read_processor(folder: Path, config: FourDThinkerConfig, published: bool, i
         instruction=instruction,
         **(PUBLISHED_PROCESSOR if published else {}),
     )
-
-
-def read_shards(folder: Path) -> dict[str, dict[str, list[int]]]:
-    """`{file: {tensor: shape}}` of the files that transformers would load."""
-    if (folder / SINGLE).is_file():
-        names = [SINGLE]
-    elif (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
-    else:
-        raise ValueError(f"{folder}: no {SINGLE} or {INDEX}; pickled weights are not read, save them as safetensors")
-    if missing := set(names) - {path.name for path in folder.glob("*.safetensors")}:
-        raise ValueError(f"{folder / INDEX}: names {', '.join(sorted(missing))}, not there; get it again")
-    shards = {}
-    for name in names:
-        try:
-            with safe_open(folder / name, "pt") as file:  # holds the length of the file against its header
-                shards[name] = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name}: truncated or damaged ({error}); get it again") from error
-    return shards
 
 
 def _new_name(tensor: str) -> str:

@@ -31,14 +31,23 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..data.records import read_records
 from .card import check_card, check_split_card, make_card, read_card, split_card
-from .convert import INDEX, LOADED, SINGLE, read_shards, why_refused
+from .files import INDEX, LOADED, SINGLE, read_shards, why_refused
 
 logger = logging.getLogger(__name__)
 
 HERE = "OWNER/NAME"  # in a card, where it is to name its own repository
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ("README.md", "LICENSE*", "NOTICE*", "evaluation/*.json", ".eval_results/*.yaml")
-SPACE_FILES = ("app.py", "LICENSE", "fourdthinker_hf/*.py", "examples/*", "checkpoints/4dthinker-tiny/*")
+SPACE_FILES = (
+    "app.py",
+    "LICENSE",
+    "model_card.md",
+    "examples/*",
+    "checkpoints/4dthinker-tiny/*",
+    "fourdthinker_hf/**/*.py",
+    "fourdthinker_hf/**/*.css",
+    "fourdthinker_hf/**/*.js",
+)
 # The newest that ZeroGPU takes: huggingface.co/docs/hub/spaces-zerogpu, as of September 2026.
 SPACE_PYTHON, SPACE_TORCH = "3.12.12", "torch==2.13.0"
 SPACE_NEEDS = ("torchvision", "transformers", "safetensors", "decord2", "numpy", "pillow")
@@ -296,8 +305,7 @@ def _plan_space(folder: Path) -> tuple[Plan, list[str]]:
     )
     lines = (folder / "requirements.txt").read_text().splitlines()
     needs = [line for line in lines if re.split(r"[^\w-]", line)[0] in SPACE_NEEDS]  # the Space brings gradio itself
-    code = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob("fourdthinker_hf/*/*.py"))}
-    files = _matching(folder, SPACE_FILES) | code
+    files = _matching(folder, SPACE_FILES)
     made = {"README.md": text, "requirements.txt": "\n".join([SPACE_TORCH, *needs]) + "\n"}
     left = {name: reason for name, reason in _left(folder, files).items() if name not in made}
     return Plan("space", made | files, left, BUILDS), []

@@ -39,7 +39,6 @@ from .trainer_mixin import Checkpointed
 logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 4  # replies that an evaluation shows as text
-# Where LoRA's adapters go unless `lora_target_modules` says otherwise: the language model's linear layers.
 
 
 class DIFTTrainer(Checkpointed, SFTTrainer):

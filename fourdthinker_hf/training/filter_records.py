@@ -14,9 +14,8 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ..data.records import read_records, write_records
-from ..evaluation.outputs import find_model, model_hash
+from ..hub.files import find_model, load_model, model_hash
 from ..inference import start_replies, up_to_end
-from ..qa import load_model
 from . import rewards
 
 

@@ -1,5 +1,6 @@
 """LoRA: which layers get adapters, and which rows of the embedding are trained whole."""
 
+# Where LoRA's adapters go unless `lora_target_modules` says otherwise: the language model's linear layers.
 LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 

@@ -331,13 +331,16 @@ def test_a_person_stops_an_answer_and_asks_again(open_page, qa):
 
 
 @pytest.mark.parametrize("leave", [False, True])
-def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(open_page, demo, qa, monkeypatch, leave):
+def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(
+    open_page, demo, qa, monkeypatch, leave, tmp_path
+):
     page = open_page()
     choose_first_example(page)
     page.get_by_text("Only a part of the video").click()
     page.get_by_role("spinbutton", name="From second").fill(str(1.0 + leave / 2))  # a part of its own
     monkeypatch.setattr(qa, "open_video", uploads.open_apart(qa.processor, seconds=600))
-    monkeypatch.setattr(uploads, "CHILD", f"import time; time.sleep(600)\n{uploads.CHILD}")
+    (tmp_path / "sleep.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(uploads, "DECODER", str(tmp_path / "sleep.py"))
     press(page, "Ask")
     expect(page.get_by_text("Watching the video.")).to_be_visible(timeout=WAIT)
     wait_until(decoders)

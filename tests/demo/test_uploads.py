@@ -31,16 +31,23 @@ def test_what_is_wrong_is_told_without_the_servers_folders(processor, clip, tmp_
             open_apart(processor)(path, *span)
 
 
-def test_decoding_is_killed_when_its_time_is_up(processor, clip, monkeypatch):
-    monkeypatch.setattr(uploads, "CHILD", "import time; time.sleep(600)")
+def program(folder, text):
+    """A file to run in place of the decoder."""
+    path = folder / "decoder.py"
+    path.write_text(text)
+    return str(path)
+
+
+def test_decoding_is_killed_when_its_time_is_up(processor, clip, monkeypatch, tmp_path):
+    monkeypatch.setattr(uploads, "DECODER", program(tmp_path, "import time; time.sleep(600)"))
     start = time.monotonic()
     with pytest.raises(VideoError, match="clip.mp4: was not read within 0.5 s: cut it shorter"):
         open_apart(processor, seconds=0.5)(clip)
     assert time.monotonic() - start < 300  # far below what it would have slept
 
 
-def test_decoding_is_killed_when_nobody_waits_for_it(processor, clip, monkeypatch):
-    monkeypatch.setattr(uploads, "CHILD", "import time; time.sleep(600)")
+def test_decoding_is_killed_when_nobody_waits_for_it(processor, clip, monkeypatch, tmp_path):
+    monkeypatch.setattr(uploads, "DECODER", program(tmp_path, "import time; time.sleep(600)"))
     stopped = threading.Event()
     threading.Timer(0.5, stopped.set).start()
     with pytest.raises(VideoError, match="clip.mp4: was not read, it was stopped"):
@@ -48,8 +55,8 @@ def test_decoding_is_killed_when_nobody_waits_for_it(processor, clip, monkeypatc
     assert not [child for child in psutil.Process().children() if "-I" in child.cmdline()]
 
 
-def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monkeypatch):
-    monkeypatch.setattr(uploads, "CHILD", "import os; os.abort()")
+def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monkeypatch, tmp_path):
+    monkeypatch.setattr(uploads, "DECODER", program(tmp_path, "import os; os.abort()"))
     with pytest.raises(VideoError, match="clip.mp4: is damaged, and the decoder failed at it"):
         open_apart(processor)(clip)
 

@@ -13,7 +13,7 @@ import yaml
 
 from fourdthinker_hf.data.simulation.generation import simulate
 from fourdthinker_hf.evaluation import evaluate, lmms
-from fourdthinker_hf.qa import BUNDLED
+from fourdthinker_hf.hub.files import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "fourdthinker_hf/evaluation/lmms_tasks"

@@ -23,8 +23,8 @@ from fourdthinker_hf.evaluation.maps import _bootstrap, _compare, map_test
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
 from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import prediction_row, unreadable_row
+from fourdthinker_hf.hub.files import BUNDLED, load_model
 from fourdthinker_hf.inference import Reply, answer_batch, batch_inputs
-from fourdthinker_hf.qa import BUNDLED, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = sorted((ROOT / "examples").glob("sim_*.mp4"))
@@ -69,14 +69,22 @@ def test_a_row_holds_numbers_without_their_last_bits():
     rows = [prediction_row(record(), reply("", [im], m)) for im, m in ((image, 0.0312), (image * noise, 0.03121))]
     assert rows[0] == rows[1]
     assert (rows[0]["num_latents"], rows[0]["latent_norm"], rows[0]["margin"]) == (4, 6.0, 0.01)
-    assert [prediction_row(record(), reply("", (), m))["margin"] for m in (9e-5, 1e-4, 20.0, math.inf)] == [0, 1e-4, 10, None]
+    assert [prediction_row(record(), reply("", (), m))["margin"] for m in (9e-5, 1e-4, 20.0, math.inf)] == [
+        0,
+        1e-4,
+        10,
+        None,
+    ]
     assert rows[0].keys() == unreadable_row(record(), "gone").keys()
     with pytest.raises(ValueError, match="not numbers"):
         prediction_row(record(), reply("", (), math.nan))
 
 
 def test_table_has_each_task_both_means_and_chance():
-    rows = [prediction_row(record(), reply(f"<think>x</think><answer>{text}</answer>")) for text in ("left", "left", "right")]
+    rows = [
+        prediction_row(record(), reply(f"<think>x</think><answer>{text}</answer>"))
+        for text in ("left", "left", "right")
+    ]
     rows[2] |= {"task": "other", "num_options": 4}
     table = accuracy_table(rows)
     assert [(name, row["correct"], row["num"]) for name, row in table.items()] == [
@@ -195,9 +203,7 @@ def test_margins_are_those_of_the_scores_that_greedy_decoding_saw(bundled, simul
 def test_donors_are_the_next_questions_images_whatever_the_batch(bundled, simulated, monkeypatch, tmp_path):
     network, processor = bundled
     records = runner.load_benchmark(simulated)
-    images = [
-        answer_batch(network, processor, batch_inputs(processor, [record]), 48)[0].images for record in records
-    ]
+    images = [answer_batch(network, processor, batch_inputs(processor, [record]), 48)[0].images for record in records]
     given = {}
 
     def hook(model, batch, donors):

@@ -30,9 +30,8 @@ from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import evaluate
 from fourdthinker_hf.hub import card
 from fourdthinker_hf.hub.card import FROM_SCRATCH, NEEDED, keep_figures, lineage, make_card, renew_card
-from fourdthinker_hf.hub.convert import find_folder
+from fourdthinker_hf.hub.files import BUNDLED, find_folder
 from fourdthinker_hf.hub.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
-from fourdthinker_hf.qa import BUNDLED
 from fourdthinker_hf.training import DIFTConfig, FourDRLConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,9 +23,9 @@ from trl import GRPOTrainer, ModelConfig
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, inference
 from fourdthinker_hf.data.records import RecordError
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
-from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.grpo_config import REFUSED
 from fourdthinker_hf.training.grpo_trainer import Sampled
+from fourdthinker_hf.training.lora import LORA_TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ("which way does it move", "where", "which way", "what is red and how does it move now")

@@ -468,6 +468,3 @@ def _asked(
     times = tuple(round(float(scene.times[frame]), 1) for _, frame in looks)
     text = question.format(**words)
     return Asked(task, text, answer, start, end, tuple(looks), times, tuple(places), who, names, steadied)
-
-
-# The options, over a whole data set

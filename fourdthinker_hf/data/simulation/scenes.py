@@ -123,6 +123,3 @@ class World:
     @property
     def num_frames(self) -> int:
         return round(self.duration * FPS)
-
-
-# Models

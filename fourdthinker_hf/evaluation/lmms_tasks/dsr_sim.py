@@ -2,7 +2,8 @@
 
 import os
 
-from ...data.records import LETTERS
+from fourdthinker_hf.answers import judge
+from fourdthinker_hf.data.records import LETTERS
 
 
 def doc_to_visual(doc: dict, lmms_eval_specific_kwargs: dict) -> list[str]:
