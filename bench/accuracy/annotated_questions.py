@@ -34,7 +34,8 @@ from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.data.simulation import generation, questions
 from fourdthinker_hf.data.simulation.questions import Ask
 from fourdthinker_hf.data.simulation.rendering import FPS, Clip, Truth
-from fourdthinker_hf.data.vocabulary import CAMERA, DIRECTIONS
+from fourdthinker_hf.data.simulation.scenes import CAMERA
+from fourdthinker_hf.data.vocabulary import OBJECT_DIRECTIONS
 from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 ORBITS = {"orbit left": ("truck left", "pan right"), "orbit right": ("truck right", "pan left")}
@@ -91,7 +92,7 @@ def right(truth: Truth, asked: Asked, things: list[int | None]) -> bool:
     if asked.task == "object_direction":
         whole = questions.seen_from(truth, Ask("abs_dir", CAMERA, things[0], None, start, start, end), things[0])
         step = whole[round(end * FPS)] - whole[round(start * FPS)]  # front, left, up
-        axis = dict(zip(DIRECTIONS, ((0, 1, 0), (0, -1, 0), (-1, 0, 0), (1, 0, 0)), strict=True))[asked.answer]
+        axis = dict(zip(OBJECT_DIRECTIONS, ((0, 1, 0), (0, -1, 0), (-1, 0, 0), (1, 0, 0)), strict=True))[asked.answer]
         return bool(step @ axis >= np.cos(np.radians(OFF_AXIS)) * max(np.linalg.norm(step), 0.1))
     if asked.task == "spatial_description":
         span, angles = slice(round(start * FPS), round(end * FPS) + 1), []
@@ -100,11 +101,11 @@ def right(truth: Truth, asked: Asked, things: list[int | None]) -> bool:
             angles.append(np.arctan2(left, front))
         ahead = np.degrees(angles[0] - angles[1])
         sides = [None if abs(angle) < 1 else questions.SIDES[1][angle < 0] for angle in ahead.tolist()]
-        return vocabulary.option_text(changes.runs(sides) or ()) == asked.answer
+        return vocabulary.sequence_text(changes.find_runs(sides) or ()) == asked.answer
     task = {"distance_change": "rel_dis", "speed_change": "abs_spd", "faster_object": "abs_spd_comp"}[asked.task]
     other = things[1] if len(things) > 1 else None
     found = questions.answer(truth, Ask(task, CAMERA, things[0], other, start, start, end))
-    return vocabulary.option_text(found or ()) == asked.answer
+    return vocabulary.sequence_text(found or ()) == asked.answer
 
 
 def look(job: tuple[int, str, int, int, str, str]) -> tuple[int, list[tuple[str, str, bool]], Counter, dict]:

@@ -28,11 +28,17 @@ from annotated_questions import ORBITS
 from fourdthinker_hf.data.annotation.camera import Camera, estimate_camera
 from fourdthinker_hf.data.annotation.shots import Shot, shots
 from fourdthinker_hf.data.simulation import generation
-from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC
+from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC_CAMERA
 from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]
-QUOTAS = {**dict.fromkeys(SINGLE, 4), STATIC: 2, "orbits": 5, "pairs": 15, "several spans": 10}  # clips of each level
+QUOTAS = {
+    **dict.fromkeys(SINGLE, 4),
+    STATIC_CAMERA: 2,
+    "orbits": 5,
+    "pairs": 15,
+    "several spans": 10,
+}  # clips of each level
 
 # Camera
 
@@ -84,7 +90,7 @@ def measure_camera(seed: int, sure: float) -> None:
                 told = ", ".join(f"{s.start:.1f} {'+'.join(s.motions)} ({s.confidence:.2f})" for s in camera.spans)
                 print(f"wrong, level {level}: {clip.truth.camera_motions} told as {told}", flush=True)
     print(f"\n| camera | clips | right | 95% interval | confident ({sure:g}) | right of these |\n|" + " - |" * 6)
-    total = [row for kind in (*SINGLE, STATIC) for row in rows[kind]]
+    total = [row for kind in (*SINGLE, STATIC_CAMERA) for row in rows[kind]]
     for kind, some in [*((kind, rows[kind]) for kind in QUOTAS), ("one motion or none, all", total)]:
         right, kept = sum(a for a, _ in some), [a for a, confident in some if confident]
         low, high = wilson_interval(right, len(some))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..vocabulary import STATIC
+from ..vocabulary import STATIC_CAMERA
 from .shots import Shot
 
 TURNS, TRAVELS = ("pan", "tilt", "roll"), ("truck", "pedestal", "dolly")
@@ -194,7 +194,7 @@ def _fits(
     def score(residuals: np.ndarray) -> np.ndarray:
         return -0.5 * np.log1p((residuals / scale[:, None]) ** 2).mean(1)
 
-    found = [{(STATIC,): value} for value in score(np.tile(flows.sizes, (num, 1))).tolist()]
+    found = [{(STATIC_CAMERA,): value} for value in score(np.tile(flows.sizes, (num, 1))).tolist()]
     scales = np.stack([k * scale for k in (4, 2, 1, 1)])
     for which, way in CANDIDATES:
         design = turns[..., list(which)]
@@ -231,7 +231,7 @@ def _window(flows: list[Flows], gaps: np.ndarray) -> Flows:
 
 
 def _score(table: dict[tuple[str, ...], float], name: tuple[str, ...]) -> float:
-    return table.get(name, table[(STATIC,)] - ABSENT)
+    return table.get(name, table[(STATIC_CAMERA,)] - ABSENT)
 
 
 def _path(tables: list[dict[tuple[str, ...], float]]) -> list[tuple[str, ...]]:
@@ -293,7 +293,7 @@ def estimate_camera(shot: Shot) -> Camera:
     edges = np.linspace(0, len(flows), max(1, round(len(flows) / STEPS)) + 1).round().astype(int)
     windows = [_window(flows[a:b], gaps[a:b]) for a, b in itertools.pairwise(edges)]
     usable = [k for k, window in enumerate(windows) if len(window.sizes) >= FEWEST]
-    tables, trust = [{(STATIC,): 0.0} for _ in windows], np.zeros(len(windows))
+    tables, trust = [{(STATIC_CAMERA,): 0.0} for _ in windows], np.zeros(len(windows))
     if usable:
         moving = sorted(usable, key=lambda k: -np.median(np.abs(windows[k].sizes)))[:ASKED]
         view = _view([windows[k] for k in moving])

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from ..media import highlight, write_video
 from ..records import Record, read_records, write_records
-from ..vocabulary import STATIC
+from ..vocabulary import STATIC_CAMERA
 from . import reasoning
 from .camera import Camera, estimate_camera
 from .options import add_options
@@ -336,7 +336,7 @@ def find_flaw(shot: Shot, camera: Camera, tracks: Sequence[Track]) -> str | None
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in shot.frames]
     if np.median([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in greys]) < SHARP:
         return "blurred"
-    still = all(span.motions == (STATIC,) for span in camera.spans)
+    still = all(span.motions == (STATIC_CAMERA,) for span in camera.spans)
     return "nothing moves" if still and not any(track.moving for track in tracks) else None
 
 

@@ -28,8 +28,17 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from ..changes import RATIO, changes, runs
-from ..vocabulary import CAMERA_MOTIONS, DIRECTIONS, PAIRS, STATIC, WORDS, option_text, seconds, sequences
+from ..changes import FASTER_RATIO, find_changes, find_runs
+from ..vocabulary import (
+    CAMERA_MOTION_PAIRS,
+    CAMERA_MOTIONS,
+    CHANGE_WORDS,
+    OBJECT_DIRECTIONS,
+    STATIC_CAMERA,
+    all_sequences,
+    format_seconds,
+    sequence_text,
+)
 from .camera import Camera, CameraSpan
 from .shots import Shot
 from .tracking import Track
@@ -59,15 +68,15 @@ SIDES = ("left", "right")
 ANSWERS = {
     "camera_motion": tuple(
         " and ".join(names)
-        for names in [(STATIC,), *((name,) for name in CAMERA_MOTIONS), *PAIRS]
+        for names in [(STATIC_CAMERA,), *((name,) for name in CAMERA_MOTIONS), *CAMERA_MOTION_PAIRS]
         if not any(name.startswith("orbit") for name in names)  # to the eye, truck one way and pan the other
     ),
-    "object_direction": tuple(DIRECTIONS),
-    "distance_change": tuple(option_text(path) for path in sequences(WORDS["dis"], 2)),
-    "speed_change": WORDS["spd"],  # throughout: what is smooth cannot tell a sudden change from a slow one
+    "object_direction": tuple(OBJECT_DIRECTIONS),
+    "distance_change": tuple(sequence_text(path) for path in all_sequences(CHANGE_WORDS["dis"], 2)),
+    "speed_change": CHANGE_WORDS["spd"],  # throughout: what is smooth cannot tell a sudden change from a slow one
     **{
-        task: tuple(option_text(path) for path in ((a,), (b,), (a, b), (b, a)))
-        for task, (a, b) in (("faster_object", WORDS["spd_comp"][:2]), ("spatial_description", SIDES))
+        task: tuple(sequence_text(path) for path in ((a,), (b,), (a, b), (b, a)))
+        for task, (a, b) in (("faster_object", CHANGE_WORDS["spd_comp"][:2]), ("spatial_description", SIDES))
     },
 }
 TASKS = tuple(ANSWERS)
@@ -158,7 +167,7 @@ class Scene:
         return [span for span in self.spans if min(span.end, end) - max(span.start, start) > MARGIN]
 
     def static(self, frames: slice) -> bool:
-        return all(span.motions == (STATIC,) for span in self.within(frames))
+        return all(span.motions == (STATIC_CAMERA,) for span in self.within(frames))
 
     def sure(self, frames: slice) -> bool:
         return all(span.confidence >= SURE for span in self.within(frames))
@@ -269,7 +278,7 @@ def _candidates(scene: Scene) -> Iterator[tuple[str, Callable, tuple]]:
     for i in movers:
         yield "object_direction", _direction, (i,)
         yield "speed_change", _speed, (i,)
-    rests = all(span.motions == (STATIC,) for span in scene.spans)
+    rests = all(span.motions == (STATIC_CAMERA,) for span in scene.spans)
     for i in movers if rests else scene.paths:  # between what rests and what rests nothing changes
         yield "distance_change", _distance, (i,)
     for i, j in itertools.combinations(scene.paths, 2):
@@ -295,7 +304,7 @@ def _camera(scene: Scene, span: CameraSpan) -> Asked | str:
     if not shown:
         return "no landmark to tell it by"
     best = max(shown, key=lambda i: shown[i][-1] - shown[i][0])  # longest in sight
-    names = next((pair for pair in PAIRS if set(pair) == set(span.motions)), span.motions)
+    names = next((pair for pair in CAMERA_MOTION_PAIRS if set(pair) == set(span.motions)), span.motions)
     looks = [(best, int(frame)) for frame in shown[best][[0, -1]]]
     if not _agrees(scene, scene.paths[best], slice(looks[0][1], looks[1][1] + 1)):
         return "its landmark says otherwise"
@@ -331,7 +340,7 @@ def _way(step: np.ndarray) -> tuple[str, ...] | None:
     """Which of `DIRECTIONS` a step over level ground goes. The camera looks on the ground from above: what goes away
     goes up in the picture, and what goes down without coming nearer falls."""
     right, down, ahead = step.tolist()
-    to_left, to_right, toward, away = DIRECTIONS
+    to_left, to_right, toward, away = OBJECT_DIRECTIONS
     upright = math.hypot(down, ahead)
     angle = math.degrees(math.atan2(upright, abs(right)))
     if math.hypot(right, upright) < MOVED:
@@ -350,7 +359,7 @@ def _distance(scene: Scene, i: int) -> Asked | str:
         logs = [
             np.log(np.linalg.norm(trial, axis=-1)) for trial in scene.trials(path.centres[frames], path.sizes[frames])
         ]
-        return _agreed(changes(log * strict, "dis") for log in logs for strict in STRICT)
+        return _agreed(find_changes(log * strict, "dis") for log in logs for strict in STRICT)
 
     return _first(
         scene,
@@ -367,7 +376,7 @@ def _speed(scene: Scene, i: int) -> Asked | str:
             return None
         trials = scene.trials(*scene.steady(scene.paths[i], frames))
         logs = [np.log(np.maximum(_speeds(path, scene.times[frames]), low)) for path in trials for low in SLOWEST]
-        return _agreed(changes(log * strict, "spd") for log in logs for strict in STRICT)
+        return _agreed(find_changes(log * strict, "spd") for log in logs for strict in STRICT)
 
     return _first(scene, "speed_change", "{seen}, how does the speed of {x} change {span}?", (i,), read)
 
@@ -384,7 +393,7 @@ def _faster(scene: Scene, i: int, j: int) -> Asked | str:
         )
         trials = itertools.product(zip(one, two, strict=True), SCALES)
         return _agreed(
-            runs(_leads(first / math.sqrt(scale), second * math.sqrt(scale))) for (first, second), scale in trials
+            find_runs(_leads(first / math.sqrt(scale), second * math.sqrt(scale))) for (first, second), scale in trials
         )
 
     question = "{seen}, which is faster {span}: first, {x}, or second, {y}?"
@@ -392,11 +401,11 @@ def _faster(scene: Scene, i: int, j: int) -> Asked | str:
 
 
 def _leads(one: np.ndarray, two: np.ndarray) -> list[str | None]:
-    first, second, _ = WORDS["spd_comp"]
+    first, second, _ = CHANGE_WORDS["spd_comp"]
     ratio = np.maximum(one, SLOWEST[0]) / np.maximum(two, SLOWEST[0])
     fast = np.maximum(one, two) > FAST
     return [
-        None if not ok or 1 / RATIO < r < RATIO else first if r > 1 else second
+        None if not ok or 1 / FASTER_RATIO < r < FASTER_RATIO else first if r > 1 else second
         for ok, r in zip(fast.tolist(), ratio.tolist(), strict=True)
     ]
 
@@ -409,7 +418,7 @@ def _side(scene: Scene, i: int, j: int) -> Asked | str:
         if not np.abs(x[[0, -1]]).min() > APART[-1]:
             return None
         return _agreed(
-            runs([SIDES[step > 0] if abs(step) > apart else None for step in x.tolist()]) for apart in APART
+            find_runs([SIDES[step > 0] if abs(step) > apart else None for step in x.tolist()]) for apart in APART
         )
 
     question = "Seen from the camera as it moves, on which side of {y} is {x} {span}?"
@@ -432,13 +441,13 @@ def _first(
         return "unsure of the camera"
     for frames in spans:
         answer = read(frames)
-        if answer is None or option_text(answer) not in ANSWERS[task]:
+        if answer is None or sequence_text(answer) not in ANSWERS[task]:
             continue
         num = 3 if len(answer) > 1 or task == "speed_change" else 2
         known = np.flatnonzero(shown[frames]) + frames.start
         moments = [int(known[np.abs(known - at).argmin()]) for at in np.linspace(frames.start, frames.stop - 1, num)]
         looks = [(i, frame) for i in who for frame in moments]
-        return _asked(scene, task, question, option_text(answer), frames, who, looks)
+        return _asked(scene, task, question, sequence_text(answer), frames, who, looks)
     return "unsure"
 
 
@@ -455,8 +464,8 @@ def _asked(
     start, end = (round(float(scene.times[k]), 1) for k in (frames.start, frames.stop - 1))
     names = tuple(scene.paths[i].name for i in who)
     words = dict(zip("xy", (f"the {name}" for name in names), strict=False))
-    words["seen"] = f"Seen from where the camera is at {seconds(start)}"
-    words["span"] = f"from {seconds(start)} to {seconds(end)}"
+    words["seen"] = f"Seen from where the camera is at {format_seconds(start)}"
+    words["span"] = f"from {format_seconds(start)} to {format_seconds(end)}"
     places = []
     for i, frame in looks:
         path = scene.paths[i]

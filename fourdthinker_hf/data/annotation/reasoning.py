@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...processing_fourdthinker import OUTPUT_IMAGE
-from ..vocabulary import seconds
+from ..vocabulary import format_seconds
 from .questions import Asked
 from .vlm_client import Chat
 
@@ -114,11 +114,14 @@ def write(asked: Asked, rng: np.random.Generator) -> str:
 
     names = dict(zip("xy", asked.names, strict=False))
     reference = REFERENCE if asked.task == "camera_motion" else WATCH if len(asked.names) == 1 else WATCH_TWO
-    said = [draw(LOCATE).format(span=f"from {seconds(asked.start)} to {seconds(asked.end)}"), draw(reference)]
+    said = [
+        draw(LOCATE).format(span=f"from {format_seconds(asked.start)} to {format_seconds(asked.end)}"),
+        draw(reference),
+    ]
     style = draw(PICTURE)
     for (track, _), time in zip(asked.looks, asked.times, strict=True):
         name = asked.names[asked.tracks.index(track)]
-        said.append(style.format(name=name, time=seconds(time), image=OUTPUT_IMAGE))
+        said.append(style.format(name=name, time=format_seconds(time), image=OUTPUT_IMAGE))
     if asked.steadied:
         said.append(draw(STEADY))
     style = draw(PLACES)
@@ -175,7 +178,7 @@ def check(asked: Asked, text: str) -> None:
         raise FormatError(f"it has a {found[0]}, no tag but {OUTPUT_IMAGE} is allowed")
     for number, (part, time) in enumerate(zip(before, asked.times, strict=True), start=1):
         if not re.search(rf"(?<![\d.]){re.escape(f'{time:g}')}(?![\d]|\.\d)", part):
-            raise FormatError(f"the time {seconds(time)} is missing before {OUTPUT_IMAGE} number {number}")
+            raise FormatError(f"the time {format_seconds(time)} is missing before {OUTPUT_IMAGE} number {number}")
     tail = end.rstrip(" .!").lower()
     if not tail.endswith(asked.answer.lower()):
         raise FormatError(f"it must end with the answer, {asked.answer!r}, word for word")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..vocabulary import DIRECTIONS
+from ..vocabulary import OBJECT_DIRECTIONS
 from .rendering import FPS, Question, Truth, load_mujoco, project
 
 SIZE = 112  # pixels, both axes
@@ -177,7 +177,7 @@ def _velocities(rng: np.random.Generator, task: str, wanted: int) -> list[tuple[
     if task == "camera_motion":
         return [(0.0, 0.0)] * 3
     if task == "object_direction":
-        axis = list(DIRECTIONS.values())[wanted]
+        axis = list(OBJECT_DIRECTIONS.values())[wanted]
         speed = rng.uniform(0.5, 1.2) if wanted < 2 else rng.uniform(0.8, 1.6)
         return [_heading(axis + rng.uniform(-12, 12), speed), anyhow(0.5), anyhow(0.5)]
     if task == "faster_object":
@@ -253,7 +253,7 @@ def _ask_camera(scene: Scene, truth: Truth, wanted: int) -> Question | None:
 
 
 def _ask_direction(scene: Scene, truth: Truth, wanted: int) -> Question | None:
-    answer, axis = list(DIRECTIONS.items())[wanted]
+    answer, axis = list(OBJECT_DIRECTIONS.items())[wanted]
     name, path = scene.things[0].name, _paths(truth)[0]
     velocity = truth.velocities[:, 0, :2]
     if (
@@ -393,7 +393,7 @@ def _options(rng: np.random.Generator, task: str, question: Question, names: Seq
     """Four options with the answer at place `letter`. Camera distractors are uniform: none tells the answer."""
     everything = {
         "camera_motion": CAMERA_MOTIONS,
-        "object_direction": tuple(DIRECTIONS),
+        "object_direction": tuple(OBJECT_DIRECTIONS),
         "faster_object": (f"the {names[0]}", f"the {names[1]}", "they are equally fast", "neither moves"),
         "distance_change": DISTANCES,
     }[task]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..vocabulary import CAMERA_MOTIONS, STATIC
+from ..vocabulary import CAMERA_MOTIONS, STATIC_CAMERA
 from .rendering import FPS
 from .scenes import AHEAD, CameraMove, World
 
@@ -17,7 +17,7 @@ def camera_path(world: World) -> tuple[np.ndarray, np.ndarray]:
     for move in world.moves:
         now = (middles >= begin) & (middles < move.until)
         for name, rate in zip(move.names, move.rates, strict=True):
-            if name != STATIC:
+            if name != STATIC_CAMERA:
                 what, sign = CAMERA_MOTIONS[name]
                 rates[what][now] += sign * rate
         begin = move.until
@@ -72,7 +72,7 @@ def camera_moves(
         second = next(name for name in names[1:] if CAMERA_MOTIONS[name][0] != CAMERA_MOTIONS[names[0]][0])
         chosen = (names[0], second) if rng.random() < pair else (names[0],)
         if parts > 1 and rng.random() < 0.25:
-            chosen = (STATIC,)
+            chosen = (STATIC_CAMERA,)
         moves.append(
             camera_move(rng, chosen, duration * (k + 1) / parts if k < parts - 1 else 1e3, duration, strength)
         )
@@ -82,8 +82,10 @@ def camera_moves(
 def camera_move(
     rng: np.random.Generator, names: Sequence[str], until: float, duration: float, strength: float = 1.0
 ) -> CameraMove:
-    rates = (0.0 if n == STATIC else strength * rng.uniform(*TOTALS[CAMERA_MOTIONS[n][0]]) / duration for n in names)
+    rates = (
+        0.0 if n == STATIC_CAMERA else strength * rng.uniform(*TOTALS[CAMERA_MOTIONS[n][0]]) / duration for n in names
+    )
     return CameraMove(until, tuple(names), tuple(map(float, rates)))
 
 
-STILL = (CameraMove(1e3, (STATIC,), (0.0,)),)
+STILL = (CameraMove(1e3, (STATIC_CAMERA,), (0.0,)),)

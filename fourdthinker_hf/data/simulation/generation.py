@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..media import highlight, write_video
 from ..records import Record, write_records
-from ..vocabulary import CAMERA, DSR_TASKS, NON_TEMP, option_text, with_distractors
+from ..vocabulary import DSR_TASKS, NON_TEMPLATE_TASK, sequence_text, with_distractors
 from . import basic_scenes, non_template_questions, questions
 from .basic_scenes import ALL_TASKS as PLAIN_TASKS
 from .basic_scenes import BINS, COLOURS, TASKS
@@ -37,7 +37,7 @@ from .physics import predict, run, template_model
 from .questions import Ask
 from .rendering import FPS, Clip, Question, Studio, Truth
 from .scene_sampling import plan, stage
-from .scenes import FRONTED, SIZES, SPLITS, World
+from .scenes import CAMERA, FRONTED, SIZES, SPLITS, World
 
 __all__ = [
     "ALL_TASKS",
@@ -123,7 +123,7 @@ def compose(
         return made
     key = zlib.crc32(f"{task} {level} {split}".encode())
     rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # tasks start at other classes
-    made = _varied(rng, turn, level, split) if task == NON_TEMP else _template(rng, task, turn, level, split)
+    made = _varied(rng, turn, level, split) if task == NON_TEMPLATE_TASK else _template(rng, task, turn, level, split)
     return replace(made, truth=_cut(made.truth, made.scene.num_frames))
 
 
@@ -157,8 +157,8 @@ def _template(rng: np.random.Generator, task: str, turn: int, level: int, split:
                 continue
             truth, physics, _ = found
             text = questions.reasoning(truth, ask, names, wanted, targets)
-            right = option_text(wanted)
-            options = with_distractors(rng, right, list(map(option_text, known)), letter)
+            right = sequence_text(wanted)
+            options = with_distractors(rng, right, list(map(sequence_text, known)), letter)
             asked = Question(questions.wording(ask, names), right, text, targets)
             return Composed(world, truth, asked, options, physics, drawn)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..vocabulary import CAMERA_MOTIONS, PAIRS, STATIC
+from ..vocabulary import CAMERA_MOTION_PAIRS, CAMERA_MOTIONS, STATIC_CAMERA
 from .cameras import STILL, camera_move, camera_moves
 from .physics import predict
 from .rendering import FPS, Truth
@@ -36,8 +36,8 @@ NEARER = 1.25
 def classes(kind: str, level: int, split: str) -> list[str]:
     """The answers a kind has; empty if they are the names of a scene's objects."""
     if kind == "camera":
-        pairs = [f"{a} and {b}" for a, b in PAIRS] if level > 1 else []
-        return [STATIC, *CAMERA_MOTIONS, *pairs]
+        pairs = [f"{a} and {b}" for a, b in CAMERA_MOTION_PAIRS] if level > 1 else []
+        return [STATIC_CAMERA, *CAMERA_MOTIONS, *pairs]
     return {"colour": list(SPLITS[split].colours), "count": list(COUNTS)}.get(kind, [])
 
 

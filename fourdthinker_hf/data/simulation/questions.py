@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..changes import RATIO, SAME_RATIO, SLOWEST, changes, runs
-from ..vocabulary import CAMERA, WORDS, option_text, seconds, sequences
+from ..changes import FASTER_RATIO, SAME_RATIO, SLOWEST, find_changes, find_runs
+from ..vocabulary import CHANGE_WORDS, all_sequences, format_seconds, sequence_text
 from .rendering import FPS, Truth
+from .scenes import CAMERA
 
 AT_REST, VISIBLY = 0.05, 0.3  # m/s: two that rest are equally fast; a faster one has this speed
 PART, NO_PART = 0.3, 0.2
@@ -151,25 +152,25 @@ def _predicted(truth: Truth, ask: Ask) -> tuple[str, ...] | None:
 def answer(truth: Truth, ask: Ask) -> tuple[str, ...] | None:
     """The runs that answer `ask`, or None where that is ambiguous."""
     if ask.kind == "dis":
-        return changes(np.log(np.maximum(distance(truth, ask)[ask.span], 1e-3)), "dis")
+        return find_changes(np.log(np.maximum(distance(truth, ask)[ask.span], 1e-3)), "dis")
     if ask.kind == "ori":
-        return changes(turned(truth, ask)[ask.span], "ori")
+        return find_changes(turned(truth, ask)[ask.span], "ori")
     if ask.kind == "spd":
-        return changes(np.log(np.maximum(speed(truth, ask, ask.x)[ask.span], SLOWEST)), "spd")
+        return find_changes(np.log(np.maximum(speed(truth, ask, ask.x)[ask.span], SLOWEST)), "spd")
     if ask.kind == "dir":
-        return runs([side(vector) for vector in seen_from(truth, ask, ask.x)[ask.span]])
+        return find_runs([side(vector) for vector in seen_from(truth, ask, ask.x)[ask.span]])
     if ask.kind == "spd_comp":
         speeds = (speed(truth, ask, i)[ask.span].tolist() for i in (ask.x, ask.y))
-        return runs(list(map(_faster, *speeds)))
+        return find_runs(list(map(_faster, *speeds)))
     return _predicted(truth, ask)
 
 
 def _faster(one: float, two: float) -> str | None:
-    first, second, same = WORDS["spd_comp"]
+    first, second, same = CHANGE_WORDS["spd_comp"]
     ratio = max(one, SLOWEST) / max(two, SLOWEST)
     if max(one, two) < AT_REST or (min(one, two) >= 2 * SLOWEST and 1 / SAME_RATIO <= ratio <= SAME_RATIO):
         return same
-    if max(one, two) < VISIBLY or 1 / RATIO < ratio < RATIO:
+    if max(one, two) < VISIBLY or 1 / FASTER_RATIO < ratio < FASTER_RATIO:
         return None
     return first if ratio > 1 else second
 
@@ -191,8 +192,8 @@ def classes(ask: Ask, level: int) -> list[tuple[str, ...]]:
         near = [pair for row in rows for a, b in itertools.pairwise(row) for pair in ((a, b), (b, a))]
         across = [path for row in rows for path in (row, row[::-1])] if level > 1 else []  # too wide for that view
         return [*((label,) for row in rows for label in row), *near, *across]
-    words, most = WORDS[ask.kind], 3 if level == 3 and ask.end - ask.start >= LONG else 2
-    return sequences(words, most)
+    words, most = CHANGE_WORDS[ask.kind], 3 if level == 3 and ask.end - ask.start >= LONG else 2
+    return all_sequences(words, most)
 
 
 # Words
@@ -207,9 +208,9 @@ def wording(ask: Ask, names: Sequence[str]) -> str:
     view = (
         f"from {name(ask.agent)} as it moves"
         if ask.follows
-        else f"from where {name(ask.agent)} is at {seconds(ask.at)}"
+        else f"from where {name(ask.agent)} is at {format_seconds(ask.at)}"
     )
-    span, x = f"from {seconds(ask.start)} to {seconds(ask.end)}", name(ask.x)
+    span, x = f"from {format_seconds(ask.start)} to {format_seconds(ask.end)}", name(ask.x)
     return {
         "dis": f"How does the distance between {x} and {name(ask.y)} change {span}?"
         if ask.y is not None
@@ -247,8 +248,10 @@ def reasoning(
 ) -> str:
     """Locate the span, picture what is asked about at its moments, read the measure, conclude."""
     begin = (
-        f"from {seconds(ask.start)} to {seconds(ask.end)}." if ask.kind != "dir_pred" else "at the end of the clip."
+        f"from {format_seconds(ask.start)} to {format_seconds(ask.end)}."
+        if ask.kind != "dir_pred"
+        else "at the end of the clip."
     )
-    looks = " ".join(f"{names[i]} at {seconds(frame / FPS)} <output_image>." for i, frame in targets)
-    end = f"it moves {path[0]}" if ask.kind == "dir_pred" and path[0] != STAYS else option_text(path)
+    looks = " ".join(f"{names[i]} at {format_seconds(frame / FPS)} <output_image>." for i, frame in targets)
+    end = f"it moves {path[0]}" if ask.kind == "dir_pred" and path[0] != STAYS else sequence_text(path)
     return f"{begin} {looks} {readings(truth, ask)}. {end}."

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..vocabulary import CAMERA, STATIC, WORDS
+from ..vocabulary import CHANGE_WORDS, STATIC_CAMERA
 from .cameras import STILL, camera_moves, camera_path
 from .physics import drive
 from .questions import RING, STAYS, WAY_RING, Ask
 from .rendering import FPS
-from .scenes import FRONTED, SPLITS, TEXTURES, Body, CameraMove, Kit, Leg, World
+from .scenes import CAMERA, FRONTED, SPLITS, TEXTURES, Body, CameraMove, Kit, Leg, World
 
 REST = Leg(1e3, 0.0, 0.0)
 LIFTS = {"down": "pedestal up", "up": "pedestal down"}
@@ -99,7 +99,7 @@ def _clip_camera(rng: np.random.Generator, ask: Ask, cast: Cast, wanted: Sequenc
         return _turning_camera(rng, ask, wanted)
     if wanted[0] in LIFTS:  # what rests sinks for a camera that rises
         rise = CameraMove(1e3, (LIFTS[wanted[0]],), (float(rng.uniform(0.4, 0.6)),))
-        return (CameraMove(max(0.01, ask.end - float(rng.uniform(1.4, 1.8))), (STATIC,), (0.0,)), rise)
+        return (CameraMove(max(0.01, ask.end - float(rng.uniform(1.4, 1.8))), (STATIC_CAMERA,), (0.0,)), rise)
     alone = ask.follows and ask.agent == CAMERA  # level 1: the camera or the objects
     chance = {1: 0.4 * alone, 2: 0.75, 3: 0.85}[cast.level]
     if rng.random() >= chance:
@@ -111,13 +111,13 @@ def _clip_camera(rng: np.random.Generator, ask: Ask, cast: Cast, wanted: Sequenc
 
 
 def _turning_camera(rng: np.random.Generator, ask: Ask, wanted: Sequence[str]) -> tuple[CameraMove, ...]:
-    left, right, _ = WORDS["ori"]
+    left, right, _ = CHANGE_WORDS["ori"]
     moves = []
     for until, word, length in _phases(rng, ask, wanted):
         if word == left or word == right:
             names, rates = ("pan left" if word == left else "pan right",), (float(rng.uniform(30, 45) / length),)
         else:
-            names, rates = (STATIC,), (0.0,)
+            names, rates = (STATIC_CAMERA,), (0.0,)
         moves.append(CameraMove(min(until, ask.end + 0.5), names, rates))
     return (*moves, *STILL)
 
@@ -174,7 +174,7 @@ def passing(body: Body, point: np.ndarray, time: float) -> Body:
 
 def _speeds(rng: np.random.Generator, kit: Kit, words: Sequence[str]) -> list[tuple[float, float]]:
     """Speeds at both ends of each phase."""
-    up, down, _ = WORDS["spd"]
+    up, down, _ = CHANGE_WORDS["spd"]
     low, high = (0.25, kit.speeds[1]) if kit.speeds[0] < 1 else (0.6, kit.speeds[1])
     logs = [0.0]
     for word in words:
@@ -218,12 +218,12 @@ def _asked_driver(
     if ask.kind == "dis":
         away = point - toward
         course = float(np.degrees(np.arctan2(away[1], away[0])) + rng.uniform(-30, 30))
-        sign = dict(zip(WORDS["dis"], (1, -1, 0), strict=True))
+        sign = dict(zip(CHANGE_WORDS["dis"], (1, -1, 0), strict=True))
         for until, word, length in phases:
             legs.append(Leg(until, *(sign[word] * _cruise(rng, cast.kit, length),) * 2, course))
         body = replace(body, yaw=course)
     elif ask.kind == "ori":
-        sign = dict(zip(WORDS["ori"], (1, -1, 0), strict=True))
+        sign = dict(zip(CHANGE_WORDS["ori"], (1, -1, 0), strict=True))
         pace = 0.0 if rng.random() < 0.4 else _cruise(rng, cast.kit, ask.end - ask.start)
         for until, word, length in phases:
             legs.append(Leg(until, pace, pace, 0.0, float(sign[word] * rng.uniform(45, 110) / length)))
@@ -258,7 +258,7 @@ def _pushed(rng: np.random.Generator, world: World, ask: Ask, body: Body) -> Bod
 
 
 def _compared(rng: np.random.Generator, world: World, ask: Ask, cast: Cast, wanted: Sequence[str]) -> list[Body]:
-    first, second, _ = WORDS["spd_comp"]
+    first, second, _ = CHANGE_WORDS["spd_comp"]
     middle, pairs = (ask.start + ask.end) / 2, []
     for _, word, _ in _phases(rng, ask, wanted):
         fast = _cruise(rng, cast.kit, ask.end - ask.start, 5.0)
@@ -458,7 +458,12 @@ def _main(
         ahead = -rotation[frame, :, 2]
         yaw = float(np.degrees(np.arctan2(ahead[1], ahead[0]))) if ask.agent == CAMERA else made[ask.agent].yaw
         return _predictable(rng, world, ask, cast, wanted[0], yaw, body)
-    slows = "spd" == ask.kind and wanted[0] == WORDS["spd"][1] and len(wanted) <= 2 and wanted[-1] != WORDS["spd"][0]
+    slows = (
+        "spd" == ask.kind
+        and wanted[0] == CHANGE_WORDS["spd"][1]
+        and len(wanted) <= 2
+        and wanted[-1] != CHANGE_WORDS["spd"][0]
+    )
     if slows and cast.level > 1 and body.shape in cast.kit.plain and rng.random() < 0.35:
         return _pushed(rng, world, ask, body)
     other = ask.y if ask.y is not None else ask.agent

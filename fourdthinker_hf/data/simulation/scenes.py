@@ -15,6 +15,7 @@ from .basic_scenes import COLOURS
 from .rendering import FPS
 
 AHEAD = FPS  # frames simulated after the clip's end
+CAMERA = -1  # stands for the camera where the index of an object is expected
 SIZES = {1: 112, 2: 224, 3: 224}  # pixels, both axes
 
 

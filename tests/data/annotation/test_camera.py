@@ -11,7 +11,7 @@ cv2 = pytest.importorskip("cv2")
 
 from fourdthinker_hf.data.annotation.camera import ABSENT, SWITCH, _path, estimate_camera  # noqa: E402
 from fourdthinker_hf.data.annotation.shots import RATE, Shot  # noqa: E402
-from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC  # noqa: E402
+from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC_CAMERA  # noqa: E402
 
 HEIGHT, WIDTH, FOCAL, PITCH = 180, 240, 230.0, np.radians(22)
 INTRINSIC = np.array([[FOCAL, 0, WIDTH / 2 - 0.5], [0, FOCAL, HEIGHT / 2 - 0.5], [0, 0, 1]])
@@ -102,7 +102,7 @@ def crossing(time):
 
 
 def test_moving_things_do_not_fool_it():
-    assert told(film([], TIMES, crossing)) == [(STATIC,)]
+    assert told(film([], TIMES, crossing)) == [(STATIC_CAMERA,)]
     for name in ("pan left", "dolly in", "tilt up"):
         assert told(film([name], TIMES, crossing)) == [(name,)]
 
@@ -120,13 +120,13 @@ def test_spans_and_times_of_the_source():
     moved = film(["truck left"], np.minimum(times - 60, 2))
     first, second = estimate_camera(shot(moved, times)).spans
     assert (first.start, first.motions) == (60.0, ("truck left",)) and abs(first.end - 62) < 0.3
-    assert (second.start, second.end, second.motions) == (first.end, 64.0, (STATIC,))
+    assert (second.start, second.end, second.motions) == (first.end, 64.0, (STATIC_CAMERA,))
 
 
 @pytest.mark.parametrize("level", [0, 128])
 def test_nothing_to_follow(level):
     camera = estimate_camera(shot(np.full((17, 60, 80, 3), level, np.uint8)))
-    assert [(span.motions, span.confidence) for span in camera.spans] == [((STATIC,), 0.0)]
+    assert [(span.motions, span.confidence) for span in camera.spans] == [((STATIC_CAMERA,), 0.0)]
     assert np.allclose(camera.homographies, np.eye(3))
 
 
@@ -166,7 +166,7 @@ def test_one_frame_is_refused():
 
 names = st.sampled_from([("a",), ("b",), ("a", "b")])
 tables = st.lists(
-    st.dictionaries(names, st.floats(-3, 0)).map(lambda t: {(STATIC,): -1.0, **t}), min_size=1, max_size=4
+    st.dictionaries(names, st.floats(-3, 0)).map(lambda t: {(STATIC_CAMERA,): -1.0, **t}), min_size=1, max_size=4
 )
 
 
@@ -174,7 +174,7 @@ tables = st.lists(
 @given(tables)
 def test_path_is_the_best_of_all(tables):
     def total(path):
-        scores = [table.get(name, table[(STATIC,)] - ABSENT) for table, name in zip(tables, path, strict=True)]
+        scores = [table.get(name, table[(STATIC_CAMERA,)] - ABSENT) for table, name in zip(tables, path, strict=True)]
         return sum(scores) - SWITCH * sum(a != b for a, b in itertools.pairwise(path))
 
     every = itertools.product({name for table in tables for name in table}, repeat=len(tables))
@@ -189,7 +189,7 @@ def test_simulated_clips():
     for index in itertools.count():
         clip = simulation.simulate_clip(7, "rel_dis", index, 1, mask_frames=())
         true = clip.truth.camera_motions[0][2]
-        if true != (STATIC,) and not true[0].startswith("orbit"):
+        if true != (STATIC_CAMERA,) and not true[0].startswith("orbit"):
             right += told(clip.frames) == [true]
             num += 1
         if num == 20:

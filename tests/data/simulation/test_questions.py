@@ -14,14 +14,14 @@ from fourdthinker_hf.data import vocabulary
 pytest.importorskip("mujoco")
 
 from bench.accuracy.blind_baselines import classifier, longest_option
-from fourdthinker_hf.data.changes import changes, runs
+from fourdthinker_hf.data.changes import find_changes, find_runs
 from fourdthinker_hf.data.simulation import generation, non_template_questions, questions, scene_sampling, scenes
 from fourdthinker_hf.data.simulation.questions import Ask, answer, side
 from fourdthinker_hf.data.simulation.rendering import Truth
 
 T = 41  # frames: 4 s to ask about, one more to predict
 TIME = np.arange(T) / 8
-CAMERA = vocabulary.CAMERA
+CAMERA = scenes.CAMERA
 EYE = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # columns right, up, backward: looks along +y
 
 
@@ -124,7 +124,7 @@ def test_answers_of_trajectories_by_hand(case):
 
 
 def test_every_template_task_is_among_them():
-    assert {asked.task for asked, _, _ in CASES.values()} == set(vocabulary.TEMPLATES)
+    assert {asked.task for asked, _, _ in CASES.values()} == set(vocabulary.TEMPLATE_TASKS)
 
 
 AMBIGUOUS = {
@@ -170,14 +170,16 @@ def test_answers_do_not_depend_on_where_the_world_is(angle, x, y, case):
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(4, 9)), min_size=1, max_size=3))
 def test_runs_are_what_was_laid_out(parts):
     labels = [label for label, length in parts for _ in range(length)]
-    assert runs(labels) == tuple(label for label, _ in itertools.groupby(labels))
+    assert find_runs(labels) == tuple(label for label, _ in itertools.groupby(labels))
 
 
 @given(st.floats(0.3, 1.5), st.floats(-1, 1))
 def test_mirrored_changes_swap_the_words(size, start):
-    up, down, _ = vocabulary.WORDS["dis"]
+    up, down, _ = vocabulary.CHANGE_WORDS["dis"]
     values = start + np.linspace(0, size, 33)
-    assert changes(values, "dis") == (up,) and changes(-values, "dis") == (down,) == changes(values[::-1], "dis")
+    assert find_changes(values, "dis") == (up,) and find_changes(-values, "dis") == (down,) == find_changes(
+        values[::-1], "dis"
+    )
 
 
 @given(st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda v: np.linalg.norm(v) > 0.1))
@@ -241,9 +243,9 @@ def test_every_class_comes_as_often_and_with_every_letter():
 
 @pytest.mark.parametrize("level", [1, 3])
 def test_classes_are_distinct_texts_and_enough(level):
-    for task, agent in itertools.product(vocabulary.TEMPLATES, (CAMERA, 1)):
+    for task, agent in itertools.product(vocabulary.TEMPLATE_TASKS, (CAMERA, 1)):
         for end in (3.0, 12.0):
-            known = [vocabulary.option_text(path) for path in questions.classes(ask(task, agent, end=end), level)]
+            known = [vocabulary.sequence_text(path) for path in questions.classes(ask(task, agent, end=end), level)]
             assert len(known) == len(set(known)) >= 7
     for kind in non_template_questions.VARIED[level]:
         known = non_template_questions.classes(kind, level, "unseen")
@@ -258,11 +260,11 @@ def test_an_answer_that_is_hard_to_stage_comes_as_often(monkeypatch):
         text = made.question.question
         known = questions.classes(ask("abs_dir", agent=CAMERA if "the camera" in text else 1), 1)
         key = zlib.crc32(b"abs_dir 1 train")
-        assert made.question.answer == vocabulary.option_text(known[(index + (3 + key) % 997) % len(known)])
+        assert made.question.answer == vocabulary.sequence_text(known[(index + (3 + key) % 997) % len(known)])
 
 
 def test_any_wrong_answer_is_as_likely_as_any_other():
-    known = [vocabulary.option_text(path) for path in questions.classes(ask("abs_dis"), 1)]
+    known = [vocabulary.sequence_text(path) for path in questions.classes(ask("abs_dis"), 1)]
     rng = np.random.default_rng(0)
     seen = collections.Counter(
         option for _ in range(2400) for option in vocabulary.with_distractors(rng, known[0], known, 2)
@@ -273,7 +275,7 @@ def test_any_wrong_answer_is_as_likely_as_any_other():
 
 def test_wording_is_drawn_without_the_answer():
     """The same plan, whatever is wanted: `plan` is not told."""
-    for task in vocabulary.TEMPLATES:
+    for task in vocabulary.TEMPLATE_TASKS:
         asked, cast = scene_sampling.plan(np.random.default_rng(4), task, 2, "train")
         assert (asked, cast) == scene_sampling.plan(np.random.default_rng(4), task, 2, "train")
         assert all(index < len(cast.names) for index in asked.asked) and asked.agent < len(cast.names)
@@ -294,14 +296,14 @@ def test_letters_are_balanced_and_options_four(made):
         assert len(set(each.options)) == 4 and each.options.count(each.question.answer) == 1
     for task in generation.DSR_TASKS:
         letters = [each.options.index(each.question.answer) for name, each in made if name == task]
-        assert task == vocabulary.NON_TEMP or sorted(letters) == [0, 1, 2, 3] or len(set(letters)) >= 3
+        assert task == vocabulary.NON_TEMPLATE_TASK or sorted(letters) == [0, 1, 2, 3] or len(set(letters)) >= 3
 
 
 def test_questions_say_the_span_and_the_agent(made):
     for task, each in made:
         text = each.question.question
         assert text.endswith("?") and len(text) < 130
-        if task == vocabulary.NON_TEMP:
+        if task == vocabulary.NON_TEMPLATE_TASK:
             assert each.question.reasoning == "" and not each.question.targets
         else:
             assert ("after the clip ends" in text) or (" from " in text and " s to " in text)
