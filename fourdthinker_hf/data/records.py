@@ -1,10 +1,12 @@
-"""JSONL records: one question about one clip a line. Three schemas are read, one is written.
+"""Records: a JSONL file with one question about one clip on each line. Three schemas are read, the first is written.
 
-- ours: `id, video | frames + timestamps, question, options, answer, task, reasoning, imagery, source`;
-- the published DIFT set: `id, text_input, text_output, image_input[], image_output[]`;
-- the published RL set: `Question, A, B, C, D, Correct, video_path | frame_paths`.
+1. Ours, with the fields of [`Record`]: `id`, `question`, `answer`, and `video` or `frames` are required.
+2. The published DIFT set: `id, text_input, text_output, image_input[], image_output[]`. `text_output` is
+   `<think>reasoning</think><answer>answer</answer>`.
+3. The published RL set: `Question, A, B, C, D, Correct, video_path | frame_paths`.
 
-Paths are relative to the file on disk and absolute in a `Record`.
+An answer may be given as the letter of its option. In the file, paths are relative to the file's folder; in a
+[`Record`] they are absolute. [`check_trainable`] says what makes a record unfit for training.
 """
 
 import json
@@ -25,33 +27,29 @@ from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 logger = logging.getLogger(__name__)
 
-LETTERS = "ABCDEFGH"
+LETTERS = "ABCDEFGH"  # of the options, in their order
 THINK_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
 
 class RecordError(ValueError):
-    """A line that is not a usable record; the message names file, line and reason."""
+    """A line is not a usable record. The message names the file, the line and the reason."""
 
 
 @dataclass
 class Record:
-    """One question. Paths are absolute; `timestamps` are seconds, one per entry of `frames`. Frames without any are
-    taken to be as far apart as those that the checkpoint's processor takes of a video (published ones: 1 s).
-
-    `reasoning` holds one `<output_image>` per entry of `imagery` (target frames); `answer` is an option's text.
-    """
+    """One question about one clip, which is either a `video` or a list of `frames`. Paths are absolute."""
 
     id: str
     question: str
-    answer: str
+    answer: str  # the text of the right option, or free text if there are no options
     options: list[str] | None = None
-    task: str | None = None
-    reasoning: str | None = None
-    imagery: list[str] | tuple[str, ...] = ()
+    task: str | None = None  # the kind of question; accuracies are reported for each
+    reasoning: str | None = None  # with one `<output_image>` for each entry of `imagery`
+    imagery: list[str] | tuple[str, ...] = ()  # image files of the target frames, one for each mental image
     video: str | None = None
-    frames: list[str] | None = None
-    timestamps: list[float] | None = None
-    source: dict[str, Any] | None = None
+    frames: list[str] | None = None  # image files
+    timestamps: list[float] | None = None  # s of each frame; by default they are 1 / (the processor's fps) apart
+    source: dict[str, Any] | None = None  # where the record comes from; training ignores it
 
     def __post_init__(self) -> None:
         self.imagery = list(self.imagery)
@@ -91,7 +89,7 @@ def _from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
 
 
 def check_trainable(record: Record) -> None:
-    """Raise a `ValueError` that says why one cannot train on the record; its files must be there."""
+    """Raise a `ValueError` that says why the record cannot be trained on. All its files must exist."""
     count = (record.reasoning or "").count(OUTPUT_IMAGE)
     if count != len(record.imagery):
         raise ValueError(f"{count} {OUTPUT_IMAGE} in the reasoning but {len(record.imagery)} images in imagery")
@@ -135,8 +133,8 @@ def read_records(
 ) -> list[Record]:
     """Read a JSONL file of any of the three schemas.
 
-    A bad record, one that cannot be read or fails `check`, raises `RecordError`; with `skip_bad` it is left out, and
-    one warning says how many and why.
+    A record that cannot be read, or for which `check` raises a `ValueError`, raises `RecordError`. With `skip_bad` it
+    is left out instead, and one warning says how many were left out and why.
     """
     path = Path(path).absolute()
     records, refused = [], []
@@ -167,48 +165,49 @@ def _read(text: str | bytes, path: Path, line: int, check: Callable[[Record], No
 
 
 class RecordFiles:
-    """Records to train on, of JSONL files of any of the three schemas, read when they are asked for.
+    """The trainable records of JSONL files of any of the three schemas, each read when it is indexed.
 
-    Only where each line begins is kept: 24 bytes a record. So a file of any size is ready at once, every order is as
-    quick as any other, and a run goes on where it was. What is wrong with a record shows when it is read.
+    Only the position of each line is kept in memory (24 bytes a record), so that files of any size can be opened and
+    read in any order. A bad record raises its error when it is read.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]):
         self.paths = [Path(path).absolute() for path in paths]
-        places = array("q")
+        positions = array("q")
         for number, path in enumerate(self.paths):
             with open(path, "rb") as file:
-                place = 0
+                offset = 0
                 for line, text in enumerate(file, start=1):
                     if text.strip():
-                        places.extend((number, line, place))
-                    place += len(text)
-        self.places = np.array(places).reshape(-1, 3)  # (records, [file, line, byte])
+                        positions.extend((number, line, offset))
+                    offset += len(text)
+        self.positions = np.array(positions).reshape(-1, 3)  # (records, [file, line, byte offset]) int64
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def __getitem__(self, index: int) -> Record:
-        """`RecordError` if the line is not a record that one can train on."""
-        number, line, place = self.places[index].tolist()
+        """Raises `RecordError` if the line is not a record that can be trained on."""
+        number, line, offset = self.positions[index].tolist()
         with open(self.paths[number], "rb") as file:
-            file.seek(place)
+            file.seek(offset)
             text = file.readline()
         return _read(text, self.paths[number], line, check_trainable)
 
-    def where(self, index: int) -> str:
-        """File and line of a record."""
-        return f"{self.paths[self.places[index, 0]]}, line {self.places[index, 1]}"
+    def location(self, index: int) -> str:
+        """The file and line of a record."""
+        number, line, _ = self.positions[index].tolist()
+        return f"{self.paths[number]}, line {line}"
 
 
 def open_frames(
     processor: FourDThinkerProcessor, video: str | None, frames: list | None, timestamps: list[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames `(T, H, W, 3)` uint8 of a record, as densely as the checkpoint is fed, and their times `(T,)` in seconds.
+    """Open the clip of a record: frames `(T, H, W, 3)` uint8 and their times `(T,)` float64 in seconds.
 
-    `frames` are paths, PIL images or arrays; of more than the processor's `max_frames`, that many are opened, evenly.
-    Pixels are bounded where they are bounded for every video, in the processor's call. `ValueError` or `OSError` if
-    the file, or one of them, cannot be read, or frames differ in size.
+    A video is sampled at the processor's rate. `frames` are paths, PIL images or arrays; of more than the processor's
+    `max_frames`, that many are opened, evenly spread. They keep their size, since the processor's call scales them.
+    Raises `ValueError` or `OSError` if a file cannot be read or the frames differ in size.
     """
     if frames is None:
         return processor.open_video(video)
@@ -221,7 +220,7 @@ def open_frames(
 
 
 def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
-    """`(H, W, 3)` uint8 of a file, a PIL image or an array. `OSError` if the file cannot be read."""
+    """Pixels `(H, W, 3)` uint8 of a file, a PIL image or an array. Raises `OSError` if the file cannot be read."""
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, Image.Image):
@@ -231,14 +230,14 @@ def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.n
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
-    """Write records in our schema, paths relative to the file; the file appears whole or not at all."""
+    """Write records in our schema, with paths relative to the file. The file appears whole or not at all."""
     path = Path(path).absolute()
-    aside = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
 
     def relative(name: str) -> str:
         return os.path.relpath(name, path.parent)
 
-    with open(aside, "w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         for record in records:
             row = {key: value for key, value in vars(record).items() if value is not None and value != []}
             if "video" in row:
@@ -247,4 +246,4 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
                 if name in row:
                     row[name] = [relative(image) for image in row[name]]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(aside, path)
+    os.replace(temporary, path)

@@ -1,4 +1,5 @@
-"""Records as a `datasets.Dataset` whose rows are read, and their frames decoded, when the loader asks for them."""
+"""Records as a `datasets.Dataset` whose rows are read, and whose videos are decoded, when the dataloader asks for
+them."""
 
 import logging
 from dataclasses import dataclass
@@ -13,65 +14,72 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Rows:
-    """Rows of record files by their numbers, as `datasets` asks for them."""
+class RecordTransform:
+    """Transform of a dataset with one column, `index`: it reads the records with these numbers. Subclasses define
+    `read`, which makes a row from one number."""
 
     files: RecordFiles
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        rows = [self.row(index) for index in batch["index"]]
+        rows = [self.read(index) for index in batch["index"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 @dataclass
-class OpenRow(Rows):
-    """Row `i` of record files, opened. With `skip_bad` the next good record stands in for a bad one, so that batches
-    keep their size; the row's `num_skipped` says how many were passed over."""
+class DIFTTransform(RecordTransform):
+    """Reads a record and opens its video and target frames with `collator`.
+
+    With `skip_bad` the next good record takes the place of a bad one, so batches keep their size. The row's
+    `num_skipped` says how many records were skipped.
+    """
 
     collator: DIFTCollator
     skip_bad: bool
 
-    def row(self, index: int) -> dict:
+    def read(self, index: int) -> dict:
         for num_skipped in range(len(self.files)):
-            place = (index + num_skipped) % len(self.files)
+            number = (index + num_skipped) % len(self.files)
             try:
-                return {**self.collator.open(vars(self.files[place])), "num_skipped": num_skipped}
+                return {**self.collator.open(vars(self.files[number])), "num_skipped": num_skipped}
             except (ValueError, OSError) as error:
-                is_named = isinstance(error, RecordError)
-                reason = str(error) if is_named else f"{self.files.where(place)}: {error}"
+                names_file = isinstance(error, RecordError)
+                reason = str(error) if names_file else f"{self.files.where(number)}: {error}"
                 if not self.skip_bad:
                     raise RecordError(reason) from error
-                logger.warning("skipped, the next record is taken instead: %s", reason)
+                logger.warning("A record is skipped and the next one takes its place: %s", reason)
         raise RecordError(f"none of the {len(self.files)} records can be used")
 
 
-def record_dataset(paths: list[str], collator: DIFTCollator, skip_bad: bool = False) -> Dataset:
-    """Rows of JSONL files for [`DIFTTrainer`], in their order. `RecordError` if there are none; what is wrong with one
-    shows when it is reached: then the run stops with file and line or, with `skip_bad`, goes on (see [`OpenRow`])."""
-    files = _files(paths)
-    return Dataset.from_dict({"index": range(len(files))}).with_transform(OpenRow(files, collator, skip_bad))
-
-
 @dataclass
-class ReadRow(Rows):
-    """Row `i` of record files as [`FourDRLTrainer`] takes it: a record's columns, `prompt` (its text, for logs),
-    `index` and `where` (file and line). Its video is not opened: a rollout does that, once for all replies."""
+class GRPOTransform(RecordTransform):
+    """Reads a record and adds `prompt` (the text of its question, for the logs), `index` and `where` (file and line).
+    The video is not opened here: the rollout opens it once for all replies."""
 
     processor: FourDThinkerProcessor
 
-    def row(self, index: int) -> dict:
+    def read(self, index: int) -> dict:
         record = self.files[index]
         prompt = self.processor.format_question(record.question, record.options)
         return {**vars(record), "prompt": prompt, "index": index, "where": self.files.where(index)}
 
 
+def record_dataset(paths: list[str], collator: DIFTCollator, skip_bad: bool = False) -> Dataset:
+    """The records of JSONL files for [`DIFTTrainer`], in their order.
+
+    Raises `RecordError` if there are none. Other errors appear when a record is reached: the run then stops with file
+    and line or, with `skip_bad`, continues (see [`DIFTTransform`]).
+    """
+    files = _record_files(paths)
+    return Dataset.from_dict({"index": range(len(files))}).with_transform(DIFTTransform(files, collator, skip_bad))
+
+
 def question_dataset(paths: list[str], processor: FourDThinkerProcessor) -> Dataset:
-    """Rows of JSONL files for [`FourDRLTrainer`], in their order. Errors as in [`record_dataset`]."""
-    files = _files(paths)
-    return Dataset.from_dict({"index": range(len(files))}).with_transform(ReadRow(files, processor))
+    """The records of JSONL files for [`FourDRLTrainer`], in their order. Errors as in [`record_dataset`]."""
+    files = _record_files(paths)
+    return Dataset.from_dict({"index": range(len(files))}).with_transform(GRPOTransform(files, processor))
 
 
-def _files(paths: list[str]) -> RecordFiles:
+def _record_files(paths: list[str]) -> RecordFiles:
     files = RecordFiles(paths)
     if len(files) == 0:
         raise RecordError(f"no records in {', '.join(map(str, files.paths))}")

@@ -1,4 +1,4 @@
-"""Records: three schemas in, one out; nothing broken gets through unnoticed."""
+"""Records: three schemas are read, one is written, and every bad record is reported."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from fourdthinker_hf.data.records import Record, RecordError, RecordFiles, open_
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
 
-def put(folder: Path, *rows) -> Path:
+def write_rows(folder: Path, *rows) -> Path:
     for name in ("a.mp4", "f0.png", "f1.png", "t0.png"):
         (folder / name).touch()
     path = folder / "records.jsonl"
@@ -28,14 +28,14 @@ OURS = {"id": "1", "video": "a.mp4", "question": "q?", "options": ["x", "y"], "a
 
 def test_ours_gives_absolute_paths(tmp_path):
     row = {**OURS, "reasoning": f"so {OUTPUT_IMAGE} y", "imagery": ["t0.png"], "task": "t", "source": {"seed": 1}}
-    (record,) = read_records(put(tmp_path, row))
+    (record,) = read_records(write_rows(tmp_path, row))
     assert record.video == str(tmp_path / "a.mp4") and record.imagery == [str(tmp_path / "t0.png")]
     assert (record.options, record.answer, record.task, record.source) == (["x", "y"], "y", "t", {"seed": 1})
 
 
 def test_frames_with_timestamps(tmp_path):
     row = {"id": 1, "frames": ["f0.png", "f1.png"], "timestamps": [0, 0.5], "question": "q?", "answer": "free text"}
-    (record,) = read_records(put(tmp_path, row))
+    (record,) = read_records(write_rows(tmp_path, row))
     assert record.id == "1" and record.video is None and record.options is None
     assert record.frames == [str(tmp_path / "f0.png"), str(tmp_path / "f1.png")] and record.timestamps == [0, 0.5]
 
@@ -43,7 +43,7 @@ def test_frames_with_timestamps(tmp_path):
 def test_published_dift(tmp_path):
     text = f"<think>it moves {OUTPUT_IMAGE} left.</think>\n<answer>A. left</answer>"
     row = {"id": "7", "text_input": "q?", "text_output": text, "image_input": ["f0.png"], "image_output": ["t0.png"]}
-    (record,) = read_records(put(tmp_path, row))
+    (record,) = read_records(write_rows(tmp_path, row))
     assert (record.id, record.question, record.answer) == ("7", "q?", "A. left")
     assert record.reasoning == f"it moves {OUTPUT_IMAGE} left."
     assert record.frames == [str(tmp_path / "f0.png")] and record.imagery == [str(tmp_path / "t0.png")]
@@ -52,7 +52,7 @@ def test_published_dift(tmp_path):
 @pytest.mark.parametrize("where", [{"video_path": "a.mp4"}, {"frame_paths": ["f0.png", "f1.png"]}])
 def test_published_rl_answer_letter_becomes_its_text(tmp_path, where):
     row = {"Question": "q?", "A": "up", "B": "down", "C": "left", "D": "right", "Correct": "C", **where}
-    (record,) = read_records(put(tmp_path, row))
+    (record,) = read_records(write_rows(tmp_path, row))
     assert record.options == ["up", "down", "left", "right"] and record.answer == "left"
 
 
@@ -81,29 +81,29 @@ BAD = [
 @pytest.mark.parametrize(("row", "reason"), BAD)
 def test_bad_records_name_file_line_and_reason(tmp_path, row, reason):
     with pytest.raises(RecordError, match=rf"records\.jsonl, line 2: .*{reason}"):
-        read_records(put(tmp_path, OURS, row))
+        read_records(write_rows(tmp_path, OURS, row))
 
 
 def test_skip_bad_reports_how_many_and_why(tmp_path, caplog):
     kept = read_records(
-        put(tmp_path, OURS, {**OURS, "answer": "z"}, OURS, {**OURS, "video": "gone.mp4"}), skip_bad=True
+        write_rows(tmp_path, OURS, {**OURS, "answer": "z"}, OURS, {**OURS, "video": "gone.mp4"}), skip_bad=True
     )
     assert len(kept) == 2
     assert "skipped 2 of 4" in caplog.text and "line 2: the answer 'z'" in caplog.text and "gone.mp4" in caplog.text
 
 
-def test_record_files_keep_places_and_read_on_demand(tmp_path, monkeypatch):
+def test_record_files_keep_positions_and_read_on_demand(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    first = put(tmp_path / "one", OURS, "", {**OURS, "id": "\u00e9\u4e16", "answer": "x"})
-    second = put(tmp_path / "two", {**OURS, "id": "3"}, {**OURS, "video": "gone.mp4"})
+    first = write_rows(tmp_path / "one", OURS, "", {**OURS, "id": "\u00e9\u4e16", "answer": "x"})
+    second = write_rows(tmp_path / "two", {**OURS, "id": "3"}, {**OURS, "video": "gone.mp4"})
     parsed, parse = [], records._parse
     monkeypatch.setattr(records, "_parse", lambda *args: parsed.append(args[1]) or parse(*args))
     files = RecordFiles([first, second])
-    assert len(files) == 4 and not parsed and files.places.nbytes == 4 * 24
+    assert len(files) == 4 and not parsed and files.positions.nbytes == 4 * 24
     assert [files[i].id for i in (2, 1, 0)] == ["3", "\u00e9\u4e16", "1"] and parsed == [1, 3, 1]
     assert files[1] == read_records(first)[1]
-    assert files.where(1) == f"{first}, line 3"
+    assert files.location(1) == f"{first}, line 3"
     with pytest.raises(RecordError, match=r"two.records\.jsonl, line 2: missing file"):
         files[3]
 
@@ -140,7 +140,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=
 def test_written_records_read_back_equal(data):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        put(folder)
+        write_rows(folder)
         images = data.draw(st.integers(0, 3))
         options = data.draw(st.none() | st.lists(words, min_size=2, max_size=4, unique=True))
         as_frames = data.draw(st.booleans())
@@ -167,7 +167,7 @@ def test_written_records_read_back_equal(data):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = put(tmp_path, OURS)
+    path = write_rows(tmp_path, OURS)
     before = path.read_text()
     broken = Record(id="2", question="q", answer="a", video=str(tmp_path / "a.mp4"), source={"x": object()})
     with pytest.raises(TypeError):
