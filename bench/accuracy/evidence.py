@@ -1,11 +1,10 @@
-"""The evidence page, docs/research/evidence.md: the checkpoint on DSR-Sim, and under every probe, by one command.
+"""Evaluate a checkpoint on DSR-Sim, plainly and under every probe, and write the page docs/research/evidence.md.
 
-    python bench/accuracy/evidence.py outputs/evidence    # goes on where it was stopped
+    python bench/accuracy/evidence.py outputs/evidence    # continues where it was stopped
     python bench/accuracy/evidence.py outputs/quick --each 10 --page outputs/quick/evidence.md
 
-Simulates `--each` questions of every task (the four plain kinds and DSR-Sim's 13 at level 1, and the 13 at levels 2
-and 3), runs `evaluate` with every probe at level 1 and plainly at the others, and writes the tables of `report`, the
-trained tasks apart from those the checkpoint never met.
+Simulates `--each` questions of every task: at level 1 the four tasks that the tiny checkpoints were trained on and
+DSR-Sim's 13, at levels 2 and 3 the 13. Runs `evaluate` with every probe at level 1, and without a probe at the others.
 """
 
 import os
@@ -19,90 +18,132 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from fourdthinker_hf.data.simulation.generation import DSR_TASKS, TASKS, simulate  # noqa: E402
-from fourdthinker_hf.evaluation.html_report import markdown, paired_table, read_run, runs_table, tasks_table  # noqa: E402
+from fourdthinker_hf.evaluation.html_report import Run, Table, markdown, read_run  # noqa: E402
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
 from fourdthinker_hf.evaluation.runner import evaluate  # noqa: E402
-from fourdthinker_hf.evaluation.statistics import compare  # noqa: E402
+from fourdthinker_hf.evaluation.statistics import compare, wilson_interval  # noqa: E402
 from fourdthinker_hf.hub.files import BUNDLED  # noqa: E402
 
-PAGE = """# Evidence: `{model}` on DSR-Sim
+PAGE = """# Which probes change the answers of `{model}`?
 
-It was trained on {trained},
-simulated at level 1, and on nothing else; DSR-Sim's 13 tasks it has never met, and levels 2 and 3 show things, cameras
-and lengths that it has never seen. Chance is 25% in every row. A probe cuts one path from the video to the answer
-([probes.py](../fourdthinker_hf/evaluation/probes.py)); the same questions are answered with and without, and compared
-in pairs.
+On the four tasks that it was trained on, the accuracy is {accuracy}. What its mental images contain
+{matters} to its answers.
 
-To a task that it has never met it gives an answer of a task that it has, which names none of the options and counts as
-wrong: so those rows lie below chance, and no probe can lower them. They say that nothing carries over, no more.
+- These probes change it (the 95% interval of the difference leaves out 0): {changing}.
+- These do not: {unchanging}.
 
-{said}
+A probe cuts one path from the video to the answer ([probes.py](../../fourdthinker_hf/evaluation/probes.py)).
+`zeros`, `noise` and `swap` test whether the content of the fed latents matters. `suppressed` and `pad-row` also put
+the model in a situation that it never met in training, so a loss under them does not show that the content matters.
 
-Written by `python bench/accuracy/evidence.py outputs/evidence{options}`, with PyTorch {torch} and transformers
-{transformers} on {cores} CPU cores, at the commit that brought this page. Its runs are these commands, with the name
-of every probe, and level 3 as level 2:
+{probes}
+The same {num} questions were asked under each probe, {each} of each task, about simulated clips of level 1; `plain` is
+the run without a probe. Intervals of accuracies are Wilson's. Differences are paired by question; their intervals
+are Newcombe's (1998, method 10), their p values those of McNemar's exact test. Guessing gives 25%.
+
+{levels}
+DSR-Sim's 13 tasks were not in the training, nor were the objects, camera motions and clip lengths of levels 2 and 3.
+To such a question the model gives an answer of a task that it knows. That answer names none of the options and counts
+as wrong, so the accuracy is below guessing and no probe can lower it further. This shows only that nothing carries
+over from the trained tasks.
+
+## How was this measured?
+
+By `python bench/accuracy/evidence.py {arguments}`, with PyTorch {torch} and transformers {transformers} on
+{cores} CPU cores. It runs these commands, with the name of every probe in place of `zeros`, and level 3 like level 2:
 
 ```
 fourdthinker simulate --num {first} --seed {seed} {tasks} --tasks dsr --out level1
 fourdthinker simulate --num {others} --seed {seed} --level 2 --out level2
-fourdthinker evaluate --benchmark level1 --out plain
-fourdthinker evaluate --benchmark level1 --out zeros --probe zeros
-fourdthinker report plain zeros {trained_options} --out report.html
+fourdthinker evaluate --model {path} --benchmark level1 --out plain
+fourdthinker evaluate --model {path} --benchmark level1 --out zeros --probe zeros
+fourdthinker evaluate --model {path} --benchmark level2 --out level2-plain
 ```
+"""
 
-{tables}"""
+
+def is_trained(row: dict) -> bool:
+    return row["task"] in TASKS
 
 
-def verdict(runs, trained: bool) -> str:
-    """Which probes move the accuracy on the trained tasks, or on the others: their 95% interval leaves out 0."""
-    moves, stays = [], []
-    for run in runs[1:]:
-        pair = [[row for row in r.rows if (row["task"] in TASKS) == trained] for r in (runs[0], run)]
-        found = compare(*pair)
-        text = f"`{run.name}` ({found['difference']:+.1%})"
-        (stays if found["low"] <= 0 <= found["high"] else moves).append(text)
-    where = "On the trained tasks" if trained else "On the untrained tasks"
-    return (
-        f"{where}, these probes move the accuracy, by intervals that leave out 0: {', '.join(moves) or 'none'}. "
-        f"These do not: {', '.join(stays) or 'none'}."
-    )
+def share_correct(rows: list[dict]) -> float:
+    return sum(row["correct"] for row in rows) / len(rows)
+
+
+def accuracy_with_interval(rows: list[dict]) -> str:
+    low, high = wilson_interval(sum(row["correct"] for row in rows), len(rows))
+    return f"{share_correct(rows):.1%} ({low:.1%} to {high:.1%})"
+
+
+def probes_table(runs: list[Run]) -> tuple[Table, list[str], list[str]]:
+    """The accuracy of each run on the trained tasks, with its difference to the first run; then the names of the
+    probes whose 95% interval of the difference leaves out 0, and those of the others."""
+    head = ["probe", "what it cuts", *TASKS, "all", "difference (95% interval)", "McNemar p", "answers changed"]
+    plain = [row for row in runs[0].rows if is_trained(row)]
+    table, changing, unchanging = [], [], []
+    for run in runs:
+        rows = [row for row in run.rows if is_trained(row)]
+        by_task = [share_correct([row for row in rows if row["task"] == task]) for task in TASKS]
+        cells = [run.name, PROBES[run.name].cuts, *(f"{share:.1%}" for share in [*by_task, share_correct(rows)])]
+        if run is runs[0]:
+            table.append([*cells, "", "", ""])
+            continue
+        found = compare(plain, rows)
+        interval = f"{found['difference']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})"
+        table.append([*cells, interval, f"{found['p']:.2g}", f"{found['changed']:.1%}"])
+        (unchanging if found["low"] <= 0 <= found["high"] else changing).append(f"`{run.name}`")
+    return (head, table), changing, unchanging
+
+
+def levels_table(runs: list[Run]) -> Table:
+    """The accuracy of the plain runs at levels 1, 2 and 3 on the tasks that were not trained."""
+    rows = []
+    for level, run in enumerate(runs, start=1):
+        untrained = [row for row in run.rows if not is_trained(row)]
+        solved = sorted({row["task"] for row in untrained if row["correct"]})
+        rows.append([str(level), str(len(untrained)), accuracy_with_interval(untrained), ", ".join(solved) or "none"])
+    return ["level", "questions", "accuracy (95% interval)", "tasks with a right answer"], rows
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder for clips and runs; what is there already is kept.")],
+    out: Annotated[Path, typer.Argument(help="Folder for clips and runs. What it already holds is used.")],
     each: Annotated[int, typer.Option(min=1, help="Questions of each task and level.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the questions: none that was trained on.")] = 900001,
-    model: Annotated[Path, typer.Option(help="The checkpoint.")] = BUNDLED,
-    page: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs" / "evidence.md",
+    seed: Annotated[
+        int, typer.Option(help="Seed of the questions. It must differ from those of the training.")
+    ] = 900001,
+    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = BUNDLED,
+    page: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs/research/evidence.md",
 ) -> None:
-    """Simulate, evaluate, write the page."""
+    """Simulate the questions, evaluate the checkpoint on them, and write the page."""
     asked = {1: (*TASKS, *DSR_TASKS), 2: DSR_TASKS, 3: DSR_TASKS}
     for level, tasks in asked.items():
         if not (out / f"level{level}" / "records.jsonl").exists():
             simulate(each * len(tasks), seed, out / f"level{level}", level, tasks)
-    wanted = [("level1", probe) for probe in PROBES] + [("level2", "plain"), ("level3", "plain")]
     runs = {}
-    for benchmark, probe in wanted:
-        name = probe if benchmark == "level1" else benchmark
+    for name in (*PROBES, "level2-plain", "level3-plain"):
+        benchmark, probe = ("level1", name) if name in PROBES else name.split("-")
         evaluate(str(model), str(out / benchmark), str(out / name), probe=probe)
         runs[name] = read_run(out / name)
-    probed, levels = [runs[name] for name in PROBES], [runs[name] for name in ("plain", "level2", "level3")]
-    head, rows = runs_table(list(runs.values()))
-    kept = [0, 3, 4, 5, 6]  # neither the model nor the folders
-    tables = {
-        "Every run": ([head[k] for k in kept], [[row[k] for k in kept] for row in rows]),
-        "By task and level": tasks_table(levels),
-        "By task and probe": tasks_table(probed),
-        "Against the plain run": paired_table(probed, TASKS),
-    }
-    settings, options = probed[0].settings, f" --each {each}" * (each != 100) + f" --seed {seed}" * (seed != 900001)
-    options += f" --model {model}" * (model != BUNDLED)
+    probes, changing, unchanging = probes_table([runs[name] for name in PROBES])
+    levels = levels_table([runs[name] for name in ("plain", "level2-plain", "level3-plain")])
+    content_matters = {"`zeros`", "`noise`", "`swap`"} & set(changing)
+    trained = [row for row in runs["plain"].rows if is_trained(row)]
+    settings = runs["plain"].settings
+    path = model.relative_to(ROOT) if model.is_relative_to(ROOT) else model
+    arguments = f"outputs/evidence --model {path}" + f" --each {each}" * (each != 100)
     page.write_text(
         PAGE.format(
-            trained=", ".join(f"`{task}`" for task in TASKS),
-            said=f"{verdict(probed, True)}\n\n{verdict(probed, False)}",
-            options=options,
             model=model.name,
+            path=path,
+            accuracy=accuracy_with_interval(trained),
+            matters="makes a measurable difference" if content_matters else "makes no measurable difference",
+            changing=", ".join(changing) or "none",
+            unchanging=", ".join(unchanging) or "none",
+            probes=markdown({"Accuracy on the trained tasks, by probe": probes}),
+            levels=markdown({"Accuracy on the tasks that it was not trained on": levels}),
+            num=len(trained),
+            each=each,
+            arguments=arguments + f" --seed {seed}" * (seed != 900001),
             torch=settings["torch"],
             transformers=settings["transformers"],
             cores=os.cpu_count(),
@@ -110,8 +151,6 @@ def main(
             others=each * len(asked[2]),
             seed=seed,
             tasks=" ".join(f"--tasks {task}" for task in TASKS),
-            trained_options=" ".join(f"--trained {task}" for task in TASKS),
-            tables=markdown(tables),
         )
     )
     typer.echo(page)
