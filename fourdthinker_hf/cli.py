@@ -1,19 +1,29 @@
-"""The `fourdthinker` command. A mistake in what is given ends it with one line on stderr and exit status 2."""
+"""The `fourdthinker` command. Each command imports what it needs when it runs, so that help appears at once.
+
+A mistake in what was given ends a command with one line on stderr and exit status 2.
+"""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Ask questions about moving scenes, answered by picturing them.", no_args_is_help=True)
+MODEL_HELP = "Folder or Hub id of the model. By default it is the bundled checkpoint."
+MAX_NEW_TOKENS_HELP = "A reply is cut after this many tokens."
+
+app = typer.Typer(
+    help="Answer questions about videos with a model that reasons with latent mental images.", no_args_is_help=True
+)
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn what a person can put right (bad input, a missing extra) into one line and exit status 2."""
+def one_line_errors() -> Iterator[None]:
+    """Turn an error that the user can correct (wrong input, a package that is not installed) into one line on stderr
+    and exit status 2."""
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
@@ -21,34 +31,47 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def print_version(wanted: bool) -> None:
+    if wanted:
+        with one_line_errors():
+            typer.echo(f"fourdthinker {version('fourdthinker-hf')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
     pass
 
 
 @app.command()
 def ask(
-    video: Path,
-    question: str,
-    option: Annotated[list[str] | None, typer.Option(help="An option to choose from; give it once for each.")] = None,
-    start: Annotated[float | None, typer.Option(help="Seconds at which the video is cut to start.")] = None,
-    end: Annotated[float | None, typer.Option(help="Seconds at which it is cut to end.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    video: Annotated[Path, typer.Argument(help="Video file.")],
+    question: Annotated[str, typer.Argument(help="Question about the video.")],
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option to choose from. Repeat the flag for each option.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Show the model the video from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Show the model the video up to this second.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help=MAX_NEW_TOKENS_HELP)] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Answer QUESTION about VIDEO, with the reasoning and what was pictured."""
-    with plain_errors():
+    """Answer QUESTION about VIDEO. Prints the reasoning, which moments the mental images resemble, and the answer."""
+    with one_line_errors():
         from .hub.files import BUNDLED
         from .qa import VideoQA, check_question
 
         options = check_question(question, option)
         qa = VideoQA.from_pretrained(model or BUNDLED)
         answer = qa.ask(video, question, options, start=start, end=end, max_new_tokens=max_new_tokens)
-    typer.echo(json.dumps(_summary(answer, options)) if as_json else _report(answer, options))
+    typer.echo(json.dumps(_answer_json(answer, options)) if as_json else _answer_text(answer, options))
 
 
-def _summary(answer, options: list[str]) -> dict:
+def _answer_json(answer, options: list[str]) -> dict:
     return {
         "answer": answer.answer,
         "option": None if answer.option is None else options[answer.option],
@@ -60,7 +83,7 @@ def _summary(answer, options: list[str]) -> dict:
     }
 
 
-def _report(answer, options: list[str]) -> str:
+def _answer_text(answer, options: list[str]) -> str:
     lines = [f"Reasoning: {answer.reasoning}"]
     for number, image in enumerate(answer.images, start=1):
         resembles = "was empty" if image.time is None else f"resembles the video at {image.time:.2f} s"
@@ -75,79 +98,109 @@ def _report(answer, options: list[str]) -> str:
 
 @app.command()
 def simulate(
-    num: Annotated[int, typer.Option(min=1, help="Questions to make.")],
-    seed: Annotated[int, typer.Option(help="The same seed makes the same questions.")],
-    out: Annotated[Path, typer.Option(help="Folder for records.jsonl, videos/ and images/.")],
-    level: Annotated[int, typer.Option(help="Of difficulty: 1, 2 or 3.")] = 1,
+    num: Annotated[int, typer.Option(min=1, help="Number of questions.")],
+    seed: Annotated[int, typer.Option(help="Random seed. The same seed makes the same questions.")],
+    out: Annotated[Path, typer.Option(help="Folder to write records.jsonl, videos/ and images/ to.")],
+    level: Annotated[int, typer.Option(help="Difficulty: 1, 2 or 3.")] = 1,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="A task, or dsr for DSR-Sim's 13; once for each. Default: dsr, at level 1 its own 4."),
+        typer.Option(
+            help="A task, or dsr for the 13 tasks of DSR-Sim. Repeat the flag for each task. By default these are "
+            "four basic tasks at level 1, and dsr at levels 2 and 3."
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, or unseen: other shapes, colours and speeds.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="train, or unseen: shapes, colours and speeds that train never has.")
+    ] = "train",
     reasoning: Annotated[
-        str, typer.Option(help="Of the 4: paths writes coordinates, pictures only shows, places shows, then writes.")
+        str,
+        typer.Option(
+            help="How the four basic tasks are reasoned about: paths (coordinates in words), pictures (mental images "
+            "alone), or places (mental images first, then coordinates in words)."
+        ),
     ] = "paths",
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
-    with plain_errors():
-        from .data.simulation.generation import expand_tasks
-        from .data.simulation.generation import simulate as make
+    with one_line_errors():
+        from .data.simulation import generation
 
-        tasks = tasks or expand_tasks(None, level)
-        typer.echo(make(num, seed, out, level=level, tasks=tasks, split=split, reasoning=reasoning))
+        tasks = tasks or generation.expand_tasks(None, level)
+        typer.echo(generation.simulate(num, seed, out, level=level, tasks=tasks, split=split, reasoning=reasoning))
 
 
 @app.command()
-def sheet(
+def contact_sheet(
     records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
-    out: Annotated[Path, typer.Argument(help="PNG to write.")],
-    num: Annotated[int, typer.Option(min=1, help="Questions on it.")] = 20,
-    first: Annotated[int, typer.Option(min=0, help="Number of the first one.")] = 0,
+    out: Annotated[Path, typer.Argument(help="PNG file to write.")],
+    num: Annotated[int, typer.Option(min=1, help="Number of questions to draw.")] = 20,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first question to draw; 0 is the first.")] = 0,
 ) -> None:
-    """Draw a contact sheet OUT of RECORDS: frames, questions, options, and which one is right."""
-    with plain_errors():
-        from .data.contact_sheet import contact_sheet
+    """Draw questions of RECORDS into one picture, for a person to check: frames, options and the right answer."""
+    with one_line_errors():
+        from .data.contact_sheet import draw_contact_sheet
 
-        typer.echo(contact_sheet(records, out, num, first))
+        typer.echo(draw_contact_sheet(records, out, num, first))
 
 
 @app.command()
 def annotate(
-    source: Annotated[Path, typer.Argument(metavar="VIDEO_OR_FOLDER")],
-    out: Annotated[Path, typer.Option(help="Folder for records.jsonl, videos/ and images/; resumed if it has some.")],
-    shard: Annotated[str, typer.Option(help="I/N: every Nth video from the Ith, for many machines.")] = "1/1",
-    workers: Annotated[int | None, typer.Option(min=1, help="Videos at a time; one a core by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of wording and options.")] = 0,
-    sam3: Annotated[str | None, typer.Option(help="SAM 3 video model, folder or Hub id, to find objects.")] = None,
-    server: Annotated[str | None, typer.Option(help="OpenAI-compatible address, up to and with /v1.")] = None,
-    namer: Annotated[str | None, typer.Option(help="Its vision-language model that names objects.")] = None,
-    reasoner: Annotated[str | None, typer.Option(help="Its model that words the reasoning.")] = None,
+    source: Annotated[Path, typer.Argument(metavar="VIDEO_OR_FOLDER", help="A video, or a folder of videos.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder to write records.jsonl, videos/ and images/ to. A run that stopped is resumed."),
+    ],
+    shard: Annotated[
+        str, typer.Option(help="I/N takes every Nth video from the Ith on, to share the work among machines.")
+    ] = "1/1",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Videos to annotate at the same time. By default one for each core.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the wording and of the options.")] = 0,
+    sam3: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a SAM 3 video model that finds the objects.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible server, up to and including /v1.")
+    ] = None,
+    namer: Annotated[
+        str | None, typer.Option(help="Vision-language model on the server that names the objects.")
+    ] = None,
+    reasoner: Annotated[str | None, typer.Option(help="Model on the server that words the reasoning.")] = None,
 ) -> None:
-    """Make questions about raw videos, answered from their pixels: no labels, and by default no network."""
-    with plain_errors():
-        from .data.annotation.pipeline import Settings, describe
-        from .data.annotation.pipeline import annotate as make
+    """Make questions about raw videos and answer them from the pixels. No labels are needed, and by default no
+    network."""
+    with one_line_errors():
+        from .data.annotation import pipeline
 
         index, _, count = shard.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
-            raise ValueError(f"--shard {shard}: it must be I/N, as 1/8")
-        settings = Settings(seed, sam3, server, namer, reasoner)
-        typer.echo(describe(make(source, out, (int(index), int(count)), workers, settings)))
+            raise ValueError(f"--shard {shard}: it must be I/N, for example 1/8")
+        settings = pipeline.Settings(seed, sam3, server, namer, reasoner)
+        typer.echo(pipeline.describe(pipeline.annotate(source, out, (int(index), int(count)), workers, settings)))
 
 
 @app.command()
 def evaluate(
-    benchmark: Annotated[str, typer.Option(help="JSONL file of records, a folder with one, or DSR-Bench's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and reports; resumed if it holds this run.")],
-    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    probe: Annotated[str, typer.Option(help="plain, or what is cut: no-video, zeros, blind, ...")] = "plain",
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for speed.")] = "float32",
-    missing: Annotated[str, typer.Option(help="A question without its video: count as wrong, or refuse.")] = "count",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    benchmark: Annotated[
+        str, typer.Option(help="A JSONL file of records, a folder with records.jsonl, or the folder of DSR-Bench.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write predictions.jsonl and the reports to. A run that stopped is resumed.")
+    ],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of questions to answer at the same time.")] = 32,
+    probe: Annotated[
+        str,
+        typer.Option(help="plain, or the path from the video to the answer to cut, such as no-video, zeros or blind."),
+    ] = "plain",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16, which is faster.")] = "float32",
+    missing: Annotated[
+        str, typer.Option(help="What to do if a video is missing: count its questions as wrong, or refuse to run.")
+    ] = "count",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help=MAX_NEW_TOKENS_HELP)] = 256,
 ) -> None:
-    """Ask every question of a benchmark; print accuracies with 95% intervals."""
-    with plain_errors():
+    """Ask a model every question of a benchmark, and print its accuracy on each task with 95% intervals."""
+    with one_line_errors():
         from .evaluation.report import format_table
         from .evaluation.runner import evaluate as run
         from .hub.files import BUNDLED
@@ -162,19 +215,25 @@ def evaluate(
             missing=missing,
             max_new_tokens=max_new_tokens,
         )
-    if report:  # one of several processes speaks
+    if report:  # only the main process has one
         typer.echo(format_table(report["table"]))
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the measure.")],
-    out: Annotated[Path, typer.Option(help="The page, HTML; the tables stand beside it as .md.")],
-    trained: Annotated[list[str] | None, typer.Option(help="A task that was trained; give it once for each.")] = None,
-    failures: Annotated[int, typer.Option(min=0, help="Wrong answers of the first run to show.")] = 8,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs of evaluate. The first is compared with each other.")
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write. The tables are also written as .md beside it.")],
+    trained: Annotated[
+        list[str] | None, typer.Option(help="A task that the model was trained on. Repeat the flag for each task.")
+    ] = None,
+    failures: Annotated[
+        int, typer.Option(min=0, help="Number of wrong answers of the first run to show with their mental images.")
+    ] = 8,
 ) -> None:
-    """Draw a page that compares runs of `evaluate`: accuracies, paired differences, worst answers with imagery."""
-    with plain_errors():
+    """Write a page that compares runs of evaluate: accuracies, paired differences, and wrong answers."""
+    with one_line_errors():
         from .evaluation.html_report import write_report
 
         typer.echo(write_report(runs, out, trained, failures))
@@ -183,13 +242,19 @@ def report(
 @app.command()
 def maps(
     benchmark: Annotated[Path, typer.Option(help="JSONL file of simulated records.")],
-    out: Annotated[Path, typer.Option(help="Folder for maps.json.")],
-    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
-    num: Annotated[int, typer.Option(min=2, help="Records to use.")] = 100,
-    source: Annotated[str, typer.Option(help="model: what it pictured; targets: the true target frames.")] = "model",
+    out: Annotated[Path, typer.Option(help="Folder to write maps.json to.")],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    num: Annotated[int, typer.Option(min=2, help="Number of records to use.")] = 100,
+    source: Annotated[
+        str,
+        typer.Option(
+            help="Which latents to test: model (those that the model generates) or targets (those of the true target "
+            "frames)."
+        ),
+    ] = "model",
 ) -> None:
-    """Test whether the maps of mental images point at the object pictured, against shuffled ones."""
-    with plain_errors():
+    """Test whether the similarity maps of mental images point at the object that each one is about."""
+    with one_line_errors():
         from .evaluation.maps import map_test
         from .hub.files import BUNDLED
 
@@ -198,17 +263,24 @@ def maps(
 
 @app.command(name="filter")
 def filter_command(
-    records: Annotated[Path, typer.Argument(help="JSONL file of records, ours or the published RL set.")],
-    out: Annotated[Path, typer.Option(help="JSONL file for those worth training on; counts lie beside it.")],
-    model: Annotated[str | None, typer.Option(help="Folder or Hub id; the bundled checkpoint by default.")] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Replies to a question.")] = 8,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling; that of the run to come.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    seed: Annotated[int, typer.Option()] = 0,
+    records: Annotated[Path, typer.Argument(help="JSONL file of records, ours or those of the published RL set.")],
+    out: Annotated[
+        Path, typer.Option(help="JSONL file to write the kept records to. The counts are written beside it.")
+    ],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Number of replies to sample for each question.")] = 8,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, help="Temperature of the sampling. Use that of the training to come.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of questions to answer at the same time.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help=MAX_NEW_TOKENS_HELP)] = 512,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
 ) -> None:
-    """Keep the questions that a model answers right sometimes: 4DRL learns nothing from others. Resumable."""
-    with plain_errors():
+    """Keep the questions that a model answers right in some replies and wrong in others: 4DRL learns from no other.
+
+    A run that stopped is resumed by the same command.
+    """
+    with one_line_errors():
         from .hub.files import BUNDLED
         from .training.filter_records import filter_records
 
@@ -220,58 +292,86 @@ def filter_command(
 @app.command()
 def memory(
     recipe: Annotated[Path, typer.Argument(help="Recipe of train/sft.py.")],
-    accelerate: Annotated[Path | None, typer.Option(help="Its hardware, a file of train/accelerate/.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs, instead of the hardware file's number.")] = None,
-    config: Annotated[str | None, typer.Option(help="Config to use if the model is not here yet.")] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of the video of a row.")] = 16,
-    pixels: Annotated[int, typer.Option(min=784, help="Pixels of a frame, and of a target frame.")] = 256 * 28 * 28,
-    images: Annotated[int, typer.Option(min=0, help="Target frames of a row.")] = 2,
-    text: Annotated[int, typer.Option(min=1, help="Tokens of text of a row.")] = 500,
-    spoken: Annotated[int, typer.Option(min=1, help="Those among them that have a label.")] = 300,
+    accelerate: Annotated[Path | None, typer.Option(help="Hardware file, from train/accelerate/.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs, instead of the hardware file's.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a config to use if the recipe's model is not there yet.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Number of video frames in a row.")] = 16,
+    pixels: Annotated[
+        int, typer.Option(min=784, help="Number of pixels in a video frame, and in a target frame.")
+    ] = 256 * 28 * 28,
+    images: Annotated[int, typer.Option(min=0, help="Number of target frames in a row.")] = 2,
+    text: Annotated[int, typer.Option(min=1, help="Number of text tokens in a row.")] = 500,
+    labelled: Annotated[int, typer.Option(min=1, help="Number of the text tokens that have a label.")] = 300,
 ) -> None:
-    """Tell the memory that each GPU needs to train by RECIPE; nothing is loaded or trained."""
-    with plain_errors():
+    """Estimate the memory that each GPU needs to train with RECIPE. Nothing is loaded or trained."""
+    with one_line_errors():
         from .training.memory_estimate import Shape, describe
 
-        typer.echo(describe(recipe, Shape(frames, pixels, images, text, spoken), accelerate, gpus, config))
+        typer.echo(describe(recipe, Shape(frames, pixels, images, text, labelled), accelerate, gpus, config))
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or Hub id: a Qwen2.5-VL base or a published 4DThinker.")],
-    dest: Annotated[Path, typer.Argument(help="Folder to make.")],
-    instruction: Annotated[Path | None, typer.Option(help="Text file with what every question ends with.")] = None,
-    latent_size: Annotated[int | None, typer.Option(min=1, help="For a base: latents in a mental image.")] = None,
-    compress_strategy: Annotated[str | None, typer.Option(help="For a base: average or grid.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="Folder or Hub id of a Qwen2.5-VL base or a published 4DThinker checkpoint.")
+    ],
+    dest: Annotated[Path, typer.Argument(help="Folder to write.")],
+    instruction: Annotated[
+        Path | None, typer.Option(help="Text file. Every question that the model is asked ends with its text.")
+    ] = None,
+    latent_size: Annotated[
+        int | None, typer.Option(min=1, help="Number of latents in a mental image. Only for a Qwen2.5-VL base.")
+    ] = None,
+    compress_strategy: Annotated[
+        str | None,
+        typer.Option(help="How a frame's features become latents: average or grid. Only for a Qwen2.5-VL base."),
+    ] = None,
 ) -> None:
-    """Make a 4DThinker folder DEST of the checkpoint SOURCE."""
-    with plain_errors():
-        from .hub.convert import convert as make
+    """Convert the checkpoint SOURCE into the 4DThinker folder DEST."""
+    with one_line_errors():
+        from .hub.convert import convert as run
 
-        line = make(source, dest, instruction, latent_size=latent_size, compress_strategy=compress_strategy)
+        line = run(source, dest, instruction, latent_size=latent_size, compress_strategy=compress_strategy)
     typer.echo(line)
 
 
 @app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or a folder that simulate wrote.")],
-    run: Annotated[list[Path] | None, typer.Option(help="Folder of an evaluate run; once for each.")] = None,
-    maps: Annotated[list[Path] | None, typer.Option(help="A maps.json; once for each.")] = None,
-    registered: Annotated[
-        str | None, typer.Option(help="OWNER/DATASET:TASK, what the plain run is among the Hub's benchmarks.")
+    run: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a run of evaluate. Repeat the flag for each run.")
     ] = None,
-    base_model: Annotated[str | None, typer.Option(help="Hub id of the model that it was made of.")] = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="It was made of none.")] = False,
-    license: Annotated[str | None, typer.Option(help="As the Hub abbreviates it: apache-2.0, mit, ...")] = None,
-    trained_on: Annotated[list[str] | None, typer.Option(help="Hub id of a data set; once for each.")] = None,
+    maps: Annotated[
+        list[Path] | None, typer.Option(help="A maps.json that maps wrote. Repeat the flag for each file.")
+    ] = None,
+    registered: Annotated[
+        str | None,
+        typer.Option(help="OWNER/DATASET:TASK, the name of the plain run's benchmark if it is registered on the Hub."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the model that this checkpoint was trained from.")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="This checkpoint was trained from no other model.")
+    ] = False,
+    license: Annotated[
+        str | None, typer.Option(help="The licence, as the Hub abbreviates it: apache-2.0, mit, ...")
+    ] = None,
+    trained_on: Annotated[
+        list[str] | None, typer.Option(help="Hub id of a data set it was trained on. Repeat the flag for each one.")
+    ] = None,
 ) -> None:
-    """Make FOLDER/README.md, or render its figures anew, from the runs given and those given before."""
-    with plain_errors():
-        from .hub.card import keep_figures, make_card, renew_card, write_split_card
-
+    """Write FOLDER/README.md. If a checkpoint has one already, only its figures and metadata are updated."""
+    with one_line_errors():
         if (folder / "records.jsonl").is_file():
+            from .hub.card import write_split_card
+
             typer.echo(write_split_card(folder))
             return
+        from .hub.card import keep_figures, make_card, renew_card
+
         if run or maps:
             keep_figures(folder, run or [], maps or [], registered)
         write = renew_card if (folder / "README.md").is_file() else make_card
@@ -280,19 +380,29 @@ def card(
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint; see --dataset and --space for others.")],
-    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, and send nothing.")] = False,
-    dataset: Annotated[bool, typer.Option("--dataset", help="FOLDER is what simulate wrote.")] = False,
-    space: Annotated[bool, typer.Option("--space", help="FOLDER is a checkout; its demo becomes a Space.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint; with --dataset or --space, what these flags say instead.")
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hub. It is created if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print what would be uploaded, but upload nothing.")
+    ] = False,
+    dataset: Annotated[
+        bool, typer.Option("--dataset", help="Publish a data set. FOLDER is one that simulate wrote.")
+    ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Publish the demo as a Space. FOLDER is a checkout of this project.")
+    ] = False,
 ) -> None:
-    """Check FOLDER and upload what others need of it to the Hub; the same command goes on after a break."""
-    with plain_errors():
+    """Check FOLDER and upload what others need of it to the Hub. After an interruption, the same command continues."""
+    with one_line_errors():
         from .hub.publish import check_repo_id, make_plan, upload
 
         if dataset and space:
-            raise ValueError("--dataset and --space: it is one of the two")
+            raise ValueError("--dataset and --space cannot be given together")
         check_repo_id(repo_id)
         plan = make_plan(folder, "dataset" if dataset else "space" if space else "model")
         typer.echo(plan.describe(repo_id))

@@ -1,4 +1,4 @@
-"""The contact sheet shows every frame that it says, every option, and which one is right."""
+"""The contact sheet shows the frames of each record, every option, and which one is right."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
-from fourdthinker_hf.data.contact_sheet import FRAME, GAP, contact_sheet, sample, text_of
-from fourdthinker_hf.data.records import Record, write_records
+from fourdthinker_hf.data.contact_sheet import (
+    FRAME_SIZE,
+    GAP,
+    LINE_HEIGHT,
+    caption_lines,
+    draw_contact_sheet,
+    sample_frames,
+)
+from fourdthinker_hf.data.records import Record, read_records, write_records
 
 
 @pytest.fixture
@@ -26,44 +33,45 @@ def records(tmp_path):
 
 
 def test_frames_are_evenly_spread_from_first_to_last(records):
-    from fourdthinker_hf.data.records import read_records
-
-    pictures, times = sample(read_records(records)[0], 6)
+    pictures, times = sample_frames(read_records(records)[0], 6)
     assert times == [0.0, 1.0, 2.0, 3.5, 4.5, 5.5]
     assert [picture.getpixel((5, 5))[1] for picture in pictures] == [30 * 0, 30, 60, 105, 135, 165]
 
 
 def test_the_sheet_has_the_records_asked_for(records, tmp_path):
-    out = contact_sheet(records, tmp_path / "sheet.png", num=2, first=3)
+    out = draw_contact_sheet(records, tmp_path / "sheet.png", num=2, first=3)
     sheet = np.asarray(Image.open(out))
-    assert sheet.shape[1] == 6 * (FRAME + GAP) + GAP
-    row = sheet[GAP + FRAME // 2]  # through the middle of the first strip: record 3
-    assert [tuple(row[GAP + k * (FRAME + GAP) + FRAME // 2]) for k in (0, 5)] == [(60, 0, 100), (60, 165, 100)]
-    middle = sheet.shape[0] // 2 + GAP + FRAME // 2
-    assert tuple(sheet[middle, GAP + FRAME // 2]) == (80, 0, 100)
+    assert sheet.shape[1] == 6 * (FRAME_SIZE + GAP) + GAP
+    row = sheet[GAP + FRAME_SIZE // 2]  # through the middle of the first strip: record 3
+    assert [tuple(row[GAP + k * (FRAME_SIZE + GAP) + FRAME_SIZE // 2]) for k in (0, 5)] == [
+        (60, 0, 100),
+        (60, 165, 100),
+    ]
+    middle = sheet.shape[0] // 2 + GAP + FRAME_SIZE // 2
+    assert tuple(sheet[middle, GAP + FRAME_SIZE // 2]) == (80, 0, 100)
 
 
 def test_the_right_option_alone_is_marked():
     record = Record(
         "7", "Which way?", "left", ["right", "left", "left again", "up"], reasoning="look. left.", frames=[]
     )
-    lines = text_of(record)
+    lines = caption_lines(record)
     assert [line for line, right in lines if right] == ["  > B. left   <- right"]
     assert sum("<-" in line for line, _ in lines) == 1 and any("left again" in line for line, _ in lines)
     assert lines[0][0].endswith("Which way?") and "look. left." in lines[-1][0]
 
 
 def test_a_question_without_options_shows_its_answer():
-    assert ("  > a ball", True) in text_of(Record("7", "What is it?", "a ball", frames=[]))
+    assert ("  > a ball", True) in caption_lines(Record("7", "What is it?", "a ball", frames=[]))
 
 
 def test_the_command_writes_it_and_says_where(records, tmp_path):
     done = CliRunner().invoke(app, ["sheet", str(records), str(tmp_path / "a.png"), "--num", "3"])
     assert done.exit_code == 0 and done.stdout.strip() == str(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").height == pytest.approx(3 * (FRAME + 2 * GAP + 4 * 15), abs=1)
+    assert Image.open(tmp_path / "a.png").height == pytest.approx(3 * (FRAME_SIZE + 2 * GAP + 4 * LINE_HEIGHT), abs=1)
 
 
 def test_nothing_to_draw_says_so(records, tmp_path):
     done = CliRunner().invoke(app, ["sheet", str(records), str(tmp_path / "a.png"), "--first", "9"])
-    assert done.exit_code == 2 and "has 5 records: none from number 9 on" in done.stderr
+    assert done.exit_code == 2 and "has 5 records, so there is none at index 9" in done.stderr
     assert not (tmp_path / "a.png").exists()
