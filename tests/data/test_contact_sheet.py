@@ -66,12 +66,12 @@ def test_a_question_without_options_shows_its_answer():
 
 
 def test_the_command_writes_it_and_says_where(records, tmp_path):
-    done = CliRunner().invoke(app, ["sheet", str(records), str(tmp_path / "a.png"), "--num", "3"])
+    done = CliRunner().invoke(app, ["contact-sheet", str(records), str(tmp_path / "a.png"), "--num", "3"])
     assert done.exit_code == 0 and done.stdout.strip() == str(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").height == pytest.approx(3 * (FRAME_SIZE + 2 * GAP + 4 * LINE_HEIGHT), abs=1)
 
 
 def test_nothing_to_draw_says_so(records, tmp_path):
-    done = CliRunner().invoke(app, ["sheet", str(records), str(tmp_path / "a.png"), "--first", "9"])
+    done = CliRunner().invoke(app, ["contact-sheet", str(records), str(tmp_path / "a.png"), "--first", "9"])
     assert done.exit_code == 2 and "has 5 records, so there is none at index 9" in done.stderr
     assert not (tmp_path / "a.png").exists()
