@@ -167,8 +167,7 @@ def annotate(
     ] = None,
     reasoner: Annotated[str | None, typer.Option(help="Model on the server that words the reasoning.")] = None,
 ) -> None:
-    """Make questions about raw videos and answer them from the pixels. No labels are needed, and by default no
-    network."""
+    """Make questions about raw videos, answered from their pixels. It needs no labels, and by default no network."""
     with one_line_errors():
         from .data.annotation import pipeline
 

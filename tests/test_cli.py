@@ -1,9 +1,12 @@
-"""The command as a person meets it: what it prints, and one clear line where something is wrong."""
+"""The `fourdthinker` command: what it prints, and that each error is one clear line."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
@@ -13,6 +16,10 @@ from fourdthinker_hf.qa import VideoQA
 
 OPTIONS = ["--option", "to the left", "--option", "to the right"]
 REPLY = "<think>red ball <|latent_start|> left.</think><answer>to the left</answer><|im_end|>"
+
+
+COMMANDS = typer.main.get_command(app).commands
+NAMES = "ask simulate contact-sheet annotate evaluate report maps filter memory convert card publish".split()
 
 
 def run(*arguments):
@@ -32,6 +39,29 @@ def refused(result, *words):
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def test_version():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"fourdthinker {project['version']}\n")
+
+
+def test_help_lists_every_command_with_a_sentence_of_its_own():
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}, terminal_width=200)
+    assert result.exit_code == 0
+    sentences = [command.help.splitlines()[0] for command in COMMANDS.values()]
+    assert list(COMMANDS) == NAMES and len(set(sentences)) == len(NAMES)
+    listed = [" ".join(line.strip("│ ").split()) for line in result.stdout.splitlines()]
+    for name, sentence in zip(NAMES, sentences, strict=True):
+        assert f"{name} {sentence}" in listed and sentence[0].isupper() and sentence.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_argument_and_option_is_explained_in_sentences(name):
+    texts = {parameter.name: parameter.help for parameter in COMMANDS[name].params if parameter.name != "help"}
+    assert texts
+    assert [key for key, text in texts.items() if not (text and text.endswith("."))] == []
 
 
 def test_ask_prints_reasoning_images_and_the_chosen_option(clip, scripted):
@@ -133,11 +163,11 @@ def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp
 
 def test_memory_tells_what_a_recipe_needs(tiny_folder):
     recipe, hardware = "train/recipes/tiny/dift.yaml", "train/accelerate/zero2.yaml"
-    shape = ("--config", tiny_folder, "--frames", 8, "--pixels", 84 * 84, "--text", 60, "--spoken", 40)
+    shape = ("--config", tiny_folder, "--frames", 8, "--pixels", 84 * 84, "--text", 60, "--labelled", 40)
     result = run("memory", recipe, *shape, "--accelerate", hardware, "--gpus", 2)
     assert result.exit_code == 0, result.output
     head, *rows = result.stdout.splitlines()
     assert head.startswith("runs/tiny_base on each of 2 GPU(s), ZeRO-2, gradient checkpointing off; 16 row(s) of 36 ")
     assert [row.split()[0] for row in rows] == ["weights", "gradients", "optimizer", "communication", "step", "total"]
     refused(run("memory", recipe), "runs/tiny_base", "--config")
-    refused(run("memory", recipe, *shape, "--spoken", 61), "61 spoken tokens", "60")
+    refused(run("memory", recipe, *shape, "--labelled", 61), "61 spoken tokens", "60")
