@@ -1,8 +1,9 @@
-"""Lets a model answer many questions in batches. Evaluation, filtering and both trainers ask by these functions.
+"""Lets a model answer many questions in batches. Evaluation, filtering and both trainers use these functions.
 
-- [`batch_inputs`] makes the prompts, and [`answer_batch`] the greedy replies to them.
-- [`start_replies`] begins several sampled replies to each prompt: a video is decoded and encoded once, a prompt is run
-  once, and its cache is repeated for each reply.
+- [`batch_inputs`] makes the prompts, and [`answer_batch`] generates a greedy reply to each.
+- [`prefill_prompts`] prepares several sampled replies to each prompt: a video is decoded and encoded once, a prompt is
+  run once, and its cache is repeated for each reply. [`generate_with`] then samples them, and [`trim_reply`] cuts a
+  reply at its end.
 """
 
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .data.records import Record, RecordError, open_frames
-from .generation_fourdthinker import CACHE, BlockLogitsProcessor, end_of_first_images
+from .generation_fourdthinker import CACHE_NAME, BlockLogitsProcessor, end_of_first_images
 from .latent_hooks import blocks_of
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import FourDThinkerProcessor
@@ -24,8 +25,8 @@ Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their tim
 
 @dataclass
 class Reply:
-    """What the model wrote for one question; `images` are its mental images, each `(latents, hidden)`; `margin` is
-    the smallest difference between the two best scores of a token that was a choice."""
+    """What the model wrote for one question. `images` are its mental images, each `(latents, hidden)`; `margin` is
+    the smallest difference between the two best scores over all tokens that were not forced."""
 
     text: str
     num_tokens: int
@@ -38,7 +39,7 @@ class Reply:
 
 
 def open_clip(processor: FourDThinkerProcessor, record: Record) -> Clip:
-    """The frames of a record and their times, as [`open_frames`] gives them."""
+    """Opens the frames of a record and their times with [`open_frames`]."""
     return open_frames(processor, record.video, record.frames, record.timestamps)
 
 
@@ -48,7 +49,7 @@ def batch_inputs(
     clips: list[Clip] | None = None,
     change_video: Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None = None,
 ):
-    """Left-padded prompts of `records` as the model takes them.
+    """The model's inputs for the left-padded prompts of `records`.
 
     `clips` are opened if they are not given. `change_video(frames, timestamps)` returns the frames to show instead, or
     `None` to show no video.
@@ -56,9 +57,9 @@ def batch_inputs(
     clips = clips or [open_clip(processor, record) for record in records]
     conversations, times = [], []
     for record, (frames, timestamps) in zip(records, clips, strict=True):
-        seen = frames if change_video is None else change_video(frames, timestamps)
-        messages = processor.conversation(seen, record.question, record.options)
-        if seen is None:
+        shown = frames if change_video is None else change_video(frames, timestamps)
+        messages = processor.conversation(shown, record.question, record.options)
+        if shown is None:
             messages[0]["content"] = messages[0]["content"][1:]
         else:
             times.append(timestamps)
@@ -80,35 +81,36 @@ def batch_inputs(
 
 class ScoreMargins(LogitsProcessor):
     """Changes no score. Keeps for each row the smallest difference between the two best scores of a step, as greedy
-    decoding sees them; the difference at a forced token is infinite. A model that forgets its video decodes twice, see
-    `generate`."""
+    decoding sees them; at a forced token the difference is infinite. With `forget_video` the reply is decoded in two
+    parts, see `generate`."""
 
-    def __init__(self, network: FourDThinkerForConditionalGeneration, forgets: bool):
-        self.forgets = forgets
+    def __init__(self, network: FourDThinkerForConditionalGeneration, forget_video: bool):
+        self.forget_video = forget_video
         self.config, self.ends = network.config, torch.tensor(network.generation_config.eos_token_id)
-        self.rule = BlockLogitsProcessor(network.config, network.config.latent_early_end, greedy=True)
-        self.least, self.prompt_length, self.length = None, 0, 0  # least: (rows,)
+        self.block_processor = BlockLogitsProcessor(network.config, network.config.latent_early_end, greedy=True)
+        self.smallest, self.prompt_length, self.length = None, 0, 0  # smallest: (rows,)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] != self.length + 1:  # a decoding begins
+        if input_ids.shape[1] != self.length + 1:  # a part begins
             self.prompt_length = input_ids.shape[1]
-            if self.least is None:
-                self.least = torch.full_like(scores[:, 0], torch.inf)
-                self.done = torch.zeros_like(self.least, dtype=torch.bool)
+            if self.smallest is None:
+                self.smallest = torch.full_like(scores[:, 0], torch.inf)
+                self.is_done = torch.zeros_like(self.smallest, dtype=torch.bool)
             else:
-                self.done, self.forgets = input_ids[:, -1] != self.config.latent_end_id, False
+                self.is_done, self.forget_video = input_ids[:, -1] != self.config.latent_end_id, False
         self.length = input_ids.shape[1]
-        best = self.rule(input_ids, scores).topk(2).values
+        best = self.block_processor(input_ids, scores).topk(2).values
         new = input_ids[:, self.prompt_length :]
-        self.done = self.done | torch.isin(new[:, -1:], self.ends.to(new)).any(1)
-        if self.forgets:  # a row waits for the others with the word that will be dropped
-            self.done = self.done | (end_of_first_images(new, self.config) > 0)
-        self.least = torch.where(self.done, self.least, torch.minimum(self.least, best[:, 0] - best[:, 1]))
+        self.is_done = self.is_done | torch.isin(new[:, -1:], self.ends.to(new)).any(1)
+        if self.forget_video:  # while a row waits for the others it writes tokens that will be dropped
+            self.is_done = self.is_done | (end_of_first_images(new, self.config) > 0)
+        smaller = torch.minimum(self.smallest, best[:, 0] - best[:, 1])
+        self.smallest = torch.where(self.is_done, self.smallest, smaller)
         return scores
 
 
 def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> list[Reply]:
-    """Greedy replies to a batch of prompts; `kwargs` go to `generate`."""
+    """Greedy replies to a batch of prompts, the `inputs` of [`batch_inputs`]; `kwargs` go to `generate`."""
     margins = ScoreMargins(network, kwargs.get("forget_video", network.config.forget_video))
     exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact:
@@ -123,41 +125,45 @@ def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> l
         )
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     replies = []
-    for row, latents, margin in zip(new, output.latents, margins.least.tolist(), strict=True):
-        reply = up_to_end(row, margins.ends)
-        ended = bool(torch.isin(reply[-1], margins.ends.to(row)))
+    for row, latents, margin in zip(new, output.latents, margins.smallest.tolist(), strict=True):
+        reply = trim_reply(row, margins.ends)
+        is_ended = bool(torch.isin(reply[-1], margins.ends.to(row)))
         images = blocks_of(row, latents, network.config)
-        replies.append(Reply(processor.decode_with_images(row), len(reply), not ended, images, margin))
+        replies.append(Reply(processor.decode_with_images(row), len(reply), not is_ended, images, margin))
     return replies
 
 
-# Several replies to each prompt
+# Several sampled replies to each prompt
 
 
 @torch.no_grad()
-def start_replies(network, processor, rows: list[dict], which: torch.LongTensor) -> tuple[dict, list[torch.Tensor]]:
-    """What `generate` goes on from, and each row's video as features `(n, hidden)`, shared by rows about one video.
+def prefill_prompts(
+    network, processor, rows: list[dict], reply_to: torch.LongTensor
+) -> tuple[dict, list[torch.Tensor]]:
+    """The inputs from which `generate` continues, with the prompts' cache, and the features `(n, hidden)` of each row's
+    video, shared by rows about the same video.
 
-    `rows` are those of `question_dataset`, each a prompt; `which` `(replies,)`, on the network's device, says which
-    of them each reply is to. `RecordError`, with file and line, if a video cannot be read.
+    `rows` are those of `question_dataset`, one prompt each. `reply_to` `(replies,)`, on the network's device, holds
+    for each reply the number of its prompt. Raises `RecordError`, with file and line, if a video cannot be read.
     """
-    inputs, features = encode_rows(network, processor, rows)
+    inputs, features = encode_prompts(network, processor, rows)
     output = network(
         input_ids=inputs["input_ids"][:, :-1],
         attention_mask=inputs["attention_mask"][:, :-1],
         position_ids=inputs["position_ids"][..., :-1],
-        mm_encoder_outputs=as_encoded(features),
+        mm_encoder_outputs=encoder_outputs(features),
         logits_to_keep=1,
         use_cache=True,
     )
-    cache = output[CACHE]  # of the prompts but for their last tokens, which `generate` runs for each reply
-    cache.batch_select_indices(which)
-    repeated = {name: v[:, which] if name == "position_ids" else v[which] for name, v in inputs.items()}
-    return repeated | {CACHE: cache}, features
+    cache = output[CACHE_NAME]  # of the prompts without their last tokens, which `generate` runs for each reply
+    cache.batch_select_indices(reply_to)
+    repeated = {name: v[:, reply_to] if name == "position_ids" else v[reply_to] for name, v in inputs.items()}
+    return repeated | {CACHE_NAME: cache}, features
 
 
-def encode_rows(network, processor, rows: list[dict]) -> tuple[dict, list[torch.Tensor]]:
-    """Left-padded prompts, as in evaluation, with their positions `(4, rows, seq)`, and their videos' features."""
+def encode_prompts(network, processor, rows: list[dict]) -> tuple[dict, list[torch.Tensor]]:
+    """The inputs of left-padded prompts, as in evaluation, with their positions `(4, rows, seq)` in place of pixels,
+    and the features `(n, hidden)` of each row's video."""
     clips = {}
     for row in rows:
         if (key := _clip_key(row)) not in clips:
@@ -170,7 +176,7 @@ def encode_rows(network, processor, rows: list[dict]) -> tuple[dict, list[torch.
     inputs = dict(batch_inputs(processor, records, [clips[key] for key in keys]).to(network.device))
     grids = inputs["video_grid_thw"]
     patches = inputs.pop("pixel_values_videos").split(grids.prod(-1).tolist())
-    first = [keys.index(key) for key in clips]
+    first = [keys.index(key) for key in clips]  # the first row about each video
     encoded = network.model.get_video_features(torch.cat([patches[i] for i in first]), grids[first])
     features = dict(zip(clips, encoded.pooler_output, strict=True))
     positions, _ = network.model.get_rope_index(**inputs)
@@ -179,13 +185,23 @@ def encode_rows(network, processor, rows: list[dict]) -> tuple[dict, list[torch.
     return inputs, [features[key] for key in keys]
 
 
-def as_encoded(features: list[torch.Tensor]) -> dict:
-    """The model's `mm_encoder_outputs` for a batch of videos."""
+def encoder_outputs(features: list[torch.Tensor]) -> dict:
+    """The model's argument `mm_encoder_outputs` for videos with these `features`, each `(n, hidden)`."""
     return {"video": BaseModelOutputWithPooling(pooler_output=features)}
 
 
-def up_to_end(ids: torch.LongTensor, ends: list[int] | torch.LongTensor) -> torch.LongTensor:
-    """A reply `(length,)` up to its first end-of-text token, that included; the whole reply if it has none."""
+def generate_with(network, generation_config: GenerationConfig, inputs: dict):
+    """Generates with `generation_config` alone. `generate(generation_config=...)` would fill in what that leaves open
+    from the checkpoint's own settings."""
+    own, network.generation_config = network.generation_config, generation_config
+    try:
+        return network.generate(**inputs)
+    finally:
+        network.generation_config = own
+
+
+def trim_reply(ids: torch.LongTensor, ends: list[int] | torch.LongTensor) -> torch.LongTensor:
+    """A reply `(length,)` up to and including its first end-of-text token; the whole reply if it has none."""
     is_end = torch.isin(ids, torch.as_tensor(ends, device=ids.device))
     return ids[: int(is_end.int().argmax()) + 1] if is_end.any() else ids
 

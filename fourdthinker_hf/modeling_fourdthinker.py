@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from .configuration_fourdthinker import FourDThinkerConfig
-from .generation_fourdthinker import CACHE, LatentGenerationMixin
+from .generation_fourdthinker import CACHE_NAME, LatentGenerationMixin
 
 
 @dataclass
@@ -131,7 +131,7 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         outputs = super().forward(
             input_ids=input_ids, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs, **kwargs
         )
-        names = ("last_hidden_state", CACHE, "hidden_states", "attentions")
+        names = ("last_hidden_state", CACHE_NAME, "hidden_states", "attentions")
         return FourDThinkerModelOutput(**{name: outputs.get(name) for name in names}, latent_targets=targets)
 
     def place_latents(self, input_ids: torch.LongTensor, latents: torch.Tensor) -> torch.Tensor:
@@ -298,7 +298,7 @@ class FourDThinkerForConditionalGeneration(LatentGenerationMixin, Qwen2_5_VLForC
             pixel_values_latent=pixel_values_latent,
             image_grid_thw_latent=image_grid_thw_latent,
             latent_embeds=latent_embeds,
-            **{**kwargs, CACHE: past_key_values if cache is None else cache, "return_dict": True},
+            **{**kwargs, CACHE_NAME: past_key_values if cache is None else cache, "return_dict": True},
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, latent_hooks
-from fourdthinker_hf.generation_fourdthinker import CACHE
+from fourdthinker_hf.generation_fourdthinker import CACHE_NAME
 
 
 def test_greedy_in_a_batch_whose_rows_open_blocks_at_other_steps(model, processor):
@@ -117,7 +117,7 @@ def test_a_second_turn_on_the_cache_of_the_first(model, processor, with_latents)
     inputs = {name: value for name, value in inputs.items() if with_latents or name != "latent_embeds"}
     generate(model, prompts(processor, [12, 2]), steps=1)
     cached = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
-    output = generate(model, cached, schedule, 10, past_key_values=first[CACHE])
+    output = generate(model, cached, schedule, 10, past_key_values=first[CACHE_NAME])
     _, inputs, _ = two_turns(model, processor)
     assert_exact(model, inputs, output, schedule)
 
@@ -524,9 +524,9 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"forget_video": True, "num_beams": 2}, "num_beams does not go with that"),
+        ({"forget_video": True, "num_beams": 2}, "cannot be combined with num_beams"),
         ({"forget_video": True, "output_logits": True, "return_dict_in_generate": True}, "output_logits"),
-        ({"forget_video": True, "past_key_values": "filled"}, "past_key_values does not go"),
+        ({"forget_video": True, "past_key_values": "filled"}, "combined with past_key_values"),
         ({"use_cache": False}, "use_cache=False"),
         ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
         ({"cache_implementation": "paged"}, "Continuous batching"),
@@ -544,7 +544,7 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
         ({"pixel_values_latent": torch.zeros(36, 1176), "image_grid_thw_latent": torch.tensor([[1, 6, 6]])}, "hold 0"),
         ({"pixel_values_videos": None}, "pixel_values_videos and video_grid_thw"),
         ({"video_grid_thw": None}, "pixel_values_videos and video_grid_thw"),
-        ({CACHE: "longer"}, "whole prompt"),
+        ({CACHE_NAME: "longer"}, "whole prompt"),
     ],
     ids=str,
 )
