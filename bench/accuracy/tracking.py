@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from fourdthinker_hf.data.annotation.camera import estimate_camera
-from fourdthinker_hf.data.annotation.questions import SURE
+from fourdthinker_hf.data.annotation.measurement import SURE
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.simulation import generation
