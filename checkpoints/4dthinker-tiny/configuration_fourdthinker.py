@@ -1,12 +1,14 @@
-"""Configuration of 4DThinker: Qwen2.5-VL's, plus the names that the published checkpoints use for latent imagery."""
+"""Configuration of 4DThinker: that of Qwen2.5-VL, plus the settings of mental images, named as in the published
+checkpoints."""
 
 import warnings
 
 from transformers import Qwen2_5_VLConfig
 from transformers.utils.versions import require_version
 
-# What it is tested with, as in requirements.txt. Older versions lack what is used here, or place text after a video
-# elsewhere; newer ones may rename it (5.24 did with the cache), so they get a warning.
+# The versions that this code is tested with, as in requirements.txt. Older versions lack functions that are used here
+# or give text after a video other positions, so they are refused. Newer versions may rename something, as transformers
+# 5.24 renamed the cache, so they get a warning.
 TESTED = ("transformers>=5.23,<5.25", "torch>=2.11,<2.16")
 for requirement in TESTED:
     require_version(requirement.partition(",")[0], f"4DThinker is tested with {' and '.join(TESTED)}.")
@@ -19,22 +21,22 @@ for requirement in TESTED:
 class FourDThinkerConfig(Qwen2_5_VLConfig):
     r"""
     Args (beyond those of [`Qwen2_5_VLConfig`]):
-        latent_size (`int`, defaults to 4): latent vectors in one mental image.
+        latent_size (`int`, defaults to 4): number of latent vectors in one mental image.
         latent_token_id, latent_start_id, latent_end_id (`int`): ids of `<|latent_pad|>`, `<|latent_start|>`,
             `<|latent_end|>`. The defaults are those of the published checkpoints on the Qwen2.5 tokenizer.
         compress_strategy (`str`, defaults to `"average"`): how the features of a target frame become `latent_size`
             vectors. `"average"`: means of contiguous groups in raster order (the published way); `"grid"`: means
             over the cells of a spatial grid, which keeps left and right apart.
-        latent_early_end (`bool`, defaults to `False`): whether the model may end a mental image before its
+        latent_early_end (`bool`, defaults to `False`): whether the model may end a mental image before it has
             `latent_size` vectors. Published checkpoints were decoded with `True`.
         latent_scale (`str`, defaults to `"none"`): rescaling of each latent before it is fed. `"rms"` gives it unit
             root mean square, so that a decoded latent is as long as the target it was trained on.
-        forget_video (`bool`, defaults to `False`): whether the words behind the first mental images are written
-            without the video, from these alone; for checkpoints that were trained so.
+        forget_video (`bool`, defaults to `False`): whether the video is removed from the prompt after the first mental
+            images, so that the rest is written from these alone. For checkpoints that were trained this way.
         latent_mean (`list[float]`, *optional*): mean of the unit-length latents of training, `hidden_size` numbers.
-            Decoding never uses it: it is what pictures of latents are centred by.
+            Decoding never uses it. Maps of what a latent resembles subtract it from the latent.
 
-    Raises `ValueError` for a value outside these.
+    Raises `ValueError` for a value that is not allowed.
     """
 
     model_type = "fourdthinker"
@@ -57,7 +59,7 @@ class FourDThinkerConfig(Qwen2_5_VLConfig):
             raise ValueError(f"compress_strategy must be 'average' or 'grid', got {self.compress_strategy!r}")
         if self.latent_scale not in ("none", "rms"):
             raise ValueError(f"latent_scale must be 'none' or 'rms', got {self.latent_scale!r}")
-        # `register_for_auto_class` writes a single key; a checkpoint needs all of them, whoever saves it.
+        # `register_for_auto_class` writes only one key, but every checkpoint needs all of them, whoever saves it.
         model_class = "modeling_fourdthinker.FourDThinkerForConditionalGeneration"
         self.auto_map = {
             "AutoConfig": "configuration_fourdthinker.FourDThinkerConfig",

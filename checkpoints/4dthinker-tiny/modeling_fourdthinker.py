@@ -1,13 +1,13 @@
-"""4DThinker: Qwen2.5-VL that pictures how a scene evolves, in blocks of latent vectors between the words.
+"""4DThinker: Qwen2.5-VL that pictures how a scene evolves, in blocks of latent vectors within its text.
 
-What it adds to Qwen2.5-VL, and nothing else:
+It adds three things to Qwen2.5-VL:
 
-- the *base* model replaces the embedding of each `<|latent_pad|>` by a latent: the compressed features of a target
-  frame (training) or the vector given (decoding, replay). The head class is the wrong place: trainers with a fused
-  head call the base model directly;
-- text after a picture or a video continues at (largest position so far) + 1, as Qwen2.5-VL was trained.
-  transformers 5 continues at start + max(height, width) / 2, which differs for every video longer than it is wide;
-- `generate` decodes blocks of latents between the words: `generation_fourdthinker.py`.
+- The *base* model replaces the embedding of each `<|latent_pad|>` by a latent: by the compressed features of a target
+  frame (in training) or by the vector given (in decoding and replay). The class with the language-model head would be
+  the wrong place, because trainers with a fused head call the base model directly.
+- Text after a picture or a video continues at (largest position so far) + 1, as Qwen2.5-VL was trained.
+  transformers 5 continues at start + max(height, width) / 2, which differs for every video longer than it is wide.
+- `generate` decodes blocks of latents: see `generation_fourdthinker.py`.
 """
 
 from dataclasses import dataclass
@@ -86,18 +86,18 @@ class FourDThinkerModel(Qwen2_5_VLModel):
     ):
         r"""
         pixel_values_latent (`torch.Tensor` of shape `(num_patches, channels * patch volume)`, *optional*):
-            Target frames, patched by the image processor. Their compressed features fill the pads in order.
+            Target frames, as patches from the image processor. Their compressed features fill the pads in order.
         image_grid_thw_latent (`torch.LongTensor` of shape `(num_target_frames, 3)`, *optional*):
-            Their grids.
+            The grids of the target frames.
         latent_embeds (`torch.Tensor` of shape `(batch, seq, hidden)`, *optional*):
             The latent of each pad at the pad's own position; other positions are ignored.
         mm_encoder_outputs (`dict`, *optional*):
-            What the vision tower made, instead of pixels: of `"image"` and `"video"`, as Qwen2.5-VL takes it, and of
-            the target frames, `"latent"`. `pooler_output` holds one `(num_features, hidden)` for each.
+            Outputs of the vision tower to use instead of pixels: `"image"` and `"video"` as in Qwen2.5-VL, and
+            `"latent"` for the target frames. `pooler_output` holds one `(num_features, hidden)` per frame or video.
 
         Returns [`FourDThinkerModelOutput`]. Raises `ValueError` if `input_ids` hold a `<|latent_pad|>` and not exactly
-        one of the sources is given, if latents have another shape than the embeddings, or if the target frames
-        give another number of latents than there are pads.
+        one source of latents is given, if `latent_embeds` have another shape than the embeddings, or if the target
+        frames give another number of latents than there are pads.
         """
         encoded = (mm_encoder_outputs or {}).get("latent")
         if sum(source is not None for source in (pixel_values_latent, encoded, latent_embeds)) > 1:
@@ -106,7 +106,7 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         targets = None
         if input_ids is None:
             if frames_given or latent_embeds is not None:
-                raise ValueError("Latents need input_ids: the positions of <|latent_pad|> are found there")
+                raise ValueError("Latents need input_ids, because the positions of <|latent_pad|> are found there")
         else:
             is_pad = input_ids == self.config.latent_token_id
             if frames_given:
@@ -121,8 +121,8 @@ class FourDThinkerModel(Qwen2_5_VLModel):
                         f"latent_embeds must have the shape of the embeddings, {tuple(inputs_embeds.shape)}, "
                         f"got {tuple(latent_embeds.shape)}"
                     )
-                fed = self.scale_latents(latent_embeds).to(inputs_embeds)
-                inputs_embeds = torch.where(is_pad[..., None], fed, inputs_embeds)
+                latents = self.scale_latents(latent_embeds).to(inputs_embeds)
+                inputs_embeds = torch.where(is_pad[..., None], latents, inputs_embeds)
             elif is_pad.any():
                 raise ValueError(
                     f"input_ids hold {int(is_pad.sum())} <|latent_pad|> tokens but no latents came with them: "
@@ -135,14 +135,14 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return FourDThinkerModelOutput(**{name: outputs.get(name) for name in names}, latent_targets=targets)
 
     def place_latents(self, input_ids: torch.LongTensor, latents: torch.Tensor) -> torch.Tensor:
-        """`latents` `(num_latents, hidden)` at the pads of `input_ids` `(batch, seq)`, in order, zeros elsewhere: a
-        `latent_embeds` `(batch, seq, hidden)`."""
+        """Puts `latents` `(num_latents, hidden)` at the pads of `input_ids` `(batch, seq)`, in order. Returns
+        `latent_embeds` `(batch, seq, hidden)`, which are zero elsewhere."""
         is_pad = input_ids == self.config.latent_token_id
         return latents.new_zeros(*input_ids.shape, latents.shape[-1]).masked_scatter(is_pad[..., None], latents)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Apply `config.latent_scale` over the last dimension. Idempotent: a recorded latent replays as it was fed.
-        (eps: zero vectors stay zero; in no other latent is it felt.)"""
+        """Applies `config.latent_scale` over the last dimension. Applying it twice changes nothing, so a recorded
+        latent replays as it was fed. (eps keeps zero vectors at zero and is too small to change any other latent.)"""
         if self.config.latent_scale == "none":
             return latents
         return F.rms_norm(latents, latents.shape[-1:], eps=1e-12)
@@ -150,18 +150,19 @@ class FourDThinkerModel(Qwen2_5_VLModel):
     @torch.no_grad()
     def get_latent_targets(self, pixel_values_latent, image_grid_thw_latent, encoded=None) -> torch.Tensor:
         """Compressed features of the target frames, `(num_target_frames * latent_size, hidden)`, without gradient.
-        `encoded` is what the tower made of them, if it has. `ValueError` if a frame is too small, see
-        [`compress_features`]."""
+        `encoded` is the vision tower's output for them, if it is at hand. Raises `ValueError` if a frame is too small,
+        see [`compress_features`]."""
         if encoded is None:
             encoded = self.get_image_features(pixel_values_latent, image_grid_thw_latent, return_dict=True)
         features = encoded.pooler_output
         merge = self.config.vision_config.spatial_merge_size
         grids = [(t, h // merge, w // merge) for t, h, w in image_grid_thw_latent.tolist()]
         size, strategy = self.config.latent_size, self.config.compress_strategy
-        return torch.cat([compress_features(f, g, size, strategy) for f, g in zip(features, grids, strict=True)])
+        frames = zip(features, grids, strict=True)
+        return torch.cat([compress_features(frame, grid, size, strategy) for frame, grid in frames])
 
     def check_target_frames(self, input_ids: torch.LongTensor, image_grid_thw_latent: torch.LongTensor) -> None:
-        """`ValueError` unless the target frames give one latent for each pad of `input_ids`."""
+        """Raises `ValueError` unless the target frames give one latent for each pad of `input_ids`."""
         num_latents = len(image_grid_thw_latent) * self.config.latent_size
         if num_latents != (num_pads := int((input_ids == self.config.latent_token_id).sum())):
             raise ValueError(
@@ -175,11 +176,11 @@ class FourDThinkerModel(Qwen2_5_VLModel):
 
     def is_vision(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
         """Whether a token stands for a picture or video, or begins or ends one; same shape as `input_ids`."""
-        around = torch.tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
-        return (self.get_mm_token_type_ids(input_ids) > 0) | torch.isin(input_ids, around.to(input_ids))
+        delimiters = torch.tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
+        return (self.get_mm_token_type_ids(input_ids) > 0) | torch.isin(input_ids, delimiters.to(input_ids))
 
     def compute_3d_position_ids(self, input_ids=None, mm_token_type_ids=None, **kwargs):
-        """Qwen2.5-VL's, which without `mm_token_type_ids` would fall back to plain text positions."""
+        """As in Qwen2.5-VL, which without `mm_token_type_ids` would use the positions of plain text."""
         if mm_token_type_ids is None and input_ids is not None:
             mm_token_type_ids = self.get_mm_token_type_ids(input_ids)
         return super().compute_3d_position_ids(input_ids=input_ids, mm_token_type_ids=mm_token_type_ids, **kwargs)
@@ -194,18 +195,19 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         attention_mask=None,
         **kwargs,
     ):
-        """Positions as Qwen2.5-VL was trained (transformers 4.50): what follows a picture or video starts at the
-        largest t, h or w position so far, plus one. A video's t positions are `(grid * second_per_grid_ts *
-        tokens_per_second).long()` past its start.
+        """Positions as Qwen2.5-VL was trained (transformers 4.50): text after a picture or video starts at the largest
+        t, h or w position so far, plus one. The t position of a video's grid i is `(i * second_per_grid_ts *
+        tokens_per_second).long()` past the video's start.
 
         Returns `position_ids` `(3, batch, seq)`, 1 where padded, and `rope_deltas` `(batch, 1)`: the next position
-        less the number of unpadded tokens.
+        minus the number of unpadded tokens.
         """
         if mm_token_type_ids is None:
             mm_token_type_ids = self.get_mm_token_type_ids(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         merge = self.config.vision_config.spatial_merge_size
+        tokens_per_second = self.config.vision_config.tokens_per_second
         grids = {
             1: iter(() if image_grid_thw is None else image_grid_thw.tolist()),
             2: iter(() if video_grid_thw is None else video_grid_thw.tolist()),
@@ -213,38 +215,39 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         seconds = repeat(1.0) if second_per_grid_ts is None else iter(second_per_grid_ts)
         position_ids = torch.ones(3, *input_ids.shape, dtype=input_ids.dtype, device=input_ids.device)
         deltas = []
-        for row, keep in enumerate(attention_mask.bool()):
-            runs, start = [], 0
-            types, lengths = torch.unique_consecutive(mm_token_type_ids[row, keep], return_counts=True)
+        for row, is_token in enumerate(attention_mask.bool()):
+            parts, start = [], 0  # positions (3, tokens) of each text, picture and video of the row
+            types, lengths = torch.unique_consecutive(mm_token_type_ids[row, is_token], return_counts=True)
             for kind, length in zip(types.tolist(), lengths.tolist(), strict=True):
                 if kind == 0:
-                    run = torch.arange(length).expand(3, -1)
+                    part = torch.arange(length).expand(3, -1)
                 else:
                     t, h, w = next(grids[kind])
-                    tick = self.config.vision_config.tokens_per_second
                     times = torch.arange(t)
                     if kind == 2:
-                        times = (times * torch.as_tensor(next(seconds), dtype=torch.float32).cpu() * tick).long()
+                        second_per_grid = torch.as_tensor(next(seconds), dtype=torch.float32).cpu()
+                        times = (times * second_per_grid * tokens_per_second).long()
                     axes = torch.meshgrid(times, torch.arange(h // merge), torch.arange(w // merge), indexing="ij")
-                    run = torch.stack(axes).flatten(1)
-                runs.append(run + start)
-                start = int(runs[-1].max()) + 1
-            positions = torch.cat(runs, 1)
-            if positions.shape[1] != int(keep.sum()):
+                    part = torch.stack(axes).flatten(1)
+                parts.append(part + start)
+                start = int(parts[-1].max()) + 1
+            positions, num_tokens = torch.cat(parts, 1), int(is_token.sum())
+            if positions.shape[1] != num_tokens:
                 raise ValueError(
-                    f"Row {row}: the vision grids make {positions.shape[1]} tokens, input_ids have {int(keep.sum())}"
+                    f"Row {row}: the vision grids and the text make {positions.shape[1]} positions, "
+                    f"but input_ids hold {num_tokens} tokens"
                 )
-            position_ids[:, row, keep] = positions.to(position_ids)
+            position_ids[:, row, is_token] = positions.to(position_ids)
             deltas.append(start - positions.shape[1])
         return position_ids, torch.tensor(deltas, device=input_ids.device)[:, None]
 
 
 class FourDThinkerForConditionalGeneration(LatentGenerationMixin, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL with latent imagery. Every `<|latent_pad|>` needs a latent: see [`FourDThinkerModel.forward`]."""
+    """Qwen2.5-VL with mental images. Every `<|latent_pad|>` needs a latent: see [`FourDThinkerModel.forward`]."""
 
     config: FourDThinkerConfig
     config_class = FourDThinkerConfig
-    # Losses are means over the whole accumulation window, so how a batch is cut into micro-batches never matters.
+    # Losses are means over the whole accumulation window, so the result does not depend on the micro-batches.
     accepts_loss_kwargs = True
 
     def __init__(self, config: FourDThinkerConfig):
@@ -279,8 +282,9 @@ class FourDThinkerForConditionalGeneration(LatentGenerationMixin, Qwen2_5_VLForC
     ) -> FourDThinkerOutput:
         """Qwen2.5-VL's forward with the latent arguments and errors of [`FourDThinkerModel.forward`].
 
-        `cache` and `past_key_values` are the same. `logits_to_keep` is an int (the last so many positions, 0 for all),
-        positions, or a mask `(batch, seq)`, whose logits come flattened to `(num_kept, vocab)`; `loss` needs them all.
+        `cache` and `past_key_values` are two names for the same thing. `logits_to_keep` is an int (the number of last
+        positions, 0 for all), a list of positions, or a mask `(batch, seq)`, which gives logits `(num_kept, vocab)`;
+        `labels` need all logits.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -309,8 +313,8 @@ class FourDThinkerForConditionalGeneration(LatentGenerationMixin, Qwen2_5_VLForC
         return FourDThinkerOutput(loss=loss, logits=logits, **outputs)
 
 
-# Checkpoints in the layout of the Qwen2.5-VL repositories (`visual.*`, `model.layers.*`) load by this mapping. Custom
-# code inherits none, and without one the whole language model would stay random behind a mere log line.
+# This mapping loads checkpoints in the layout of the Qwen2.5-VL repositories (`visual.*`, `model.layers.*`). Custom
+# code inherits no mapping, and without one the whole language model would stay random, with only a line in the log.
 register_checkpoint_conversion_mapping(
     "FourDThinkerForConditionalGeneration",
     get_checkpoint_conversion_mapping("Qwen2VLForConditionalGeneration"),
