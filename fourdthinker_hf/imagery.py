@@ -1,11 +1,12 @@
-"""What a latent pictures: where, and when, the video resembles it.
+"""Maps of what a mental image resembles: for each place in the video, how much it is like the latents.
 
-A map is the cosine of a latent and the video's features after taking from both what says nothing about the place. The
-loss compares directions only, so lengths mean nothing and both are brought to unit length. Much of a direction is
-common to all (uncentred, every cosine is near 1), so features are centred by their mean over the clip and latents by
-theirs over the training (`config.latent_mean`), which also takes away what tells any target frame from any video. A
-slot that holds nothing but background is left near zero by this, so slots count by their squared length.
-Whether such maps point at anything is a property of the checkpoint: `fourdthinker maps` tests it.
+A map holds the cosine between a latent and the video's features, after both are scaled to unit length (the training
+compares directions only, so lengths mean nothing) and centred. Without centring every cosine is near 1, because most
+of a direction is common to all vectors. Features are centred by their mean over the clip, latents by their mean over
+the training (`config.latent_mean`), which also removes what all target frames share and videos lack. After centring,
+a latent that holds only background is short; in the map of a whole mental image, latents count by squared length.
+
+Whether the maps of a checkpoint point at anything has to be measured: `fourdthinker maps` does it.
 """
 
 import numpy as np
@@ -13,14 +14,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-# Dark violet, magenta, orange, pale yellow: brightness rises with similarity, so the map also reads without colour.
-HEAT = np.array([[20, 11, 52], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 255, 164]], dtype=np.float32)
+# Dark violet, magenta, orange, pale yellow. Brightness rises with similarity, so colour is not needed to read a map.
+HEAT_COLOURS = np.array(
+    [[20, 11, 52], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 255, 164]], dtype=np.float32
+)
 OPACITY = 0.75
 
 
 def video_features(model, inputs) -> list[torch.Tensor]:
-    """Merged features of each video in processed `inputs`, `(T, h, w, hidden)`; a step of T covers
-    `temporal_patch_size` (2) frames. Without gradient."""
+    """The vision tower's features of each video in processed `inputs`, `(T, h, w, hidden)`, without gradient. Each of
+    the T temporal steps covers `temporal_patch_size` frames."""
     grids = inputs["video_grid_thw"]
     with torch.no_grad():
         output = model.model.get_video_features(inputs["pixel_values_videos"], grids, return_dict=True)
@@ -32,50 +35,53 @@ def video_features(model, inputs) -> list[torch.Tensor]:
 def slot_maps(
     latents: torch.Tensor, features: torch.Tensor, latent_mean: list[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centred cosine of each latent `(num, hidden)` with each feature `(T, h, w, hidden)`: `(num, T, h, w)` float32 in
-    [-1, 1], and how much each slot counts, `(num,)`, of sum 1 unless all are 0.
+    """The map of each latent of `(num, hidden)` over `features` `(T, h, w, hidden)`: centred cosines `(num, T, h, w)`
+    float32 in [-1, 1]; and the weight of each latent `(num,)`, which sum to 1 unless all are 0.
 
-    `latent_mean` is the checkpoint's `config.latent_mean`; one that has none gets the clip's centre for its latents.
-    Raises ValueError for sizes that do not fit.
+    `latent_mean` is the checkpoint's `config.latent_mean`. Without it, latents are centred by the features' mean.
+    Raises `ValueError` for shapes that do not fit.
     """
     if latents.ndim != 2 or features.ndim != 4 or latents.shape[-1] != features.shape[-1]:
         raise ValueError(
             f"latents must be (num, hidden) and features (T, h, w, hidden), "
             f"got {tuple(latents.shape)} and {tuple(features.shape)}"
         )
-    features, latents = _unit(features.float()), _unit(latents.to(features.device, torch.float32))
-    centre = features.mean((0, 1, 2))
-    rest = latents - (centre if latent_mean is None else latents.new_tensor(latent_mean))
-    weights = rest.square().sum(-1)
-    maps = torch.einsum("nc,thwc->nthw", _unit(rest), _unit(features - centre))
+    features, latents = _normalize(features.float()), _normalize(latents.to(features.device, torch.float32))
+    feature_mean = features.mean((0, 1, 2))
+    centred = latents - (feature_mean if latent_mean is None else latents.new_tensor(latent_mean))
+    weights = centred.square().sum(-1)
+    maps = torch.einsum("nc,thwc->nthw", _normalize(centred), _normalize(features - feature_mean))
     return maps, weights / weights.sum().clamp(min=1e-12)
 
 
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
+def _normalize(vectors: torch.Tensor) -> torch.Tensor:
     return F.normalize(vectors, dim=-1, eps=1e-5)
 
 
 def similarity_maps(
     latents: torch.Tensor, features: torch.Tensor, latent_mean: list[float] | None = None
 ) -> torch.Tensor:
-    """The map of one mental image, `(T, h, w)` float32 in [-1, 1]: the weighted mean of [`slot_maps`]."""
+    """The map of one mental image, `(T, h, w)` float32 in [-1, 1]: the weighted mean of its [`slot_maps`]. Arguments
+    and errors as there."""
     if len(latents) == 0:
         raise ValueError("A mental image without latents has no map")
     maps, weights = slot_maps(latents, features, latent_mean)
     return torch.einsum("n,nthw->thw", weights, maps)
 
 
-def best_frame(maps) -> int:
+def best_step(maps) -> int:
     """The temporal step of `maps` `(T, h, w)` that holds the highest similarity."""
     return int(np.asarray(maps).max((1, 2)).argmax())
 
 
 def overlay(frame: np.ndarray, similarity: np.ndarray, high: float = 1.0) -> np.ndarray:
-    """Lay a map `(h, w)` as heat over a frame `(H, W, 3)` uint8: clear at 0 and below, opaque and bright at `high`."""
+    """Draws a map `(h, w)` as a heat map over a frame `(H, W, 3)` uint8: transparent where the map is 0 or less, most
+    opaque and brightest where it is `high`."""
     height, width = frame.shape[:2]
     grid = Image.fromarray(np.asarray(similarity, dtype=np.float32))
     heat = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)) / max(high, 1e-6)
     heat = heat.clip(0, 1)
-    colour = np.stack([np.interp(heat * (len(HEAT) - 1), range(len(HEAT)), channel) for channel in HEAT.T], -1)
+    levels = range(len(HEAT_COLOURS))
+    colour = np.stack([np.interp(heat * levels[-1], levels, channel) for channel in HEAT_COLOURS.T], -1)
     opacity = OPACITY * heat[..., None]
     return ((1 - opacity) * frame + opacity * colour).round().astype(np.uint8)

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .answers import match_option, parse
 from .generation_fourdthinker import end_of_first_images
 from .hub.files import BUNDLED, load_model
-from .imagery import best_frame, similarity_maps, video_features
+from .imagery import best_step, similarity_maps, video_features
 from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
@@ -325,7 +325,7 @@ class _Reply:
             return MentalImage(torch.empty(0, self.features.shape[-1]))
         latents = torch.stack(block)
         maps = similarity_maps(latents, self.features.cpu(), self.model.config.latent_mean).numpy()
-        best = best_frame(maps)
+        best = best_step(maps)
         patch = self.processor.video_processor.temporal_patch_size
         time = self.answer.timestamps[patch * best : patch * (best + 1)].mean()
         return MentalImage(latents, maps, best, float(time))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker_hf.imagery import best_frame, overlay, similarity_maps, slot_maps, video_features
+from fourdthinker_hf.imagery import best_step, overlay, similarity_maps, slot_maps, video_features
 from fourdthinker_hf.qa import VideoQA
 
 # Two steps of one row of two features. What they share is one axis.
@@ -56,8 +56,8 @@ def test_wrong_shapes_are_named():
         similarity_maps(torch.zeros(0, 4), FEATURES)
 
 
-def test_best_frame_holds_the_highest_value_not_the_highest_mean():
-    assert best_frame(np.array([[[0.5, 0.5]], [[-1.0, 0.9]], [[0.6, 0.6]]])) == 1
+def test_best_step_holds_the_highest_value_not_the_highest_mean():
+    assert best_step(np.array([[[0.5, 0.5]], [[-1.0, 0.9]], [[0.6, 0.6]]])) == 1
 
 
 def test_overlay_leaves_the_dissimilar_alone_and_lights_the_similar():

@@ -17,7 +17,7 @@ from PIL import Image
 from ..data.records import Record, read_records
 from ..data.simulation.generation import clip_from_record
 from ..hub.files import load_model
-from ..imagery import best_frame, similarity_maps, video_features
+from ..imagery import best_step, similarity_maps, video_features
 from ..inference import answer_batch, batch_inputs
 
 
@@ -98,7 +98,7 @@ def _scores(case: dict, latents: torch.Tensor, latent_mean: list[float] | None) 
     maps = similarity_maps(latents, case["features"], latent_mean).cpu().numpy()
     positive = maps.clip(min=0)
     mass = float((positive * case["cover"]).sum() / max(positive.sum(), 1e-12))
-    apart = abs(best_frame(maps) - case["step"])
+    apart = abs(best_step(maps) - case["step"])
     return mass, float(apart == 0), float(apart <= 1)
 
 
