@@ -1,26 +1,33 @@
-# make demo    serve the demo with the bundled checkpoint
-# make test    lint, then run every test
-# make test-lowest    every test, on the oldest versions that the requirements admit
+# make demo           Serve the demo with the bundled checkpoint.
+# make test           Check style and formatting, then run every test.
+# make test-lowest    Run every test on the oldest versions that the requirements admit.
+# make format         Repair style and formatting.
 #
-# Python 3.11 or later and make are all that must be there. VENV=folder places the environment elsewhere.
+# Only Python 3.11 or later and make must be installed. VENV=FOLDER sets where the environment is created.
 
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test test-lowest
+.PHONY: demo test test-lowest format
 
-# glibc has up to 8 heaps a core for threads, and each keeps what its largest answer took: with 2 memory hardly grows.
+# By default glibc keeps up to 8 heaps a core for threads, each as large as its largest answer. With 2 heaps the memory
+# hardly grows.
 demo: $(VENV)/demo.stamp
 	MALLOC_ARENA_MAX=2 $(VENV)/bin/python app.py
 
 test: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
 
 test-lowest: $(VENV)-lowest/test.stamp
 	$(VENV)-lowest/bin/python -m pytest
 
-# A stamp is written last, so an installation that was cut short is taken up again.
+format: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# The stamp is written last, so an installation that was interrupted is resumed.
 $(VENV)/demo.stamp: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -r requirements.txt
