@@ -1,7 +1,7 @@
-"""Ask a question about a video: `VideoQA.from_pretrained().ask("clip.mp4", "Which way does it move?")`.
+"""Answers a question about a video: `VideoQA.from_pretrained().ask("clip.mp4", "Which way does it move?")`.
 
-One path answers: `ask` is the last item of `stream`. A video is opened once and the vision tower runs on it once: for
-decoding, for the options' probabilities, for the pictures of what was imagined, and for the next questions about it.
+`stream` yields the answer as it grows; `ask` returns its last item. A video is decoded once and encoded by the vision
+tower once, for the reply, the options' probabilities, the maps of mental images and all further questions about it.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import string
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 import numpy as np
@@ -29,100 +29,111 @@ from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
-OPEN, CLOSE = "<answer>", "</answer>"
-_LETTER = re.compile(r"[(\[]?(?=[A-Z](?:[)\].:]|\s*$))")  # up to a letter that stands alone
+ANSWER_START, ANSWER_END = "<answer>", "</answer>"
+LETTER = re.compile(r"[(\[]?(?=[A-Z](?:[)\].:]|\s*$))")  # what precedes a letter that stands alone
 
 
 @dataclass
 class Clip:
-    """A video, or a span of one, that was opened for any number of questions."""
+    """A video, or a part of one, that is open for any number of questions."""
 
     frames: np.ndarray  # (T, H, W, 3) uint8, the frames that the model sees
-    timestamps: np.ndarray  # (T,) seconds in the source
-    start: float | None  # the span that was asked for, in seconds
+    timestamps: np.ndarray  # (T,) in seconds of the source
+    start: float | None  # the part that was asked for, in seconds
     end: float | None
-    grid: torch.LongTensor  # (1, 3): its patches
-    seconds: torch.FloatTensor  # (1,) from one temporal step to the next
-    pixels: torch.Tensor | None  # what the vision tower takes; None once it has run
-    features: torch.Tensor | None = None  # (T / 2, h, w, hidden), what it made
+    video_grid_thw: torch.LongTensor  # (1, 3)
+    second_per_grid_ts: torch.FloatTensor  # (1,)
+    pixel_values_videos: torch.Tensor | None  # None once the vision tower has run
+    features: torch.Tensor | None = None  # (temporal steps, h, w, hidden), the output of the vision tower
 
 
 @dataclass
 class MentalImage:
-    """One block of latents. `maps`, `best` and `time` are None for a block that ended before its first latent."""
+    """One block of latents. `maps`, `best_step` and `time` are None for a block that ended before its first latent."""
 
-    latents: torch.Tensor  # (n, hidden) float32, as they were fed
-    maps: np.ndarray | None = None  # (T, h, w) similarity to each temporal step of the video
-    best: int | None = None  # the step it resembles most
+    latents: torch.Tensor  # (num_latents, hidden) float32, as they were fed
+    maps: np.ndarray | None = None  # (temporal steps, h, w), the similarity to each place of the video
+    best_step: int | None = None  # the temporal step of the highest similarity
     time: float | None = None  # of that step, in seconds of the source
 
 
 @dataclass
 class Answer:
-    """A reply, whole or so far. `images` are in the order of the `<output_image>`s in `reasoning`."""
+    """A reply, complete or so far. `images` are in the order of the `<output_image>`s in `reasoning`."""
 
     frames: np.ndarray  # (T, H, W, 3) uint8, the frames that the model saw
-    timestamps: np.ndarray  # (T,) seconds in the source
-    text: str = ""  # the reply as written
+    timestamps: np.ndarray  # (T,) in seconds of the source
+    text: str = ""  # the whole reply
     reasoning: str = ""
     answer: str = ""
     option: int | None = None  # index of the option that the answer names
-    probabilities: list[float] | None = None  # per option; None if no answer was opened
+    probabilities: list[float] | None = None  # of each option; None if the reply has no <answer>
     images: list[MentalImage] = field(default_factory=list)
-    truncated: bool = False  # the limit of new tokens cut the reply
+    truncated: bool = False  # whether the reply was cut at the largest number of new tokens
     reason: str | None = None  # why there is no answer, or why it names no option
+    temporal_patch_size: int = 2  # number of frames in a temporal step, 2 in Qwen2.5-VL
+
+    @property
+    def steps(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The frames and timestamps of each temporal step; the last step may have fewer than the others."""
+        size = self.temporal_patch_size
+        starts = range(0, len(self.timestamps), size)
+        return [(self.frames[i : i + size], self.timestamps[i : i + size]) for i in starts]
 
 
 class VideoQA:
-    """A loaded checkpoint that answers questions about videos. Threads may share it: they take turns at the model."""
+    """A loaded checkpoint that answers questions about videos. Threads may share it; they use the model in turn."""
 
     def __init__(
         self,
         model: FourDThinkerForConditionalGeneration,
         processor: FourDThinkerProcessor,
         open_video=None,
-        keep_bytes: int = 2**29,
+        clip_cache_bytes: int = 2**29,
     ):
-        """`open_video(path, start, end)` is the processor's unless another is given. The frames of the videos asked
-        about last are kept as long as they take `keep_bytes` at most; the newest video always is."""
+        """`open_video(path, start, end)` replaces the processor's function of that name. The last videos asked about
+        stay open while their frames take at most `clip_cache_bytes`; the newest always stays."""
         self.model, self.processor = model.eval(), processor
         self.open_video = open_video or processor.open_video
-        self.turn = threading.Lock()  # whoever holds it may run the model
-        self._clips: OrderedDict[tuple, tuple[tuple | None, Clip]] = OrderedDict()  # beside each, its file's state
-        self._clips_lock, self._keep_bytes = threading.Lock(), keep_bytes
+        self.model_lock = threading.Lock()  # held while the model runs
+        self._clips: OrderedDict[tuple, tuple[tuple | None, Clip]] = OrderedDict()  # each with the state of its file
+        self._clips_lock, self._clip_cache_bytes = threading.Lock(), clip_cache_bytes
 
     @classmethod
     def from_pretrained(cls, model: str | PathLike = BUNDLED, device: str | torch.device | None = None) -> "VideoQA":
-        """Load a checkpoint as [`load_model`] does."""
+        """Loads a checkpoint as [`load_model`] does."""
         return cls(*load_model(model, device))
 
     def ask(
         self, video: str | PathLike | Clip, question: str, options: Sequence[str] | None = None, **kwargs
     ) -> Answer:
-        """Answer a question about the video at a path; arguments and errors as in [`VideoQA.stream`]."""
+        """Answers a question about a video. Arguments and errors as in [`VideoQA.stream`]."""
         *_, answer = self.stream(video, question, options, **kwargs)
         return answer
 
     def open(self, video: str | PathLike, start: float | None = None, end: float | None = None, **kwargs) -> Clip:
-        """Decode the video at a path from `start` to `end`, in seconds; one that was asked about lately is not decoded
-        again while its file is the same. VideoError for a file that is no readable video or lacks that span. What else
-        is given goes to the `open_video` that this object was made with."""
+        """Decodes the video at a path from `start` to `end`, in seconds. A video that was asked about lately is not
+        decoded again unless its file has changed. Other arguments go to the `open_video` that this object was made
+        with. Raises `VideoError` for a file that cannot be read as a video or does not have that part."""
         stat = os.stat(video) if os.path.exists(video) else None
-        key, state = (os.fspath(video), start, end), stat and (stat.st_size, stat.st_mtime_ns)
+        key, file_state = (os.fspath(video), start, end), stat and (stat.st_size, stat.st_mtime_ns)
         with self._clips_lock:
-            if key in self._clips and self._clips[key][0] == state:
+            if key in self._clips and self._clips[key][0] == file_state:
                 self._clips.move_to_end(key)
                 return self._clips[key][1]
         frames, timestamps = self.open_video(video, start, end, **kwargs)
-        made = self.processor(videos=[frames], video_timestamps=[timestamps], return_tensors="pt")
-        pixels, grid = made["pixel_values_videos"], made["video_grid_thw"]
-        clip = Clip(frames, timestamps, start, end, grid, made["second_per_grid_ts"], pixels)
+        inputs = self.processor(videos=[frames], video_timestamps=[timestamps], return_tensors="pt")
+        names = ("video_grid_thw", "second_per_grid_ts", "pixel_values_videos")
+        clip = Clip(frames, timestamps, start, end, **{name: inputs[name] for name in names})
         with self._clips_lock:
-            self._clips[key] = state, clip  # in place of what the file held before
+            self._clips[key] = file_state, clip  # replaces the clip of an older state of the file
             self._clips.move_to_end(key)
-            while len(self._clips) > 1 and sum(c.frames.nbytes for _, c in self._clips.values()) > self._keep_bytes:
+            while len(self._clips) > 1 and self._num_clip_bytes() > self._clip_cache_bytes:
                 self._clips.popitem(last=False)
         return clip
+
+    def _num_clip_bytes(self) -> int:
+        return sum(clip.frames.nbytes for _, clip in self._clips.values())
 
     def stream(
         self,
@@ -138,18 +149,18 @@ class VideoQA:
         imagery: bool = True,
         latent_hook: LatentHook | None = None,
     ) -> Iterator[Answer]:
-        """Answer as `ask` does, yielding the reply so far as text and mental images arrive; the last one is whole.
+        """Yields the answer so far as text and mental images arrive; the last one is complete.
 
         Args:
-            video: a path, or a [`Clip`] that `open` gave (`start` and `end` are then the clip's).
-            start, end: trim the video, in seconds.
-            temperature: 0 always takes the likeliest token; above, tokens are drawn, with `top_p` and `seed`.
-            imagery: False forbids it to open a mental image.
-            latent_hook: replaces the vectors of mental images on their way ([`hooks`]).
+            video: a path, or a [`Clip`] from `open` (`start` and `end` are then those of the clip).
+            options: the answers to choose from, at least two; none for an open question.
+            start, end: the part of the video to use, in seconds.
+            temperature: 0 always takes the most likely token; above 0, tokens are drawn, with `top_p` and `seed`.
+            imagery: False forbids mental images.
+            latent_hook: replaces the vectors of mental images before they are fed ([`latent_hooks`]).
 
-        Closing the iterator stops the decoding. Raises at once, before anything is decoded: VideoError as `open` does,
-        ValueError for an empty question, fewer than two options, or options that are empty or equal, and for settings
-        out of range.
+        Closing the iterator stops the decoding. Before anything is decoded, raises `VideoError` as `open` does, and
+        `ValueError` for an empty question, a single option, empty or equal options, and settings out of range.
         """
         options = check_question(question, options)
         if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
@@ -163,22 +174,22 @@ class VideoQA:
             generation |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         if not imagery:
             generation["suppress_tokens"] = [self.model.config.latent_start_id]
-        return _Reply(self, clip, question, options).stream(_Events(latent_hook, seed), generation)
+        return _Reply(self, clip, question, options).stream(_BackgroundGeneration(latent_hook, seed), generation)
 
     def encode(self, clip: Clip) -> torch.Tensor:
-        """What the vision tower makes of a clip, `(T / 2, h, w, hidden)`; it runs once for each."""
+        """The vision tower's features of a clip, `(temporal steps, h, w, hidden)`, computed once for each clip."""
         if clip.features is None:
-            with self.turn:
-                if clip.features is None:  # still, now that it is this thread's turn
-                    device = self.model.device
-                    inputs = {"pixel_values_videos": clip.pixels.to(device), "video_grid_thw": clip.grid.to(device)}
-                    clip.features, clip.pixels = video_features(self.model, inputs)[0], None
+            with self.model_lock:
+                if clip.features is None:  # another thread may have computed them while this one waited
+                    names = ("pixel_values_videos", "video_grid_thw")
+                    inputs = {name: getattr(clip, name).to(self.model.device) for name in names}
+                    clip.features, clip.pixel_values_videos = video_features(self.model, inputs)[0], None
         return clip.features
 
     def prompt(self, clip: Clip, question: str, options: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The model's inputs but for the video itself, of which `encode` has the features. Control tokens in the
-        question are text, so the template's own is the only `<|video_pad|>`."""
-        processor, video = self.processor, self.model.config.video_token_id
+        """The model's inputs except for the video's features, which `encode` returns. Special tokens in the question
+        are read as text, so that the only `<|video_pad|>` is that of the template."""
+        processor, video_token = self.processor, self.model.config.video_token_id
         ids = processor.tokenizer.apply_chat_template(
             processor.conversation(clip.frames, question, options, start=clip.start, end=clip.end),
             chat_template=processor.chat_template,
@@ -187,72 +198,59 @@ class VideoQA:
             add_generation_prompt=True,
             sanitize_control_tokens=True,
         )
-        place, num = ids.index(video), int(clip.grid.prod()) // processor.video_processor.merge_size**2
-        input_ids = torch.tensor([ids[:place] + [video] * num + ids[place + 1 :]])
+        place = ids.index(video_token)
+        num_features = int(clip.video_grid_thw.prod()) // processor.video_processor.merge_size**2
+        input_ids = torch.tensor([ids[:place] + [video_token] * num_features + ids[place + 1 :]])
         inputs = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
-            "video_grid_thw": clip.grid,
-            "second_per_grid_ts": clip.seconds,
+            "video_grid_thw": clip.video_grid_thw,
+            "second_per_grid_ts": clip.second_per_grid_ts,
         }
         return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
 
 def check_question(question: str, options: Sequence[str] | None) -> list[str]:
-    """The options as a list, empty for an open question; ValueError for what `VideoQA.stream` refuses."""
+    """Returns the options as a list, empty for an open question. Raises `ValueError` for a question or options that
+    cannot be asked."""
     options = [option.strip() for option in options or ()]
     if not question or not question.strip():
         raise ValueError("The question is empty")
     if len(options) == 1:
-        raise ValueError("A single option is no choice: give at least two, or none")
+        raise ValueError("There is only one option: give at least two, or none for an open question")
     if not all(options):
         raise ValueError("An option is empty")
     if len({option.casefold() for option in options}) < len(options):
         raise ValueError("Two options are the same")
     if len(options) > len(string.ascii_uppercase):
-        raise ValueError(f"{len(options)} options, but only {len(string.ascii_uppercase)} letters to name them")
+        limit = len(string.ascii_uppercase)
+        raise ValueError(f"There are {len(options)} options, but only {limit} letters to name them: give fewer")
     if any(OUTPUT_IMAGE in text for text in (question, *options)):
-        raise ValueError(f"{OUTPUT_IMAGE} stands for the model's own mental images and cannot be asked about")
+        raise ValueError(f"{OUTPUT_IMAGE} stands for the model's own mental images: leave it out of the question")
     return options
 
 
-class _Events(BaseStreamer, StoppingCriteria):
-    """What `generate` in another thread did, in order: an int is a token, a tensor the latent fed, None the end."""
+class _BackgroundGeneration(BaseStreamer, StoppingCriteria):
+    """Runs `generate` in another thread. Its queue gets an int for each token, a tensor `(hidden,)` for each latent
+    that is fed, an exception if there was one, and None at the end. Setting `cancelled` stops it."""
 
     def __init__(self, hook: LatentHook | None, seed: int):
         self.queue, self.cancelled, self.in_prompt = queue.SimpleQueue(), threading.Event(), True
         self.hook, self.seed = hook, seed
 
-    def put(self, value: torch.Tensor) -> None:
-        if not self.in_prompt:
-            self.queue.put(int(value))
-        self.in_prompt = False
-
-    def end(self) -> None:
-        """The end is sent by `run`, which also sees what `generate` raises."""
-
-    def latent(self, latents, rows, block, slot):
-        if self.hook is not None:
-            latents = self.hook(latents, rows, block, slot)
-        self.queue.put(latents[0].float().cpu())
-        return latents
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)
-
-    def run(self, turn: threading.Lock, model, **kwargs) -> None:
+    def run(self, model_lock: threading.Lock, model, **kwargs) -> None:
         try:
-            while not turn.acquire(timeout=0.1):
+            while not model_lock.acquire(timeout=0.1):
                 if self.cancelled.is_set():
                     return
             try:
                 with self._seeded(model) if kwargs["do_sample"] else contextlib.nullcontext():
                     stop = StoppingCriteriaList([self])
-                    model.generate(**kwargs, streamer=self, latent_hook=self.latent, stopping_criteria=stop)
+                    model.generate(**kwargs, streamer=self, latent_hook=self.on_latents, stopping_criteria=stop)
             finally:
-                turn.release()
+                model_lock.release()
             self.queue.put(None)
-        except BaseException as error:  # whatever it is, the reader must not wait forever
+        except BaseException as error:  # of any kind, because the reader would wait forever
             self.queue.put(error)
 
     @contextlib.contextmanager
@@ -261,106 +259,126 @@ class _Events(BaseStreamer, StoppingCriteria):
             torch.manual_seed(self.seed)
             yield
 
+    def put(self, value: torch.Tensor) -> None:
+        if not self.in_prompt:
+            self.queue.put(int(value))
+        self.in_prompt = False
+
+    def end(self) -> None:
+        """The end is reported by `run`, which also catches what `generate` raises."""
+
+    def on_latents(self, latents, rows, block, slot):
+        if self.hook is not None:
+            latents = self.hook(latents, rows, block, slot)
+        self.queue.put(latents[0].float().cpu())
+        return latents
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)
+
 
 class _Reply:
-    """One reply in the making: the prompt, the ids and latents so far, and the `Answer` they amount to."""
+    """One reply while it is decoded: its prompt, its token ids and latents so far, and the `Answer` made of them."""
 
     def __init__(self, qa: VideoQA, clip: Clip, question: str, options: list[str]):
-        self.model, self.processor, self.turn, self.options = qa.model, qa.processor, qa.turn, options
+        self.model, self.processor, self.model_lock, self.options = qa.model, qa.processor, qa.model_lock, options
         self.features = qa.encode(clip)
         self.inputs = qa.prompt(clip, question, options)
-        self.answer = Answer(clip.frames, clip.timestamps)
+        patch = qa.processor.video_processor.temporal_patch_size
+        self.answer = Answer(clip.frames, clip.timestamps, temporal_patch_size=patch)
         self.ids: list[int] = []
         self.latents: list[torch.Tensor] = []  # (hidden,) of every pad so far
 
-    def stream(self, events: _Events, generation: dict) -> Iterator[Answer]:
-        kwargs = self.inputs | generation | {"mm_encoder_outputs": self._vision(1)}
-        worker = threading.Thread(target=events.run, args=(self.turn, self.model), kwargs=kwargs, daemon=True)
-        worker.start()
+    def stream(self, generation: _BackgroundGeneration, settings: dict) -> Iterator[Answer]:
+        kwargs = self.inputs | settings | {"mm_encoder_outputs": self._encoder_outputs(1)}
+        thread = threading.Thread(
+            target=generation.run, args=(self.model_lock, self.model), kwargs=kwargs, daemon=True
+        )
+        thread.start()
         try:
-            while (event := events.queue.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, torch.Tensor):
-                    self.latents.append(event)
+            while (item := generation.queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, torch.Tensor):
+                    self.latents.append(item)
                 else:
-                    self.ids.append(event)
-                    yield self._read(closed_blocks=True)
+                    self.ids.append(item)
+                    yield self._update_answer(is_complete=False)
         finally:
-            events.cancelled.set()
-            worker.join()
-        yield self._finish()
+            generation.cancelled.set()
+            thread.join()
+        yield self._finish_answer()
 
-    def _vision(self, copies: int) -> dict:
-        """The video's features for the model's forward, for a batch of `copies` rows."""
-        return {"video": BaseModelOutputWithPooling(pooler_output=(self.features.flatten(0, 2),) * copies)}
+    def _encoder_outputs(self, batch_size: int) -> dict:
+        """The video's features as the model's `mm_encoder_outputs`, for a batch of rows about the same video."""
+        return {"video": BaseModelOutputWithPooling(pooler_output=(self.features.flatten(0, 2),) * batch_size)}
 
-    def _read(self, closed_blocks: bool) -> Answer:
-        """The answer so far; with `closed_blocks`, without a mental image that is still being decoded."""
+    def _update_answer(self, is_complete: bool) -> Answer:
+        """The answer so far. Leaves out a mental image that is still being decoded, unless the reply is complete."""
         config, ids = self.model.config, self.ids
-        if closed_blocks and ids[-1] in (config.latent_start_id, config.latent_token_id):
+        if not is_complete and ids[-1] in (config.latent_start_id, config.latent_token_id):
             ids = ids[: len(ids) - ids[::-1].index(config.latent_start_id) - 1]
         text = self.processor.decode_with_images(ids)
-        text = text.removesuffix("\ufffd") if closed_blocks else text  # half a character
+        text = text if is_complete else text.removesuffix("\ufffd")  # an incomplete character
         parsed = parse(text)
-        reasoning = parsed.think if parsed.think is not None else text.partition(OPEN)[0].strip()
+        reasoning = parsed.think if parsed.think is not None else text.partition(ANSWER_START)[0].strip()
         known = self.answer.images
-        images = known + [self._picture(block) for block in self._blocks(ids)[len(known) :]]
-        frames, timestamps = self.answer.frames, self.answer.timestamps
-        self.answer = Answer(frames, timestamps, text, reasoning, parsed.answer or "", images=images)
+        images = known + [self._mental_image(latents) for latents in self._latents_by_image(ids)[len(known) :]]
+        self.answer = replace(self.answer, text=text, reasoning=reasoning, answer=parsed.answer or "", images=images)
         return self.answer
 
-    def _blocks(self, ids: list[int]) -> list[list[torch.Tensor]]:
-        """The latents of each `<|latent_start|>` in `ids`."""
-        latents, blocks = iter(self.latents), []
+    def _latents_by_image(self, ids: list[int]) -> list[list[torch.Tensor]]:
+        """The latents of each mental image in `ids`."""
+        latents, images = iter(self.latents), []
         for token in ids:
             if token == self.model.config.latent_start_id:
-                blocks.append([])
+                images.append([])
             elif token == self.model.config.latent_token_id:
-                blocks[-1] += [latent for latent in [next(latents, None)] if latent is not None]  # the last is not fed
-        return blocks
+                images[-1] += [latent for latent in [next(latents, None)] if latent is not None]  # the last is not fed
+        return images
 
-    def _picture(self, block: list[torch.Tensor]) -> MentalImage:
-        if not block:
+    def _mental_image(self, latents: list[torch.Tensor]) -> MentalImage:
+        if not latents:
             return MentalImage(torch.empty(0, self.features.shape[-1]))
-        latents = torch.stack(block)
-        maps = similarity_maps(latents, self.features.cpu(), self.model.config.latent_mean).numpy()
-        best = best_step(maps)
-        patch = self.processor.video_processor.temporal_patch_size
-        time = self.answer.timestamps[patch * best : patch * (best + 1)].mean()
-        return MentalImage(latents, maps, best, float(time))
+        stacked = torch.stack(latents)
+        maps = similarity_maps(stacked, self.features.cpu(), self.model.config.latent_mean).numpy()
+        step = best_step(maps)
+        _, timestamps = self.answer.steps[step]
+        return MentalImage(stacked, maps, step, float(timestamps.mean()))
 
-    def _finish(self) -> Answer:
-        answer = self._read(closed_blocks=False)
-        ends = self.model.generation_config.eos_token_id
-        answer.truncated = self.ids[-1] not in (ends if isinstance(ends, list) else [ends])
+    def _finish_answer(self) -> Answer:
+        answer = self._update_answer(is_complete=True)
+        end_ids = self.model.generation_config.eos_token_id
+        answer.truncated = self.ids[-1] not in (end_ids if isinstance(end_ids, list) else [end_ids])
         if not answer.answer:
             answer.reason = "the reply was cut before an answer" if answer.truncated else "the reply has no answer"
         elif self.options:
             answer.option, answer.reason = match_option(answer.answer, self.options)
         if self.options:
-            answer.probabilities = self._probabilities()
+            answer.probabilities = self._option_probabilities()
         return answer
 
-    def _probabilities(self) -> list[float] | None:
-        """Softmax over the options' scores after the `<answer>` written: of their letters if a letter was written
-        there, else their texts' log-likelihoods per token, `</answer>` included."""
+    def _option_probabilities(self) -> list[float] | None:
+        """Softmax over the options' scores after the reply's `<answer>`: the scores of their letters if a letter was
+        written there, else the log-likelihoods per token of their texts with `</answer>`."""
         text = self._decode(self.ids)
-        place = text.rfind(OPEN, 0, text.rfind(CLOSE) if CLOSE in text else None)
+        place = text.rfind(ANSWER_START, 0, text.rfind(ANSWER_END) if ANSWER_END in text else None)
         if place < 0:
             return None
-        written = text[place + len(OPEN) :].partition(CLOSE)[0]
+        place += len(ANSWER_START)
+        written = text[place:].partition(ANSWER_END)[0]
         lead = written[: len(written) - len(written.lstrip())]
-        if letter := _LETTER.match(written.strip()):
+        if letter := LETTER.match(written.strip()):
             lead, candidates = lead + letter[0], string.ascii_uppercase[: len(self.options)]
         else:
-            candidates = [option + CLOSE for option in self.options]
-        prefix, rest = self._prefix(text, place + len(OPEN))
+            candidates = [option + ANSWER_END for option in self.options]
+        prefix, rest = self._ids_before(text, place)
         continuations = [self._tokenize(rest + lead + candidate) for candidate in candidates]
-        return torch.tensor(self._scores(prefix, continuations)).softmax(0).tolist()
+        return torch.tensor(self._mean_log_likelihoods(prefix, continuations)).softmax(0).tolist()
 
-    def _prefix(self, text: str, end: int) -> tuple[list[int], str]:
-        """The longest run of generated ids within `text[:end]`, and the text that it leaves (a token may straddle)."""
+    def _ids_before(self, text: str, end: int) -> tuple[list[int], str]:
+        """The most ids of the reply whose text lies within `text[:end]`, and the rest of that text: a token may lie on
+        both sides of `end`."""
         for count in range(len(self.ids), -1, -1):
             head = self._decode(self.ids[:count])
             if len(head) <= end and text.startswith(head):
@@ -374,35 +392,31 @@ class _Reply:
         return self.processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     @torch.no_grad()
-    def _scores(self, prefix: list[int], continuations: list[list[int]]) -> list[float]:
-        """Mean log-probability per token of each continuation of the prompt and `prefix`, latents replayed; without
-        the video if the model has forgotten it by then."""
-        prompt = self.inputs["input_ids"][0]
-        written = prompt.new_tensor(prefix)
-        forgotten = self.model.config.forget_video and end_of_first_images(written[None], self.model.config) > 0
-        if forgotten:
+    def _mean_log_likelihoods(self, prefix: list[int], continuations: list[list[int]]) -> list[float]:
+        """The mean log-probability per token of each continuation of the prompt and `prefix`, with the reply's latents
+        fed again, and without the video if the model has forgotten it by then."""
+        config, prompt = self.model.config, self.inputs["input_ids"][0]
+        prefix_ids = prompt.new_tensor(prefix)
+        if is_forgotten := config.forget_video and end_of_first_images(prefix_ids[None], config) > 0:
             prompt = prompt[~self.model.model.is_vision(prompt)]
-        head = torch.cat([prompt, written])
+        head = torch.cat([prompt, prefix_ids])
         rows = [torch.cat([head, head.new_tensor(tokens)]) for tokens in continuations]
-        pad = self.processor.tokenizer.pad_token_id
+        batch_size, pad = len(rows), self.processor.tokenizer.pad_token_id
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         lengths = torch.tensor([len(row) for row in rows], device=head.device)
         mask = (torch.arange(input_ids.shape[1], device=head.device) < lengths[:, None]).long()
-        is_pad = input_ids == self.model.config.latent_token_id
+        is_pad = input_ids == config.latent_token_id
         latents = torch.zeros(*input_ids.shape, self.features.shape[-1], device=head.device)
         if is_pad.any():
-            latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(len(rows), 1)
-        copies = len(rows)
-        video = (
-            {}
-            if forgotten
-            else {
-                "mm_encoder_outputs": self._vision(copies),
-                "video_grid_thw": self.inputs["video_grid_thw"].repeat(copies, 1),
-                "second_per_grid_ts": self.inputs["second_per_grid_ts"].repeat(copies),
+            latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(batch_size, 1)
+        video = {}
+        if not is_forgotten:
+            video = {
+                "mm_encoder_outputs": self._encoder_outputs(batch_size),
+                "video_grid_thw": self.inputs["video_grid_thw"].repeat(batch_size, 1),
+                "second_per_grid_ts": self.inputs["second_per_grid_ts"].repeat(batch_size),
             }
-        )
-        with self.turn:
+        with self.model_lock:
             logits = self.model(
                 input_ids=input_ids,
                 attention_mask=mask,
@@ -410,7 +424,7 @@ class _Reply:
                 **video,
                 logits_to_keep=input_ids.shape[1] - len(head) + 1,
             ).logits
-        logprobs = logits[:, :-1].float().log_softmax(-1)
-        chosen = logprobs.gather(-1, input_ids[:, len(head) :, None])[..., 0]
-        kept = mask[:, len(head) :]
-        return ((chosen * kept).sum(1) / kept.sum(1)).tolist()
+        log_probs = logits[:, :-1].float().log_softmax(-1)
+        chosen = log_probs.gather(-1, input_ids[:, len(head) :, None])[..., 0]
+        is_continuation = mask[:, len(head) :]
+        return ((chosen * is_continuation).sum(1) / is_continuation.sum(1)).tolist()

@@ -57,8 +57,8 @@ def test_a_reply_is_read(qa, clip, script):
     assert len(answer.images) == 2
     for image in answer.images:
         assert image.latents.shape == (4, 192) and image.maps.shape == GRID
-        assert image.best == image.maps.max((1, 2)).argmax()
-        assert image.time == pytest.approx(0.25 + image.best)
+        assert image.best_step == image.maps.max((1, 2)).argmax()
+        assert image.time == pytest.approx(0.25 + image.best_step)
     assert not torch.equal(answer.images[0].latents, answer.images[1].latents)
 
 
@@ -246,7 +246,7 @@ def test_only_so_many_bytes_of_videos_are_kept(tiny_folder, clip):
     model_and_processor = load_model(tiny_folder, "cpu")
     frames = 8 * 112 * 112 * 3
     for keep, same in ((2 * frames, True), (2 * frames - 1, False)):
-        qa = VideoQA(*model_and_processor, keep_bytes=keep)
+        qa = VideoQA(*model_and_processor, clip_cache_bytes=keep)
         first = qa.open(clip)
         qa.open(clip, 0.0)
         assert (qa.open(clip) is first) == same
@@ -276,7 +276,7 @@ def test_the_prompt_is_the_processors(qa, clip):
     )
     for name, tensor in qa.prompt(opened, question, options).items():
         assert tensor.equal(inputs[name]), name
-    assert opened.pixels.equal(inputs["pixel_values_videos"])
+    assert opened.pixel_values_videos.equal(inputs["pixel_values_videos"])
 
 
 def test_threads_get_the_answers_of_one_after_another(qa, clip, script):

@@ -42,13 +42,13 @@ def figure(number: int, image: MentalImage, answer: Answer) -> str:
         frames = answer.frames[2 * step : 2 * step + 2]  # a temporal step covers two frames; the later one is shown
         times = answer.timestamps[2 * step : 2 * step + 2]
         steps.append((frames[-1], similarity, f"{times[0]:.1f}&ndash;{times[-1]:.1f} s"))
-    frame, similarity, span = steps[image.best]
+    frame, similarity, span = steps[image.best_step]
     alt = f"Frame at {span} with the part that mental image {number} resembles lit up"
     best = f"<img class='best' alt='{alt}' src='{_picture(frame, similarity, high, 240)}'>"
     strip = "".join(
-        f"<div class='step{' most' if step == image.best else ''}'>"
+        f"<div class='step{' most' if step == image.best_step else ''}'>"
         f"<img alt='Overlay at {span}' src='{_picture(frame, similarity, high, 120)}'>"
-        f"{span}{'<br>&#9650; most alike' if step == image.best else ''}</div>"
+        f"{span}{'<br>&#9650; most alike' if step == image.best_step else ''}</div>"
         for step, (frame, similarity, span) in enumerate(steps)
     )
     return (
@@ -99,8 +99,8 @@ def words_html(answer: Answer, tiles: list[str]) -> str:
         if image.maps is None:
             tiles.append(f"<span class='tile cut'>mental image {number}, cut off</span>")
             continue
-        start, end = spans[image.best]
-        source = _picture(_frame(answer, image.best), image.maps[image.best], float(image.maps.max()), 56)
+        start, end = spans[image.best_step]
+        source = _picture(_frame(answer, image.best_step), image.maps[image.best_step], float(image.maps.max()), 56)
         tiles.append(
             f"<button type='button' class='tile' data-image='{number}' data-time='{start}' aria-label='Mental image "
             f"{number}, most like the video at {start:.1f} to {end:.1f} seconds: show it'>"
@@ -119,7 +119,7 @@ def timeline_html(answer: Answer) -> str:
             f"<button type='button' class='mark' data-image='{number}' data-time='{start}' aria-label='Mental image "
             f"{number}, at {start:.1f} to {end:.1f} seconds: show it'>{number}</button>"
             for number, image in enumerate(answer.images, start=1)
-            if image.best == step
+            if image.best_step == step
         )
         moments.append(f"<div class='moment'>{marks}<img alt='' src='{_plain(answer, step, 66)}'></div>")
     first, last = spans[0][0], spans[-1][1]
@@ -141,7 +141,7 @@ def pictures_html(answer: Answer, pictures: list[str]) -> str:
 def _large_picture(number: int, image: MentalImage, answer: Answer) -> str:
     spans, high = _spans(answer), float(image.maps.max())
     names = [f"{start:.1f}&ndash;{end:.1f} s" for start, end in spans]
-    best = image.best
+    best = image.best_step
     low = max(0, min(best - 4, len(spans) - 8))
     steps = "".join(
         f"<figure class='{'most' if step == best else ''}'>"

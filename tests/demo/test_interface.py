@@ -269,7 +269,7 @@ def test_only_videos_are_kept_of_what_is_uploaded(url, demo):
 def test_a_visitor_has_one_question_running_and_one_waiting(url, demo, qa):
     client = Client(url, verbose=False)
     arguments = (handle_file(VIDEO), ROW["question"], OPTIONS)
-    with qa.turn:  # so that the first cannot end
+    with qa.model_lock:  # so that the first cannot end
         jobs = [client.submit(*arguments, api_name="/answer") for _ in range(2)]
         wait_until(lambda: interface.jobs_of(demo, client) == 2)  # a client has a session_hash, as a request has
         with pytest.raises(Exception, match="one question running and one waiting"):
@@ -294,7 +294,7 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, plain):
     assert picture.locator("img").first.evaluate("image => image.complete && image.naturalWidth > 0")
     expect(picture.locator(".most")).to_contain_text("most alike")
     now = page.locator("#video video").evaluate("film => film.currentTime")
-    assert now == pytest.approx(2 * plain.images[0].best / 2, abs=0.05)
+    assert now == pytest.approx(2 * plain.images[0].best_step / 2, abs=0.05)
     assert page.locator("img:not([alt])").count() == 0
 
     with page.expect_download() as download:
@@ -318,7 +318,7 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, plain):
 def test_a_person_stops_an_answer_and_asks_again(open_page, qa):
     page = open_page()
     choose_first_example(page)
-    with qa.turn:
+    with qa.model_lock:
         press(page, "Ask")
         expect(page.get_by_text("Watching the video.")).to_be_visible(timeout=WAIT)
         press(page, "Stop")
@@ -361,7 +361,7 @@ def test_who_waits_sees_the_place_in_the_queue(open_page, qa):
     pages = [open_page() for _ in range(3)]
     for page in pages:
         choose_first_example(page)
-    with qa.turn:
+    with qa.model_lock:
         for page in pages:
             press(page, "Ask")
             expect(page.locator("#answer")).to_contain_text(re.compile("Watching|queue"), timeout=WAIT)
@@ -471,7 +471,7 @@ def test_the_whole_path_by_keyboard(open_page, plain):
     page.locator("#video video").evaluate("film => { film.currentTime = 0; }")
     page.keyboard.press("Enter")
     now = page.locator("#video video").evaluate("film => film.currentTime")
-    assert now == pytest.approx(2 * plain.images[0].best / 2, abs=0.05)
+    assert now == pytest.approx(2 * plain.images[0].best_step / 2, abs=0.05)
     go_to("Its mental images are blank")
     page.keyboard.press("Space")  # Gradio's radio buttons are no group to the arrow keys
     expect(page.get_by_label("Its mental images are blank")).to_be_checked(timeout=WAIT)
