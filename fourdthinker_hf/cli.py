@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+TRAINING_PACKAGES = ("accelerate", "datasets", "deepspeed", "peft", "trl")  # of the extra "train"
 MODEL_HELP = "Folder or Hub id of the model. By default it is the bundled checkpoint."
 MAX_NEW_TOKENS_HELP = "A reply is cut after this many tokens."
 
@@ -27,7 +28,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
-        typer.echo(f"fourdthinker: {' '.join(str(error).split())}", err=True)
+        text = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
+            text = f'This command needs the package {error.name}: pip install "fourdthinker-hf[train]"'
+        typer.echo(f"fourdthinker: {text}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -306,9 +310,9 @@ def memory(
 ) -> None:
     """Estimate the memory that each GPU needs to train with RECIPE. Nothing is loaded or trained."""
     with one_line_errors():
-        from .training.memory_estimate import Shape, describe
+        from .training.memory_estimate import RowShape, describe
 
-        typer.echo(describe(recipe, Shape(frames, pixels, images, text, labelled), accelerate, gpus, config))
+        typer.echo(describe(recipe, RowShape(frames, pixels, images, text, labelled), accelerate, gpus, config))
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """The `fourdthinker` command: what it prints, and that each error is one clear line."""
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -144,6 +146,14 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("arguments", [["memory", "recipe.yaml"], ["filter", "a.jsonl", "--out", "b.jsonl"]])
+def test_commands_of_training_name_the_extra_that_they_need(arguments):
+    program = "import sys; sys.modules['datasets'] = None; from fourdthinker_hf.cli import app; app()"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    wanted = 'fourdthinker: This command needs the package datasets: pip install "fourdthinker-hf[train]"\n'
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)
+
+
 def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp_path):
     records = tmp_path / "records.jsonl"
     record = Record("1", "Where?", "left", options=["left", "right"], task="way", video=str(clip))
@@ -170,4 +180,4 @@ def test_memory_tells_what_a_recipe_needs(tiny_folder):
     assert head.startswith("runs/tiny_base on each of 2 GPU(s), ZeRO-2, gradient checkpointing off; 16 row(s) of 36 ")
     assert [row.split()[0] for row in rows] == ["weights", "gradients", "optimizer", "communication", "step", "total"]
     refused(run("memory", recipe), "runs/tiny_base", "--config")
-    refused(run("memory", recipe, *shape, "--labelled", 61), "61 spoken tokens", "60")
+    refused(run("memory", recipe, *shape, "--labelled", 61), "61 labelled tokens", "60")
