@@ -1,1 +1,1 @@
-"""The demo: the page, how an answer is drawn on it, and uploaded videos."""
+"""The demo: the page (`interface`), what its buttons call (`handlers`), answers as HTML, and uploads."""

@@ -1,7 +1,7 @@
-"""Decodes one uploaded video within limits of memory and time. A program: `uploads.py` starts it with `python -I`.
+"""Decodes one uploaded video within limits on memory and time. `uploads.py` runs this program with `python -I`.
 
-So it sees the standard library, the installed packages, and the file that opens videos, and nothing else. Its argument
-is a JSON object; it leaves frames.npy and timestamps.npy in the folder `out`, or ends with `VideoError: reason`.
+It imports only the standard library, installed packages and `video_fourdthinker.py`. Its argument is a JSON object. It
+writes frames.npy and timestamps.npy into the folder `out`, or ends with `VideoError: reason` on stderr.
 """
 
 import json
@@ -11,11 +11,11 @@ job = json.loads(sys.argv[1])
 try:
     import resource
 
-    for limit, most in ((resource.RLIMIT_AS, job["bytes"]), (resource.RLIMIT_CPU, 2 * job["seconds"])):
-        resource.setrlimit(limit, (most, most))
-except ImportError:  # not on Windows
+    for limit, value in ((resource.RLIMIT_AS, job["memory_bytes"]), (resource.RLIMIT_CPU, 2 * job["seconds"])):
+        resource.setrlimit(limit, (value, value))
+except ImportError:  # Windows has no such limits
     pass
-sys.path.insert(0, job["folder"])
+sys.path.insert(0, job["code_folder"])
 
 import numpy as np  # noqa: E402  (within the limits)
 from video_fourdthinker import VideoError, load_video, video_size  # noqa: E402
@@ -24,12 +24,12 @@ try:
     seconds, width, height = video_size(job["path"])
     if seconds > job["max_seconds"]:
         raise VideoError(
-            f"lasts {seconds:.0f} s, more than the {job['max_seconds']} s that are taken here: cut it, "
+            f"lasts {seconds:.0f} s, more than the {job['max_seconds']} s that are accepted: cut it, "
             "for example with `ffmpeg -i IN -ss FROM -to UNTIL OUT.mp4`"
         )
     if max(width, height) > job["max_side"]:
         raise VideoError(
-            f"is {width} x {height} pixels, more than the {job['max_side']} a side that are taken here: "
+            f"is {width} x {height} pixels, more than the {job['max_side']} a side that are accepted: "
             "make it smaller, for example with `ffmpeg -i IN -vf scale=-2:720 OUT.mp4`"
         )
     frames, timestamps = load_video(job["path"], **job["sampling"])

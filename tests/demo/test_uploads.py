@@ -1,4 +1,4 @@
-"""Videos of strangers: what is let in, and that decoding them is bounded."""
+"""Uploaded videos: which are accepted, and the limits on time and memory within which they are decoded."""
 
 import threading
 import time
@@ -8,15 +8,15 @@ import psutil
 import pytest
 
 from fourdthinker_hf.demo import uploads
-from fourdthinker_hf.demo.uploads import check_upload, open_apart
+from fourdthinker_hf.demo.uploads import check_upload, open_in_subprocess
 from fourdthinker_hf.video_fourdthinker import VideoError, video_size
 
 
-def test_a_video_opened_apart_is_the_same(processor, clip):
-    open_video = open_apart(processor)
+def test_a_video_opened_in_a_subprocess_is_the_same(processor, clip):
+    open_video = open_in_subprocess(processor)
     for span in ((None, None), (1.0, 3.0)):
-        for apart, here in zip(open_video(clip, *span), processor.open_video(clip, *span), strict=True):
-            np.testing.assert_array_equal(apart, here)
+        for found, expected in zip(open_video(clip, *span), processor.open_video(clip, *span), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_what_is_wrong_is_told_without_the_servers_folders(processor, clip, tmp_path):
@@ -28,7 +28,7 @@ def test_what_is_wrong_is_told_without_the_servers_folders(processor, clip, tmp_
         (clip, (90.0,), "clip.mp4: start=90.0 s is outside the clip, which runs from 0 to 4.000 s"),
     ):
         with pytest.raises(VideoError, match=f"^{message}"):
-            open_apart(processor)(path, *span)
+            open_in_subprocess(processor)(path, *span)
 
 
 def program(folder, text):
@@ -39,26 +39,26 @@ def program(folder, text):
 
 
 def test_decoding_is_killed_when_its_time_is_up(processor, clip, monkeypatch, tmp_path):
-    monkeypatch.setattr(uploads, "DECODER", program(tmp_path, "import time; time.sleep(600)"))
+    monkeypatch.setattr(uploads, "DECODE_PROGRAM", program(tmp_path, "import time; time.sleep(600)"))
     start = time.monotonic()
     with pytest.raises(VideoError, match="clip.mp4: was not read within 0.5 s: cut it shorter"):
-        open_apart(processor, seconds=0.5)(clip)
+        open_in_subprocess(processor, seconds=0.5)(clip)
     assert time.monotonic() - start < 300  # far below what it would have slept
 
 
 def test_decoding_is_killed_when_nobody_waits_for_it(processor, clip, monkeypatch, tmp_path):
-    monkeypatch.setattr(uploads, "DECODER", program(tmp_path, "import time; time.sleep(600)"))
+    monkeypatch.setattr(uploads, "DECODE_PROGRAM", program(tmp_path, "import time; time.sleep(600)"))
     stopped = threading.Event()
     threading.Timer(0.5, stopped.set).start()
     with pytest.raises(VideoError, match="clip.mp4: was not read, it was stopped"):
-        open_apart(processor, seconds=600)(clip, stopped=stopped)
+        open_in_subprocess(processor, seconds=600)(clip, stopped=stopped)
     assert not [child for child in psutil.Process().children() if "-I" in child.cmdline()]
 
 
 def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monkeypatch, tmp_path):
-    monkeypatch.setattr(uploads, "DECODER", program(tmp_path, "import os; os.abort()"))
+    monkeypatch.setattr(uploads, "DECODE_PROGRAM", program(tmp_path, "import os; os.abort()"))
     with pytest.raises(VideoError, match="clip.mp4: is damaged, and the decoder failed at it"):
-        open_apart(processor)(clip)
+        open_in_subprocess(processor)(clip)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monk
 def test_what_is_too_long_or_large_is_refused_with_a_remedy(processor, clip, monkeypatch, limit, value, message):
     monkeypatch.setattr(uploads, limit, value)
     with pytest.raises(VideoError, match=f"clip.mp4: {message}.*ffmpeg"):
-        open_apart(processor)(clip)
+        open_in_subprocess(processor)(clip)
 
 
 def test_what_may_be_uploaded(clip, tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_what_may_be_uploaded(clip, tmp_path, monkeypatch):
     with pytest.raises(VideoError, match="page.mp4: is not a video file; MP4"):
         check_upload(tmp_path / "page.mp4")
     monkeypatch.setattr(uploads, "MAX_BYTES", 1000)
-    with pytest.raises(VideoError, match="more than the 0 that are taken here"):
+    with pytest.raises(VideoError, match="more than the 0 MB that are accepted"):
         check_upload(clip)
 
 
