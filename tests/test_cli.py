@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
+from fourdthinker_hf.data.vocabulary import DSR_TASKS
 from fourdthinker_hf.qa import VideoQA
 
 OPTIONS = ["--option", "to the left", "--option", "to the right"]
@@ -141,8 +143,8 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
     usual = {"level": 1, "split": "train", "reasoning": "paths"}
     assert calls == [
         ((3, 7, tmp_path), {**usual, "tasks": ["faster_object", "camera_motion"]}),
-        ((2, 1, tmp_path), {**usual, "level": 3, "split": "unseen", "tasks": generation.DSR_TASKS}),
-        ((1, 0, tmp_path), {**usual, "tasks": generation.TASKS, "reasoning": "pictures"}),
+        ((2, 1, tmp_path), {**usual, "level": 3, "split": "unseen", "tasks": DSR_TASKS}),
+        ((1, 0, tmp_path), {**usual, "tasks": BASIC_TASKS, "reasoning": "pictures"}),
     ]
 
 

@@ -3,7 +3,7 @@
     python bench/accuracy/annotated_questions.py --level 1 --level 2 --clips 100 --seed 770001
     python bench/accuracy/annotated_questions.py --level 1 --level 2 --clips 100 --seed 770001 --inputs truth
 
-Clips of DSR-Sim (and at level 1 of the plain tasks too) are filmed, and questions asked of their pixels alone, or,
+Clips of DSR-Sim (and at level 1 of the basic tasks too) are filmed, and questions asked of their pixels alone, or,
 with `--inputs truth`, of exact camera motion and masks: what is then wrong is the questions' own fault. An answer is
 right if the functions of `data/questions.py` read the same from the simulator's state; what they call ambiguous is
 wrong. An orbit is told as what it is made of: it goes one way and pans the other.
@@ -32,7 +32,8 @@ from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.data.simulation import generation, questions
-from fourdthinker_hf.data.simulation.questions import Ask
+from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
+from fourdthinker_hf.data.simulation.questions import QuestionSpec
 from fourdthinker_hf.data.simulation.rendering import FPS, Clip, Truth
 from fourdthinker_hf.data.simulation.scenes import CAMERA
 from fourdthinker_hf.data.vocabulary import OBJECT_DIRECTIONS
@@ -59,7 +60,7 @@ def exact(clip: Clip) -> tuple[Shot, Camera, list[Track]]:
     steps = np.stack([b @ np.linalg.inv(a) for a, b in itertools.pairwise(ground)])
     spans = [CameraSpan(a, b, tuple(sorted(names)), 1.0) for a, b, names in truth.camera_motions]
     tracks = []
-    for i, thing in enumerate(clip.scene.things):
+    for i, thing in enumerate(clip.scene.objects):
         moving = np.ptp(truth.positions[:, i], axis=0).max() > 0.3
         tracks.append(Track(clip.masks == i + 1, f"the {thing.name}", 1.0, bool(moving)))
     movers = [track for track in tracks if track.moving]
@@ -90,21 +91,25 @@ def right(truth: Truth, asked: Asked, things: list[int | None]) -> bool:
     if None in things:
         return False
     if asked.task == "object_direction":
-        whole = questions.seen_from(truth, Ask("abs_dir", CAMERA, things[0], None, start, start, end), things[0])
+        whole = questions.position_from_agent(
+            truth, QuestionSpec("abs_dir", CAMERA, things[0], None, start, start, end), things[0]
+        )
         step = whole[round(end * FPS)] - whole[round(start * FPS)]  # front, left, up
         axis = dict(zip(OBJECT_DIRECTIONS, ((0, 1, 0), (0, -1, 0), (-1, 0, 0), (1, 0, 0)), strict=True))[asked.answer]
         return bool(step @ axis >= np.cos(np.radians(OFF_AXIS)) * max(np.linalg.norm(step), 0.1))
     if asked.task == "spatial_description":
         span, angles = slice(round(start * FPS), round(end * FPS) + 1), []
         for i in things:
-            front, left, _ = questions.seen_from(truth, Ask("rel_dir", CAMERA, i, None, 0, start, end), i)[span].T
+            front, left, _ = questions.position_from_agent(
+                truth, QuestionSpec("rel_dir", CAMERA, i, None, 0, start, end), i
+            )[span].T
             angles.append(np.arctan2(left, front))
         ahead = np.degrees(angles[0] - angles[1])
-        sides = [None if abs(angle) < 1 else questions.SIDES[1][angle < 0] for angle in ahead.tolist()]
+        sides = [None if abs(angle) < 1 else questions.PLACE_WORDS[1][angle < 0] for angle in ahead.tolist()]
         return vocabulary.sequence_text(changes.find_runs(sides) or ()) == asked.answer
     task = {"distance_change": "rel_dis", "speed_change": "abs_spd", "faster_object": "abs_spd_comp"}[asked.task]
     other = things[1] if len(things) > 1 else None
-    found = questions.answer(truth, Ask(task, CAMERA, things[0], other, start, start, end))
+    found = questions.find_answer(truth, QuestionSpec(task, CAMERA, things[0], other, start, start, end))
     return vocabulary.sequence_text(found or ()) == asked.answer
 
 
@@ -127,11 +132,11 @@ def look(job: tuple[int, str, int, int, str, str]) -> tuple[int, list[tuple[str,
 
 
 def jobs(level: int, clips: int, seed: int, inputs: str) -> list[tuple[int, str, int, int, str, str]]:
-    """Clips of every task in turn, of both splits; at level 1 half of them of the plain tasks."""
+    """Clips of every task in turn, of both splits; at level 1 half of them of the basic tasks."""
     made = []
     for k in range(clips):
         if level == 1 and k % 2:
-            made.append((seed, generation.TASKS[k // 2 % 4], k // 8, 1, "train", inputs))
+            made.append((seed, BASIC_TASKS[k // 2 % 4], k // 8, 1, "train", inputs))
         else:
             number = k // 2 if level == 1 else k
             task = vocabulary.DSR_TASKS[number % 13]

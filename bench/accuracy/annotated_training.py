@@ -16,7 +16,7 @@ last stages make of the same clips when they are told the truth.
     done
     fourdthinker report outputs/truth outputs/pixels --out outputs/labels.html
 
-`clips/` are those of the plain tasks; `truth/` has the questions that `annotate` asks of exact camera motion and
+`clips/` are those of the basic tasks; `truth/` has the questions that `annotate` asks of exact camera motion and
 masks, each mask described by colour, size and place as an estimated one is, with the same phrases drawn for a clip.
 Spatial descriptions, whose replies are twice as long, are left out; after 600 steps with them little was learnt.
 """
@@ -39,12 +39,13 @@ from fourdthinker_hf.data.annotation.pipeline import Job, Settings, Stages, tell
 from fourdthinker_hf.data.annotation.tracking import View
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
 
 
 def make(job: tuple[Path, int, int]) -> list[Record]:
     """Write a clip; its records, without options, of what is true of it."""
     out, seed, index = job
-    clip = generation.simulate_clip(seed, generation.TASKS[index % 4], index // 4)
+    clip = generation.simulate_clip(seed, BASIC_TASKS[index % 4], index // 4)
     path = out / "clips" / f"{index:06d}.mp4"
     media.write_video(path, clip.frames)
     shot, camera, tracks = exact(clip)

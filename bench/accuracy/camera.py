@@ -1,8 +1,8 @@
 """The raw-video pipeline measured: camera motion against the simulator's truth, then speed and memory by stage.
 
     python bench/accuracy/camera.py                                   both
-    python bench/accuracy/camera.py camera --seed 900001              level 1 and 2 clips of 12 motions and none, and others
-    python bench/accuracy/camera.py speed --seconds 20 --long 7200    a textured, moving scene with noise, 480p and 1080p
+    python bench/accuracy/camera.py camera --seed 900001              clips of levels 1 and 2, of every camera motion
+    python bench/accuracy/camera.py speed --seconds 20 --long 7200    a textured scene with noise, 480p and 1080p
 
 A clip with one motion throughout is right if the estimate is one span of just that motion; a clip with several spans,
 if the estimate is right for 80% of its time. An orbit is a truck with a pan the other way. Clips with pairs, orbits
@@ -28,7 +28,8 @@ from annotated_questions import ORBITS
 from fourdthinker_hf.data.annotation.camera import Camera, estimate_camera
 from fourdthinker_hf.data.annotation.shots import Shot, shots
 from fourdthinker_hf.data.simulation import generation
-from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC_CAMERA
+from fourdthinker_hf.data.simulation.rendering import FPS
+from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, DSR_TASKS, STATIC_CAMERA
 from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]
@@ -59,8 +60,8 @@ def clips(seed: int, level: int):
     """(kind, clip) of each kind until there are `QUOTAS`; level 1 has no pairs."""
     wanted = Counter({kind: num for kind, num in QUOTAS.items() if level > 1 or kind != "pairs"})
     for index in itertools.count():
-        for task in generation.DSR_TASKS:
-            kind = kind_of(generation.compose(seed, task, index, level).truth.camera_motions)
+        for task in DSR_TASKS:
+            kind = kind_of(generation.simulate_question(seed, task, index, level).truth.camera_motions)
             if wanted[kind]:
                 wanted[kind] -= 1
                 yield kind, generation.simulate_clip(seed, task, index, level, mask_frames=())
@@ -80,7 +81,7 @@ def measure_camera(seed: int, sure: float) -> None:
     rows: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for level in (1, 2):
         for kind, clip in clips(seed, level):
-            shot = Shot("clip", 0.0, len(clip.frames) / generation.FPS, clip.frames, clip.timestamps)
+            shot = Shot("clip", 0.0, len(clip.frames) / FPS, clip.frames, clip.timestamps)
             camera = estimate_camera(shot)
             share = share_right(camera, clip.truth.camera_motions)
             right = share >= 0.8 if kind == "several spans" else share == 1.0

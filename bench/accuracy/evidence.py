@@ -17,7 +17,9 @@ import typer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fourdthinker_hf.data.simulation.generation import DSR_TASKS, TASKS, simulate  # noqa: E402
+from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS  # noqa: E402
+from fourdthinker_hf.data.simulation.generation import simulate  # noqa: E402
+from fourdthinker_hf.data.vocabulary import DSR_TASKS  # noqa: E402
 from fourdthinker_hf.evaluation.html_report import Run, Table, markdown, read_run  # noqa: E402
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
 from fourdthinker_hf.evaluation.runner import evaluate  # noqa: E402
@@ -63,7 +65,7 @@ fourdthinker evaluate --model {path} --benchmark level2 --out level2-plain
 
 
 def is_trained(row: dict) -> bool:
-    return row["task"] in TASKS
+    return row["task"] in BASIC_TASKS
 
 
 def share_correct(rows: list[dict]) -> float:
@@ -78,12 +80,12 @@ def accuracy_with_interval(rows: list[dict]) -> str:
 def probes_table(runs: list[Run]) -> tuple[Table, list[str], list[str]]:
     """The accuracy of each run on the trained tasks, with its difference to the first run; then the names of the
     probes whose 95% interval of the difference leaves out 0, and those of the others."""
-    head = ["probe", "what it cuts", *TASKS, "all", "difference (95% interval)", "McNemar p", "answers changed"]
+    head = ["probe", "what it cuts", *BASIC_TASKS, "all", "difference (95% interval)", "McNemar p", "answers changed"]
     plain = [row for row in runs[0].rows if is_trained(row)]
     table, changing, unchanging = [], [], []
     for run in runs:
         rows = [row for row in run.rows if is_trained(row)]
-        by_task = [share_correct([row for row in rows if row["task"] == task]) for task in TASKS]
+        by_task = [share_correct([row for row in rows if row["task"] == task]) for task in BASIC_TASKS]
         cells = [run.name, PROBES[run.name].cuts, *(f"{share:.1%}" for share in [*by_task, share_correct(rows)])]
         if run is runs[0]:
             table.append([*cells, "", "", ""])
@@ -115,7 +117,7 @@ def main(
     page: Annotated[Path, typer.Option(help="The page to write.")] = ROOT / "docs/research/evidence.md",
 ) -> None:
     """Simulate the questions, evaluate the checkpoint on them, and write the page."""
-    asked = {1: (*TASKS, *DSR_TASKS), 2: DSR_TASKS, 3: DSR_TASKS}
+    asked = {1: (*BASIC_TASKS, *DSR_TASKS), 2: DSR_TASKS, 3: DSR_TASKS}
     for level, tasks in asked.items():
         if not (out / f"level{level}" / "records.jsonl").exists():
             simulate(each * len(tasks), seed, out / f"level{level}", level, tasks)
@@ -150,7 +152,7 @@ def main(
             first=each * len(asked[1]),
             others=each * len(asked[2]),
             seed=seed,
-            tasks=" ".join(f"--tasks {task}" for task in TASKS),
+            tasks=" ".join(f"--tasks {task}" for task in BASIC_TASKS),
         )
     )
     typer.echo(page)

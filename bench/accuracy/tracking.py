@@ -22,6 +22,8 @@ from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.simulation import generation
 from fourdthinker_hf.data.simulation.rendering import FPS, Clip
+from fourdthinker_hf.data.simulation.scenes import SPLITS
+from fourdthinker_hf.data.vocabulary import DSR_TASKS
 
 PIXELS, FRAMES, FAR, RESTS = 100, 4, 0.3, 0.03  # pixels, frames, m, m
 
@@ -50,11 +52,11 @@ def main() -> None:
     parser.add_argument("--level", type=int, action="append", choices=generation.LEVELS)
     parser.add_argument("--clips", type=int, default=52, help="of each level, the 13 tasks in turn")
     parser.add_argument("--seed", type=int, default=880001)
-    parser.add_argument("--split", choices=list(generation.SPLITS), default="train")
+    parser.add_argument("--split", choices=list(SPLITS), default="train")
     args = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(f"commit {commit}, {platform.machine()}, {os.cpu_count()} cores; {vars(args)}")
-    tasks = generation.DSR_TASKS
+    tasks = DSR_TASKS
     for level in args.level or [1, 2]:
         moved, switches, resting, wrong, sure_wrong, false, sure_false, sure, spent, length = ([], *[0] * 9)
         for number in range(args.clips):
@@ -68,7 +70,7 @@ def main() -> None:
                 sure += track.moving and track.confidence >= SURE
                 if track.moving and is_false(clip, track):
                     false, sure_false = false + 1, sure_false + (track.confidence >= SURE)
-            for i in range(len(clip.scene.things)):
+            for i in range(len(clip.scene.objects)):
                 shown = np.nonzero((clip.masks == i + 1).sum((1, 2)) > PIXELS)[0]
                 if len(shown) < FRAMES:
                     continue

@@ -11,7 +11,7 @@ from .vocabulary import CHANGE_WORDS
 # same; what lies between is ambiguous. Distance and speed are logarithms, orientation is in degrees.
 CHANGE_LIMITS = {"dis": (np.log(1.25), np.log(1.08)), "spd": (np.log(1.5), np.log(1.12)), "ori": (25.0, 8.0)}
 
-FASTER_RATIO, SAME_RATIO, SLOWEST = 1.5, 1.15, 0.1
+FASTER_RATIO = 1.5  # one speed over another, where it is said to be faster
 
 # Shares of a span's frames: a run takes at least `MIN_RUN`; at most `MAX_UNCLEAR` may have no label, and at most
 # `MAX_UNCLEAR_END` at each end; where a value turns round, it may stand still for `TURNING_POINT`.

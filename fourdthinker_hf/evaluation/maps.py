@@ -62,7 +62,7 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
     cases = []
     for record, clip_features, images in zip(records, features, blocks, strict=True):
         clip = clip_from_record(record)
-        names = [thing.name for thing in clip.scene.things]
+        names = [thing.name for thing in clip.scene.objects]
         steps, h, w = clip_features.shape[:3]
         times = np.arange(steps * patch) / processor.fps
         frames = np.abs(clip.timestamps[:, None] - times).argmin(0).reshape(steps, patch)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from init_model import SPECIAL_TOKENS, make_tokenizer
 from pretrain_tower import place_loss, places_of
 
-from fourdthinker_hf.data.simulation.generation import COLOURS
+from fourdthinker_hf.data.simulation.basic_scenes import COLOURS
 
 TOKENIZER = make_tokenizer(["red ball 3 4, 5 4."], 300)
 

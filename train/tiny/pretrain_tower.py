@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.data.records import Record, read_records
-from fourdthinker_hf.data.simulation.generation import BINS, COLOURS
+from fourdthinker_hf.data.simulation.basic_scenes import COLOURS, GRID_SIZE
 
 STEPS = 4  # temporal steps of a clip, one per position that the text names
 LAYER = 2
@@ -36,7 +36,7 @@ PATH = re.compile(rf"({'|'.join(COLOURS)}) \w+ ((?:\d+ \d+|out)(?:, (?:\d+ \d+|o
 def places_of(text: str, side: int) -> torch.LongTensor:
     """`(STEPS, side, side, colours, 2)`: -1 where a colour is absent from a cell, else its x and y bin there."""
     places = torch.full((STEPS, side, side, len(COLOURS), 2), -1)
-    cell = BINS // side
+    cell = GRID_SIZE // side
     for colour, path in PATH.findall(text):
         for step, place in enumerate(path.split(", ")):
             if place != "out":
@@ -115,8 +115,8 @@ def main(
     random.Random(seed).shuffle(rows)
     data = Examples(rows, processor, side)
     loader = DataLoader(data, batch_size, shuffle=True, num_workers=1, collate_fn=data.collate, drop_last=True)
-    near = torch.nn.Linear(config.text_config.hidden_size, len(COLOURS) * 2 * (1 + BINS // side))
-    far = torch.nn.Linear(config.text_config.hidden_size, len(COLOURS) * 2 * (1 + BINS))
+    near = torch.nn.Linear(config.text_config.hidden_size, len(COLOURS) * 2 * (1 + GRID_SIZE // side))
+    far = torch.nn.Linear(config.text_config.hidden_size, len(COLOURS) * 2 * (1 + GRID_SIZE))
     weights = [*network.parameters(), *near.parameters(), *far.parameters()]
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
@@ -129,8 +129,8 @@ def main(
             frames = torch.cat(network.get_image_features(**targets).pooler_output)
             states = network.model(**inputs, mm_encoder_outputs={"video": video}, output_hidden_states=True)
             seen = states.hidden_states[LAYER][inputs["input_ids"] == config.video_token_id]
-            near_loss, near_right = place_loss(near(torch.cat([clips, frames])), places, BINS // side)
-            far_loss, far_right = place_loss(far(seen), places[: len(seen)], BINS)
+            near_loss, near_right = place_loss(near(torch.cat([clips, frames])), places, GRID_SIZE // side)
+            far_loss, far_right = place_loss(far(seen), places[: len(seen)], GRID_SIZE)
             optimizer.zero_grad()
             (near_loss + far_loss).backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)

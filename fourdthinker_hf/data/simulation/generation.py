@@ -1,17 +1,18 @@
-"""Simulated 4D scenes: MuJoCo moves objects and the camera, so every question has an exact answer.
+"""Generates questions about simulated 4D scenes. MuJoCo moves the objects and the camera, so every answer is exact.
 
-Two families of questions. The four kinds of `basic_scenes.py`, on which the bundled checkpoint was trained, at level 1. And
-DSR-Sim: the 13 sub-tasks of DSR-Bench (`questions.py`, `non_template_questions.py`), at three levels of scenes (`scenes.py`):
+There are two families of questions. The basic tasks (`basic_scenes.py`), on which the bundled checkpoint was trained,
+exist at level 1. DSR-Sim has the 13 tasks of DSR-Bench (`questions.py`, `non_template_questions.py`) at three levels:
 
 | level | objects | motion | clip | frames |
 | --- | --- | --- | --- | --- |
-| 1 | 2 or 3, untextured | the camera or the objects, nothing hidden | 4 s | 112 x 112 |
-| 2 | 2 to 4 | both together, falls and pushes; seen in 80% of the span | 5 to 10 s | 224 x 224 |
-| 3 | 2 to 6 | several camera moves, up to three runs; seen in 60% of the span | 2 to 20 s | 224 x 224 |
+| 1 | 2 or 3, without texture | the camera or the objects move, nothing is hidden | 4 s | 112 x 112 |
+| 2 | 2 to 4 | both move, objects fall and are pushed; visible in 80% of the span | 5 to 10 s | 224 x 224 |
+| 3 | 2 to 6 | several camera moves, up to three runs; visible in 60% of the span | 2 to 20 s | 224 x 224 |
 
-All at 8 fps. The wording and the wanted answer are drawn first, apart from each other, and then scenes until one shows
-that answer clearly: so nothing in a question's text tells its answer. Question `index` of a task depends on (seed,
-task, index, level, split) alone. Split "unseen" has shapes, colours and speeds that "train" never has.
+All clips have 8 frames per second. The wording and the wanted answer are drawn first, independently of each other, and
+then scenes until one shows that answer clearly. So nothing in the text of a question tells its answer. Question number
+`index` of a task depends only on (seed, task, index, level, split). The split "unseen" has shapes, colours and speeds
+that "train" never has.
 """
 
 import functools
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,54 +33,38 @@ from ..media import highlight, write_video
 from ..records import Record, write_records
 from ..vocabulary import DSR_TASKS, NON_TEMPLATE_TASK, sequence_text, with_distractors
 from . import basic_scenes, non_template_questions, questions
-from .basic_scenes import ALL_TASKS as PLAIN_TASKS
-from .basic_scenes import BINS, COLOURS, TASKS
-from .physics import predict, run, template_model
-from .questions import Ask
-from .rendering import FPS, Clip, Question, Studio, Truth
-from .scene_sampling import plan, stage
-from .scenes import CAMERA, FRONTED, SIZES, SPLITS, World
+from .basic_scenes import BASIC_TASKS, GROUNDING
+from .physics import predict_motion, run_physics, template_model
+from .questions import QuestionSpec
+from .rendering import FPS, Clip, Question, Renderer, Truth
+from .scene_sampling import sample_scene, sample_specs
+from .scenes import CAMERA, FRAME_SIZES, SHAPES_WITH_FRONT, SPLITS, Scene
 
-__all__ = [
-    "ALL_TASKS",
-    "BINS",
-    "COLOURS",
-    "DSR_TASKS",
-    "SPLITS",
-    "TASKS",
-    "Clip",
-    "check_request",
-    "clip_from_record",
-    "compose",
-    "highlight",
-    "simulate",
-    "simulate_clip",
-    "write_video",
-]
-
-ALL_TASKS = (*PLAIN_TASKS, *DSR_TASKS)
+ALL_TASKS = (*BASIC_TASKS, GROUNDING, *DSR_TASKS)
 LEVELS = (1, 2, 3)
-CHECKED = 4  # every 4th frame is looked at for what is seen: twice a second
 REASONINGS = ("paths", "pictures", "places")
-SEEN_SHARE = {1: 1.0, 2: 0.8, 3: 0.6}  # of the moments of a span
-SEEN_PART = {1: 0.5, 2: 0.3, 3: 0.3}  # of an object's outline, at such a moment
-SEEN_PIXELS = 12  # of 112 x 112
-LEAST_SIZE = {1: 0.045, 2: 0.035, 3: 0.03}  # half height over the picture's, for what is asked about
-FRONT_SIZE = 0.045  # the same, for what has a front to be seen
-TRIES = 400  # scenes for one wording, before another is drawn
+SCENES_PER_WORDING = 400  # scenes drawn for one wording before another wording is drawn
+
+# What "visible" means, by level. Every `CHECK_STEP`th frame is checked: two a second.
+CHECK_STEP = 4
+VISIBLE_SHARE = {1: 1.0, 2: 0.8, 3: 0.6}  # of the checked frames in which an object must be visible
+VISIBLE_AREA = {1: 0.5, 2: 0.3, 3: 0.3}  # share of an object's outline that is then not hidden
+VISIBLE_PIXELS = 12  # and pixels of it, at 112 x 112
+MIN_SIZE = {1: 0.045, 2: 0.035, 3: 0.03}  # half height over the frame's height, of objects that a question is about
+MIN_SIZE_WITH_FRONT = 0.045  # the same for objects whose front must be recognizable
 
 
 def expand_tasks(tasks: Sequence[str] | None, level: int) -> tuple[str, ...]:
-    """Names given, "dsr" for all 13, or by default the plain tasks at level 1 and all 13 at the others."""
+    """Replace "dsr" by its 13 tasks. The default is the basic tasks at level 1, and dsr at other levels."""
     if tasks is None:
-        return TASKS if level == 1 else DSR_TASKS
+        return BASIC_TASKS if level == 1 else DSR_TASKS
     return tuple(name for task in tasks for name in (DSR_TASKS if task == "dsr" else (task,)))
 
 
 def check_request(tasks: Sequence[str], level: int, split: str, reasoning: str = "paths") -> None:
-    """Raise a `ValueError` that says what of a request there is not."""
+    """Raise a `ValueError` if there are no such questions."""
     if level not in LEVELS:
-        raise ValueError(f"level must be 1, 2 or 3 (is {level})")
+        raise ValueError(f"level must be 1, 2 or 3, not {level}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     if reasoning not in REASONINGS:
@@ -88,211 +74,230 @@ def check_request(tasks: Sequence[str], level: int, split: str, reasoning: str =
     for task in tasks:
         if task not in ALL_TASKS:
             raise ValueError(f"unknown task {task!r}; the tasks are dsr, {', '.join(ALL_TASKS)}")
-        if task in PLAIN_TASKS and (level, split) != (1, "train"):
-            raise ValueError(f"task {task!r} is at level 1, split train, only (is level {level}, split {split})")
-        if reasoning != "paths" and task not in TASKS:
-            raise ValueError(f"reasoning in {reasoning} is for {', '.join(TASKS)} (tasks hold {task})")
+        if task not in DSR_TASKS and (level, split) != (1, "train"):
+            raise ValueError(
+                f"task {task!r} exists only at level 1 in split train, not at level {level} in split {split}"
+            )
+        if reasoning != "paths" and task not in BASIC_TASKS:
+            raise ValueError(f"{reasoning} reasoning exists only for {', '.join(BASIC_TASKS)}, not for {task}")
 
 
 # One question
 
 
 @dataclass(frozen=True)
-class Composed:
-    """A question and the scene that shows it; `physics` is what a studio films, `tries` the scenes drawn for it."""
+class SimulatedQuestion:
+    """A question and the scene that shows its answer, not yet rendered."""
 
-    scene: Any
+    scene: Any  # a `basic_scenes.BasicScene` or a `scenes.Scene`
     truth: Truth
     question: Question
     options: list[str] | None
-    physics: tuple[Any, np.ndarray]
-    tries: int = 0
+    physics: tuple[Any, np.ndarray]  # MuJoCo's model, and its joint positions (T, nq)
+    num_scenes: int = 0  # scenes drawn until this one was accepted; not counted for basic tasks
 
 
-def compose(
+def simulate_question(
     seed: int, task: str, index: int = 0, level: int = 1, split: str = "train", reasoning: str = "paths"
-) -> Composed:
-    """Find question `index` of a task, simulated but not filmed."""
+) -> SimulatedQuestion:
+    """Find the scene of question `index` of a task. It is the same on every call."""
     check_request([task], level, split, reasoning)
-    if task in PLAIN_TASKS:
+    if task not in DSR_TASKS:
         rng = np.random.default_rng([seed, zlib.crc32(task.encode()), index])
-        made = Composed(*basic_scenes.compose(rng, task, index))
-        if reasoning != "paths":
-            write = basic_scenes.pictured if reasoning == "pictures" else basic_scenes.placed
-            made = replace(made, question=write(made.scene, made.truth, task, made.question))
-        return made
+        simulated = SimulatedQuestion(*basic_scenes.simulate_question(rng, task, index))
+        if reasoning == "paths":
+            return simulated
+        reword = {"pictures": basic_scenes.with_pictures_reasoning, "places": basic_scenes.with_places_reasoning}
+        question = reword[reasoning](simulated.scene, simulated.truth, task, simulated.question)
+        return replace(simulated, question=question)
     key = zlib.crc32(f"{task} {level} {split}".encode())
-    rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # tasks start at other classes
-    made = _varied(rng, turn, level, split) if task == NON_TEMPLATE_TASK else _template(rng, task, turn, level, split)
-    return replace(made, truth=_cut(made.truth, made.scene.num_frames))
+    rng, turn = np.random.default_rng([seed, key, index]), index + (seed + key) % 997  # each task starts elsewhere
+    if task == NON_TEMPLATE_TASK:
+        simulated = _simulate_non_template_question(rng, turn, level, split)
+    else:
+        simulated = _simulate_template_question(rng, task, turn, level, split)
+    num_frames = simulated.scene.num_frames  # the truth goes on after the clip's end
+    arrays = {k: value[:num_frames] for k, value in vars(simulated.truth).items() if isinstance(value, np.ndarray)}
+    return replace(simulated, truth=replace(simulated.truth, **arrays))
 
 
-def _cut(truth: Truth, frames: int) -> Truth:
-    arrays = {name: value[:frames] for name, value in vars(truth).items() if isinstance(value, np.ndarray)}
-    return replace(truth, **arrays)
+def _answer_and_position(turn: int, num_answers: int) -> tuple[int, int]:
+    """Number of the wanted answer and of its option: all answers in turn, and each answer at all options in turn."""
+    return turn % num_answers, (turn % num_answers + turn // num_answers) % 4
 
 
-def _turn(turn: int, num: int) -> tuple[int, int]:
-    """Class and letter: every class in turn, and with each class every letter."""
-    return turn % num, (turn % num + turn // num) % 4
-
-
-def _template(rng: np.random.Generator, task: str, turn: int, level: int, split: str) -> Composed:
-    drawn, known = 0, None
+def _simulate_template_question(rng: Generator, task: str, turn: int, level: int, split: str) -> SimulatedQuestion:
+    num_scenes, answers = 0, None
     while True:
-        ask, cast = plan(rng, task, level, split)
-        possible = questions.classes(ask, level)
-        known = known or possible
-        if possible != known:  # another wording keeps the class: hard ones stay as often
+        spec, scene_spec = sample_specs(rng, task, level, split)
+        possible = questions.possible_answers(spec, level)
+        answers = answers or possible
+        if possible != answers:  # a new wording keeps the wanted answer, so that difficult answers stay as frequent
             continue
-        which, letter = _turn(turn, len(known))
-        names, wanted = [f"{colour} {shape}" for colour, shape in cast.names], known[which]
-        for _ in range(TRIES):
-            drawn += 1
-            world = stage(rng, ask, cast, wanted)
-            judge = functools.partial(questions.answer, ask=ask)
-            found = world and _show(world, judge, wanted, *_moments(ask, world))
-            targets = found and _targets(ask, found[2])
+        number, position = _answer_and_position(turn, len(answers))
+        names, wanted = [f"{colour} {shape}" for colour, shape in scene_spec.objects], answers[number]
+        for _ in range(SCENES_PER_WORDING):
+            num_scenes += 1
+            scene = sample_scene(rng, spec, scene_spec, wanted)
+            find_answer = functools.partial(questions.find_answer, spec=spec)
+            found = scene and _simulate_if_clear(scene, find_answer, wanted, *_frames_to_see(spec, scene))
+            targets = found and _choose_targets(spec, found[2])
             if not targets:
                 continue
             truth, physics, _ = found
-            text = questions.reasoning(truth, ask, names, wanted, targets)
-            right = sequence_text(wanted)
-            options = with_distractors(rng, right, list(map(sequence_text, known)), letter)
-            asked = Question(questions.wording(ask, names), right, text, targets)
-            return Composed(world, truth, asked, options, physics, drawn)
+            reasoning = questions.reasoning_text(truth, spec, names, wanted, targets)
+            answer = sequence_text(wanted)
+            options = with_distractors(rng, answer, list(map(sequence_text, answers)), position)
+            question = Question(questions.question_text(spec, names), answer, reasoning, targets)
+            return SimulatedQuestion(scene, truth, question, options, physics, num_scenes)
 
 
-def _moments(ask: Ask, world: World) -> tuple[dict[int, list[int]], bool]:
-    """For each object, the frames at which it should be seen; and whether free bodies may be predicted."""
-    span = ask.span
-    begin = span.start if ask.kind != "dir_pred" else max(0, round(ask.end * FPS) - 2 * FPS + CHECKED)
-    frames = sorted({*range(begin, span.stop, CHECKED), min(span.stop, world.num_frames) - 1})
-    needed = {i: frames for i in ask.asked}
-    if ask.x == CAMERA:  # the camera turns: something has to be in sight now and then
-        needed[0] = [frames[0], frames[-1]]
-    if ask.agent != CAMERA:
-        needed[ask.agent] = frames if ask.follows else [round(ask.at * FPS)]
-    return needed, all(world.things[i].legs for i in ask.asked)
-
-
-def _varied(rng: np.random.Generator, turn: int, level: int, split: str) -> Composed:
-    kinds = non_template_questions.VARIED[level]
+def _simulate_non_template_question(rng: Generator, turn: int, level: int, split: str) -> SimulatedQuestion:
+    kinds = non_template_questions.KINDS[level]
     kind, turn = kinds[turn % len(kinds)], turn // len(kinds)
-    known = non_template_questions.classes(kind, level, split)
-    which, letter = _turn(turn, max(1, len(known)))
-    word, drawn = known[which] if known else None, 0
+    answers = non_template_questions.possible_answers(kind, level, split)
+    number, position = _answer_and_position(turn, max(1, len(answers)))
+    wanted, num_scenes = answers[number] if answers else None, 0
     while True:
-        cast = non_template_questions.cast_for(rng, kind, word, level, split)
-        for _ in range(TRIES):
-            drawn += 1
-            world = non_template_questions.propose(rng, kind, word, cast)
-            judge = functools.partial(non_template_questions.judge, kind, world)
-            guess = non_template_questions.guess(kind, world)
-            found = guess and _show(
-                world, judge, word, non_template_questions.to_be_seen(kind, guess, world, CHECKED), False
-            )
+        scene_spec = non_template_questions.sample_scene_spec(rng, kind, wanted, level, split)
+        for _ in range(SCENES_PER_WORDING):
+            num_scenes += 1
+            scene = non_template_questions.sample_scene(rng, kind, wanted, scene_spec)
+            expected = non_template_questions.expected_answer(kind, scene)
+            if not expected:
+                continue
+            find_answer = functools.partial(non_template_questions.find_answer, kind, scene)
+            frames = non_template_questions.frames_to_see(kind, expected, scene, CHECK_STEP)
+            found = _simulate_if_clear(scene, find_answer, wanted, frames, predictable=False)
             if not found:
                 continue
             truth, physics, _ = found
-            right, names = judge(truth), [thing.name for thing in world.things]
-            options = with_distractors(
-                rng, right, non_template_questions.distractors(rng, kind, right, world, cast), letter
-            )
-            asked = Question(non_template_questions.wording(kind, names), right, "", ())
-            return Composed(world, truth, asked, options, physics, drawn)
+            answer, names = find_answer(truth), [body.name for body in scene.objects]
+            distractors = non_template_questions.distractors(rng, kind, answer, scene, scene_spec)
+            options = with_distractors(rng, answer, distractors, position)
+            question = Question(non_template_questions.question_text(kind, names), answer, "", ())
+            return SimulatedQuestion(scene, truth, question, options, physics, num_scenes)
 
 
-def _show(
-    world: World, judge: Callable[[Truth], Any], wanted: Any, needed: dict[int, list[int]], predictable: bool
+# Whether a scene shows the wanted answer clearly
+
+
+def _simulate_if_clear(
+    scene: Scene,
+    find_answer: Callable[[Truth], Any],
+    wanted: Any,
+    frames_to_see: dict[int, list[int]],
+    predictable: bool,
 ) -> tuple[Truth, tuple[Any, np.ndarray], dict[int, list[int]]] | None:
-    """The world's truth and physics, and when each needed object is seen, if it shows the wanted answer; else None.
+    """Simulate a scene if it shows the wanted answer (None: any), and return None if it does not.
 
-    Cheap tests come first: nothing overlaps, what is needed is within the picture, the answer as predicted.
+    `frames_to_see` has the frames in which each object has to be visible; `predictable` says whether the answer can be
+    found without running the physics. Returns the truth, the physics to render from, and those of `frames_to_see` in
+    which each object is visible. The cheap checks come first.
     """
-    expected = predict(world)
-    if not _apart(world, expected, needed) or not _within(world, expected, needed):
+    expected = predict_motion(scene)
+    if not _objects_apart(scene, expected) or not _large_within_frame(scene, expected, frames_to_see):
         return None
-    if predictable and judge(expected) != wanted:
+    if predictable and find_answer(expected) != wanted:
         return None
-    truth, physics = run(world)
-    found = judge(truth)
-    if found is None or (wanted is not None and found != wanted) or not _within(world, truth, needed):
+    truth, physics = run_physics(scene)
+    found = find_answer(truth)
+    if found is None or (wanted is not None and found != wanted):
         return None
-    seen = _seen(world, truth, physics, needed)
-    if not all(_often(frames, seen[i], SEEN_SHARE[world.level]) for i, frames in needed.items()):
+    if not _large_within_frame(scene, truth, frames_to_see):
         return None
-    return truth, physics, seen
+    visible = _visible_frames(scene, truth, physics, frames_to_see)
+    share = VISIBLE_SHARE[scene.level]
+    if not all(_visible_enough(frames, visible[i], share) for i, frames in frames_to_see.items()):
+        return None
+    return truth, physics, visible
 
 
-def _often(frames: list[int], seen: list[int], share: float) -> bool:
-    """Whether `share` of `frames` are among the seen, and half of each third of them, so that no run is lost."""
-    thirds = np.array_split(frames, 3) if len(frames) > 3 else [frames]
-    return len(seen) >= share * len(frames) and all(np.isin(third, seen).mean() >= 0.5 for third in thirds)
+def _frames_to_see(spec: QuestionSpec, scene: Scene) -> tuple[dict[int, list[int]], bool]:
+    """By object, the frames in which it has to be visible; and whether the answer can be found without the physics."""
+    span = spec.span
+    begin = span.start if spec.kind != "dir_pred" else max(0, round(spec.end * FPS) - 2 * FPS + CHECK_STEP)
+    frames = sorted({*range(begin, span.stop, CHECK_STEP), min(span.stop, scene.num_frames) - 1})
+    frames_to_see = {i: frames for i in spec.asked_objects}
+    if spec.subject == CAMERA:  # the turning of the camera shows only while an object is in view
+        frames_to_see[0] = [frames[0], frames[-1]]
+    if spec.agent != CAMERA:
+        frames_to_see[spec.agent] = frames if spec.relative else [round(spec.view_time * FPS)]
+    return frames_to_see, all(scene.objects[i].segments for i in spec.asked_objects)
 
 
-def _apart(world: World, truth: Truth, needed: dict[int, list[int]]) -> bool:
-    """Bodies do not overlap at first, driven ones never; at level 1 nothing touches."""
-    for i, first in enumerate(world.things):
-        for j in range(i):
-            second = world.things[j]
-            gap = np.linalg.norm(truth.positions[:, i, :2] - truth.positions[:, j, :2], axis=-1)
-            least = gap.min() if first.legs and second.legs else gap[0]
-            if least < 1.1 * (first.reach + second.reach):
+def _objects_apart(scene: Scene, truth: Truth) -> bool:
+    """Whether no bodies overlap in the first frame, and no two driven bodies in any."""
+    for i, first in enumerate(scene.objects):
+        for j, second in enumerate(scene.objects[:i]):
+            distances = np.linalg.norm(truth.positions[:, i, :2] - truth.positions[:, j, :2], axis=-1)
+            smallest = distances.min() if first.segments and second.segments else distances[0]
+            if smallest < 1.1 * (first.footprint_radius + second.footprint_radius):
                 return False
     return True
 
 
-def _within(world: World, truth: Truth, needed: dict[int, list[int]]) -> bool:
-    """What is needed is within the picture, before the camera and large enough, as often as it should be seen."""
-    for i, frames in needed.items():
-        radius = world.focal * world.things[i].half / np.maximum(truth.depths[frames, i], 0.3)
-        inside = np.abs(truth.centres[frames, i] - world.size / 2).max(-1) < world.size / 2 - 0.6 * radius
-        least = max(LEAST_SIZE[world.level], FRONT_SIZE * (world.things[i].shape in FRONTED)) * world.size
-        if (inside & (radius > least) & (truth.depths[frames, i] > 0.5)).mean() < SEEN_SHARE[world.level]:
+def _large_within_frame(scene: Scene, truth: Truth, frames_to_see: dict[int, list[int]]) -> bool:
+    """Whether objects are within the frame, before the camera and large enough, as often as they must be visible."""
+    for i, frames in frames_to_see.items():
+        body = scene.objects[i]
+        radius = scene.focal * body.half_height / np.maximum(truth.depths[frames, i], 0.3)
+        inside = np.abs(truth.centres[frames, i] - scene.size / 2).max(-1) < scene.size / 2 - 0.6 * radius
+        min_size = max(MIN_SIZE[scene.level], MIN_SIZE_WITH_FRONT * (body.shape in SHAPES_WITH_FRONT)) * scene.size
+        if (inside & (radius > min_size) & (truth.depths[frames, i] > 0.5)).mean() < VISIBLE_SHARE[scene.level]:
             return False
     return True
 
 
-@functools.cache
-def _studio(level: int) -> Studio:
-    return Studio(template_model(level), SIZES[level])
-
-
-@functools.cache
-def _plain_studio() -> Studio:
-    return Studio(basic_scenes.template(), basic_scenes.SIZE)
-
-
-def _seen(
-    world: World, truth: Truth, physics: tuple[Any, np.ndarray], needed: dict[int, list[int]]
+def _visible_frames(
+    scene: Scene, truth: Truth, physics: tuple[Any, np.ndarray], frames_to_see: dict[int, list[int]]
 ) -> dict[int, list[int]]:
-    """Which of the needed frames show each object, by the rendered masks."""
-    frames = sorted({frame for wanted in needed.values() for frame in wanted})
+    """Those of `frames_to_see` in which each object is visible, by rendered masks."""
+    frames = sorted({frame for some in frames_to_see.values() for frame in some})
     if not frames:
         return {}
-    small = SIZES[1]
-    masks = _studio(world.level).shoot(*physics, truth, [], frames, size=small)[1]
-    level, seen = world.level, {}
-    for i, wanted in needed.items():
-        area = (
-            np.pi
-            * (world.focal * small / world.size * world.things[i].half / np.maximum(truth.depths[:, i], 0.3)) ** 2
-        )
-        shown = {frame: int((masks[k] == i + 1).sum()) for k, frame in enumerate(frames)}
-        seen[i] = [frame for frame in wanted if shown[frame] >= max(SEEN_PIXELS, SEEN_PART[level] * area[frame])]
-    return seen
+    size = FRAME_SIZES[1]
+    masks = _renderer(scene.level).render(*physics, truth, [], frames, size=size)[1]
+    visible = {}
+    for i, some in frames_to_see.items():
+        radius = scene.focal * size / scene.size * scene.objects[i].half_height / np.maximum(truth.depths[:, i], 0.3)
+        min_pixels = np.maximum(VISIBLE_PIXELS, VISIBLE_AREA[scene.level] * (np.pi * radius**2))
+        pixels = {frame: int((mask == i + 1).sum()) for frame, mask in zip(frames, masks, strict=True)}
+        visible[i] = [frame for frame in some if pixels[frame] >= min_pixels[frame]]
+    return visible
 
 
-def _targets(ask: Ask, seen: dict[int, list[int]]) -> tuple[tuple[int, int], ...] | None:
-    """What is pictured: each asked object early and late in the span, where it is seen; if the camera is, object 0."""
-    things = ask.asked or (0,)
-    if not all(seen[i] for i in things):
+def _visible_enough(frames: list[int], visible: list[int], share: float) -> bool:
+    """Whether `share` of the frames are visible, and half of each third of them, so that every run can be seen."""
+    thirds = np.array_split(frames, 3) if len(frames) > 3 else [frames]
+    return len(visible) >= share * len(frames) and all(np.isin(third, visible).mean() >= 0.5 for third in thirds)
+
+
+def _choose_targets(spec: QuestionSpec, visible: dict[int, list[int]]) -> tuple[tuple[int, int], ...] | None:
+    """(object, frame) of each mental image: a single object first and last visible in the span, or two last visible.
+
+    If the question is about the camera, the mental images show object 0.
+    """
+    objects = spec.asked_objects or (0,)
+    if not all(visible[i] for i in objects):
         return None
-    if len(things) == 1:
-        frames = seen[things[0]]
-        return tuple((things[0], frame) for frame in sorted({frames[0], frames[-1]}))
-    return tuple((i, seen[i][-1]) for i in things)
+    if len(objects) == 1:
+        frames = visible[objects[0]]
+        return tuple((objects[0], frame) for frame in sorted({frames[0], frames[-1]}))
+    return tuple((i, visible[i][-1]) for i in objects)
+
+
+# Clips
+
+
+@functools.cache
+def _renderer(level: int) -> Renderer:
+    return Renderer(template_model(level), FRAME_SIZES[level])
+
+
+@functools.cache
+def _basic_renderer() -> Renderer:
+    return Renderer(basic_scenes.template_model(), basic_scenes.FRAME_SIZE)
 
 
 def simulate_clip(
@@ -305,46 +310,88 @@ def simulate_clip(
     split: str = "train",
     reasoning: str = "paths",
 ) -> Clip:
-    """Simulate and render question `index` of `task`: the same clip on every call; masks of all frames by default."""
-    made = compose(seed, task, index, level, split, reasoning)
-    frames = range(len(made.truth.positions))
-    return _film(made, frames if mask_frames is None else mask_frames, depth)
+    """Simulate and render question `index` of a task. It is the same on every call.
+
+    `mask_frames` are the frames whose masks are rendered, by default all.
+    """
+    simulated = simulate_question(seed, task, index, level, split, reasoning)
+    if mask_frames is None:
+        mask_frames = range(len(simulated.truth.positions))
+    return _render_clip(simulated, mask_frames, depth)
 
 
-def _film(made: Composed, mask_frames: Sequence[int], depth: bool = False) -> Clip:
-    frames = range(len(made.truth.positions))
-    camera = _studio(made.scene.level) if isinstance(made.scene, World) else _plain_studio()
-    pictures, masks, deep = camera.shoot(*made.physics, made.truth, frames, mask_frames, depth)
+def _render_clip(simulated: SimulatedQuestion, mask_frames: Sequence[int], depth: bool = False) -> Clip:
+    scene, truth = simulated.scene, simulated.truth
+    frames = range(len(truth.positions))
+    renderer = _renderer(scene.level) if isinstance(scene, Scene) else _basic_renderer()
+    images, masks, depths = renderer.render(*simulated.physics, truth, frames, mask_frames, depth)
     times = np.arange(len(frames)) / FPS
-    return Clip(made.scene, made.truth, made.question, made.options, pictures, times, tuple(mask_frames), masks, deep)
+    return Clip(scene, truth, simulated.question, simulated.options, images, times, tuple(mask_frames), masks, depths)
 
 
-def clip_from_record(record: Record, depth: bool = False) -> Clip:
-    """Simulate the clip of a record again, with object masks for every frame."""
+def clip_from_record(record: Record) -> Clip:
+    """Simulate and render the clip of a record again, with masks of all frames."""
     source = record.source
     if not source or source.get("generator") != "simulation":
         raise ValueError(f"record {record.id} does not come from the simulation")
-    which = [source[name] for name in ("seed", "task", "index", "level")]
-    more = {name: source[name] for name in ("split", "reasoning") if name in source}
-    return simulate_clip(*which, depth=depth, **more)
+    keys = ("seed", "task", "index", "level", "split", "reasoning")
+    return simulate_clip(**{key: source[key] for key in keys if key in source})
 
 
 # Files
 
 
-def _make(job: tuple[int, str, int, int, int, str, str, str]) -> Record:
-    """Write the clip and target frames of one question."""
+def simulate(
+    num: int,
+    seed: int,
+    out: str | os.PathLike[str],
+    level: int = 1,
+    tasks: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    split: str = "train",
+    reasoning: str = "paths",
+) -> Path:
+    """Write `num` questions to `out/records.jsonl`, with `videos/` and `images/` beside it; returns its path.
+
+    The tasks take turns. Question i depends only on (seed, i, tasks, level, split, reasoning), not on `num` or on the
+    number of worker processes `workers` (by default one per CPU core).
+
+    `reasoning` chooses the reasoning and the target images of the basic tasks; all else stays the same. "paths"
+    writes the coordinates of each object beside its mental image, "pictures" has two or three mental images of each
+    object and writes no coordinates, "places" has the mental images first and then writes where the objects are in
+    them.
+    """
+    out = Path(out).absolute()
+    tasks = expand_tasks(tasks, level)
+    check_request(tasks, level, split, reasoning)
+    for folder in ("videos", "images"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, split, reasoning, str(out)) for i in range(num)]
+    workers = workers or min(os.cpu_count() or 1, max(1, num // 16))  # starting a worker takes seconds
+    bar = functools.partial(tqdm, total=num, unit="clip", disable=not progress)
+    if workers == 1:
+        records = list(bar(map(_write_question, jobs)))
+    else:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            records = list(bar(pool.imap(_write_question, jobs, chunksize=8)))
+    write_records(out / "records.jsonl", records)
+    return out / "records.jsonl"
+
+
+def _write_question(job: tuple[int, str, int, int, int, str, str, str]) -> Record:
+    """Write the clip and the target images of one question."""
     number, task, index, seed, level, split, reasoning, out = job
-    made = compose(seed, task, index, level, split, reasoning)
-    clip = _film(made, sorted({frame for _, frame in made.question.targets}))
+    simulated = simulate_question(seed, task, index, level, split, reasoning)
+    clip = _render_clip(simulated, sorted({frame for _, frame in simulated.question.targets}))
     video = os.path.join(out, "videos", f"{number:06d}.mp4")
     write_video(video, clip.frames)
     imagery, targets = [], []
-    for k, (thing, frame) in enumerate(clip.question.targets):
+    for k, (i, frame) in enumerate(clip.question.targets):
         imagery.append(os.path.join(out, "images", f"{number:06d}_{k}.png"))
-        mask = clip.masks[clip.mask_frames.index(frame)] == thing + 1
+        mask = clip.masks[clip.mask_frames.index(frame)] == i + 1
         Image.fromarray(highlight(clip.frames[frame], mask)).save(imagery[-1])
-        targets.append({"object": clip.scene.things[thing].name, "time": frame / FPS})
+        targets.append({"object": clip.scene.objects[i].name, "time": frame / FPS})
     source = {
         "generator": "simulation",
         "level": level,
@@ -370,38 +417,3 @@ def _make(job: tuple[int, str, int, int, int, str, str, str]) -> Record:
         video=video,
         source=source,
     )
-
-
-def simulate(
-    num: int,
-    seed: int,
-    out: str | os.PathLike[str],
-    level: int = 1,
-    tasks: Sequence[str] | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-    split: str = "train",
-    reasoning: str = "paths",
-) -> Path:
-    """Write `num` questions, tasks in turn, to `out/records.jsonl` with `videos/` and `images/`; returns that path.
-
-    Question i depends on (seed, i, tasks, level, split) alone: not on `num`, not on `workers` (default: one per core).
-    With `reasoning="pictures"` the plain tasks' reasoning writes no coordinates: the same clips, questions, answers
-    and options, with two or three target frames for each object asked about. With `"places"` it pictures the same
-    first, and then writes where the objects are in what was pictured.
-    """
-    out = Path(out).absolute()
-    tasks = expand_tasks(tasks, level)
-    check_request(tasks, level, split, reasoning)
-    for folder in ("videos", "images"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, split, reasoning, str(out)) for i in range(num)]
-    workers = workers or min(os.cpu_count() or 1, max(1, num // 16))  # a worker costs seconds to start
-    bar = functools.partial(tqdm, total=num, unit="clip", disable=not progress)
-    if workers == 1:
-        records = list(bar(map(_make, jobs)))
-    else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            records = list(bar(pool.imap(_make, jobs, chunksize=8)))
-    write_records(out / "records.jsonl", records)
-    return out / "records.jsonl"

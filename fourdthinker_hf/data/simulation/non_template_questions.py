@@ -1,172 +1,50 @@
-"""DSR-Sim's 13th sub-task, non_temp: questions without a template, in turn.
+"""The questions of DSR-Sim's 13th task, non_temp, which follow no template: their wording, scenes and answers.
 
-| kind | question | refused unless |
+| kind | question | answered only if |
 | --- | --- | --- |
-| camera | how does the camera move | one motion, or one pair, throughout |
-| colour, mover | which colour, which object is the one that moves | it goes 0.6 m or more, all others 0.03 m or less |
-| count | how many objects move | each goes 0.6 m or more, or 0.03 m or less |
-| falls | which object falls | it drops by 0.5 m or more, nothing else by 0.05 m |
-| bumps | which object does X bump into | only that one starts to move, while X is at most 0.3 m from touching it |
-| nearest | which object is nearest to the camera at the end | the next one is 25% further or more |
+| camera | how does the camera move | it has one motion, or one pair of motions, throughout |
+| colour, mover | which colour, which object is it that moves | it moves 0.6 m or more, the others at most 0.03 m |
+| count | how many objects move | each moves 0.6 m or more, or at most 0.03 m |
+| falls | which object falls | it drops by 0.5 m or more, and nothing else by 0.05 m |
+| bumps | which object does object 0 bump into | only that one starts to move, at most 0.3 m from touching object 0 |
+| nearest | which object is nearest to the camera at the end | the next one is 25% farther away or more |
 """
 
 from dataclasses import replace
 
 import numpy as np
+from numpy.random import Generator
 
 from ..vocabulary import CAMERA_MOTION_PAIRS, CAMERA_MOTIONS, STATIC_CAMERA
-from .cameras import STILL, camera_move, camera_moves
-from .physics import predict
+from .cameras import CAMERA_AT_REST, sample_camera_move, sample_camera_moves
+from .physics import predict_motion
 from .rendering import FPS, Truth
-from .scene_sampling import REST, Cast, bystander, empty_world, make_body, passing, somewhere, unit
-from .scenes import SPLITS, Body, Leg, World
+from .scene_sampling import (
+    MAX_OBJECTS,
+    SceneSpec,
+    place_to_pass,
+    sample_body,
+    sample_empty_scene,
+    sample_unasked_body,
+    sample_visible_point,
+    unit_vector,
+)
+from .scenes import AT_REST, FOREVER, SPLITS, Body, MotionSegment, Scene
 
-VARIED = {
+KINDS = {
     1: ("camera", "colour", "mover", "count"),
     2: ("camera", "colour", "mover", "count", "falls", "bumps", "nearest"),
-}
-VARIED[3] = VARIED[2]
+}  # by level
+KINDS[3] = KINDS[2]
 COUNTS = ("none", "one", "two", "three")
-MOVES, RESTS = 0.6, 0.03  # m
-DROPS, LEVEL = 0.5, 0.05  # m
-TOUCHES, STARTS = 0.3, 0.25  # m, m/s
-NEARER = 1.25
+MIN_MOVE, MAX_REST = 0.6, 0.03  # m
+MIN_DROP, MAX_OTHER_DROP = 0.5, 0.05  # m
+MAX_BUMP_GAP, MIN_BUMP_SPEED, MIN_BUMP_MOVE = 0.3, 0.25, 0.2  # m, m/s, m
+NEAREST_RATIO = 1.25
 
 
-def classes(kind: str, level: int, split: str) -> list[str]:
-    """The answers a kind has; empty if they are the names of a scene's objects."""
-    if kind == "camera":
-        pairs = [f"{a} and {b}" for a, b in CAMERA_MOTION_PAIRS] if level > 1 else []
-        return [STATIC_CAMERA, *CAMERA_MOTIONS, *pairs]
-    return {"colour": list(SPLITS[split].colours), "count": list(COUNTS)}.get(kind, [])
-
-
-def cast_for(rng: np.random.Generator, kind: str, word: str | None, level: int, split: str) -> Cast:
-    """Names and length; answers and distractors come from the same names, so only plain things where they fall."""
-    kit = SPLITS[split]
-    most = min({1: 3, 2: 4, 3: 6}[level], len(kit.colours))
-    total = 3 if kind == "count" else int(rng.integers(2 if level == 1 else 3, most + 1))
-    shapes = kit.plain if kind in ("falls", "bumps") else kit.plain + kit.fronted
-    names = [str(rng.choice(shapes)) for _ in range(total)]
-    colours = rng.permutation(list(kit.colours)).tolist()
-    if kind == "colour":
-        colours = [word, *(colour for colour in colours if colour != word)]
-    duration = 4.0 if level == 1 else float(rng.integers(5, 11) if level == 2 else rng.integers(2, 21))
-    if split == "unseen" and level > 1:
-        duration = min(duration, 5.0)
-    return Cast(tuple(zip(colours[:total], names, strict=True)), duration, level, split)
-
-
-def _walker(rng: np.random.Generator, world: World, cast: Cast, i: int) -> Body:
-    """A driven body that covers 1 to 3.5 m, part of the time."""
-    body, time = make_body(rng, cast, i), float(rng.uniform(0.3, 0.7)) * cast.duration
-    low, high = cast.kit.speeds
-    pace = float(rng.uniform(low, high))
-    long = min(cast.duration, rng.uniform(1.0, 3.5) / pace)
-    begin = time - long / 2
-    legs = (
-        Leg(max(begin, 1e-3), 0, 0, body.yaw),
-        Leg(begin + long, pace, pace, body.yaw),
-        replace(REST, course=body.yaw),
-    )
-    return passing(replace(body, legs=legs), somewhere(rng, world, time, body.half), time)
-
-
-def _rest(rng: np.random.Generator, world: World, cast: Cast, i: int) -> Body:
-    body = make_body(rng, cast, i, legs=(REST,))
-    point = somewhere(rng, world, cast.duration / 2, body.half)
-    return replace(body, start=(*point.tolist(), body.half))
-
-
-def propose(rng: np.random.Generator, kind: str, word: str | None, cast: Cast) -> World:
-    level, num = cast.level, len(cast.names)
-    moves = STILL
-    if kind == "camera":
-        moves = (camera_move(rng, word.split(" and "), 1e3, cast.duration),)
-    elif level > 1 and rng.random() < 0.7:
-        moves = camera_moves(rng, cast.duration, 1 if level == 2 else int(rng.integers(1, 3)), 0.3)
-    world = empty_world(rng, level, cast.duration, moves)
-    if kind in ("camera", "nearest"):
-        still = level == 1
-        return replace(world, things=tuple(bystander(rng, world, cast, i, still) for i in range(num)))
-    movers = {"count": COUNTS.index(word) if kind == "count" else 0, "colour": 1, "mover": 1}.get(kind, 0)
-    things = [(_walker if i < movers else _rest)(rng, world, cast, i) for i in range(num)]
-    if kind == "falls":
-        x, y, z = things[0].start
-        release = float(rng.uniform(0, max(0.1, cast.duration - 1.2)))
-        things[0] = replace(
-            things[0],
-            legs=(),
-            start=(x, y, z + float(rng.uniform(0.9, 2.2))),
-            release=release,
-            bounce=float(rng.uniform(0.2, 0.9)),
-        )
-    elif kind == "bumps":
-        things[:2] = _collision(rng, things, cast)
-    return replace(world, things=tuple(things))
-
-
-def _collision(rng: np.random.Generator, things: list[Body], cast: Cast) -> list[Body]:
-    """The first is driven into the second, which is free."""
-    mover, hit = things[:2]
-    course, pace = float(rng.uniform(-180, 180)), float(rng.uniform(max(0.8, cast.kit.speeds[0]), cast.kit.speeds[1]))
-    ahead = float(rng.uniform(0.8, 2.0))  # m before they meet
-    touch = mover.reach + hit.reach
-    x, y = np.array(hit.start[:2]) - (touch + ahead) * unit(course)
-    begin = float(rng.uniform(0, max(0.05, cast.duration - (ahead + 0.8) / pace - 0.3)))
-    stop = begin + (ahead + 0.5) / pace
-    legs = (Leg(max(begin, 1e-3), 0, 0, course), Leg(stop, pace, pace, course), replace(REST, course=course))
-    mover = replace(mover, legs=legs, yaw=course, start=(float(x), float(y), mover.half))
-    return [mover, replace(hit, legs=(), friction=float(rng.uniform(0.05, 0.25)), bounce=0.3)]
-
-
-def travelled(truth: Truth, frames: int) -> np.ndarray:
-    """How far each object gets from where it starts, m, (n,)."""
-    path = truth.positions[:frames]
-    return np.linalg.norm(path - path[:1], axis=-1).max(0)
-
-
-def judge(kind: str, world: World, truth: Truth) -> str | None:
-    """The answer that the state gives, or None where it is ambiguous."""
-    names, frames = [thing.name for thing in world.things], world.num_frames
-    if kind == "camera":
-        return " and ".join(world.moves[0].names)
-    if kind == "nearest":
-        away = np.linalg.norm(truth.positions[frames - 1] - truth.camera_positions[frames - 1], axis=-1)
-        order = np.argsort(away)
-        return names[order[0]] if away[order[1]] >= NEARER * away[order[0]] else None
-    if kind == "falls":
-        drop = truth.positions[0, :, 2] - truth.positions[:frames, :, 2].min(0)
-        fallen = np.nonzero(drop >= DROPS)[0]
-        return names[fallen[0]] if len(fallen) == 1 and np.sort(drop)[-2] < LEVEL else None
-    far = travelled(truth, frames)
-    if kind == "bumps":
-        return _bumped(truth, world, far)
-    moving = np.nonzero(far >= MOVES)[0]
-    if ((far > RESTS) & (far < MOVES)).any():
-        return None
-    if kind == "count":
-        return COUNTS[len(moving)]
-    if len(moving) != 1:
-        return None
-    return world.things[moving[0]].colour if kind == "colour" else names[moving[0]]
-
-
-def _bumped(truth: Truth, world: World, far: np.ndarray) -> str | None:
-    others = [i for i in range(1, len(far)) if far[i] > RESTS]
-    if len(others) != 1 or far[others[0]] < 0.2:
-        return None
-    hit = others[0]
-    fast = np.linalg.norm(truth.velocities[: world.num_frames, hit], axis=-1) > STARTS
-    if not fast.any():
-        return None
-    begin = int(fast.argmax())
-    gap = np.linalg.norm(truth.positions[begin, 0] - truth.positions[begin, hit])
-    near = gap < world.things[0].reach + world.things[hit].reach + TOUCHES
-    return world.things[hit].name if near and begin > 0.3 * FPS else None
-
-
-def wording(kind: str, names: list[str]) -> str:
+def question_text(kind: str, names: list[str]) -> str:
+    """The question, given the names of the scene's objects."""
     return {
         "camera": "How does the camera move?",
         "colour": "What colour is the object that moves?",
@@ -178,35 +56,180 @@ def wording(kind: str, names: list[str]) -> str:
     }[kind]
 
 
-def guess(kind: str, world: World) -> str | None:
-    """The answer as predicted; what falls or is bumped into cannot be, but is the one that was meant to."""
-    if kind in ("falls", "bumps"):
-        return world.things[kind == "bumps"].name
-    return judge(kind, world, predict(world))
+def possible_answers(kind: str, level: int, split: str) -> list[str]:
+    """The answers that a kind may have; none if they are the names of a scene's objects."""
+    if kind == "camera":
+        pairs = [f"{a} and {b}" for a, b in CAMERA_MOTION_PAIRS] if level > 1 else []
+        return [STATIC_CAMERA, *CAMERA_MOTIONS, *pairs]
+    return {"colour": list(SPLITS[split].colours), "count": list(COUNTS)}.get(kind, [])
 
 
-def to_be_seen(kind: str, right: str, world: World, every: int) -> dict[int, list[int]]:
-    """The objects without which a person could not answer, and the frames in which they should be seen."""
-    names = [thing.name for thing in world.things]
-    frames = [*range(0, world.num_frames, every), world.num_frames - 1]
-    if kind == "nearest":
-        return {names.index(right): frames[-1:]}
-    number = {"camera": 0, "falls": 1, "bumps": 2}.get(kind, len(names))
-    return dict.fromkeys(range(number), frames)
+def _shapes(kind: str, split: str) -> tuple[str, ...]:
+    """The shapes of a kind's objects. Where objects fall or bump, none has a front: the answer would stand out."""
+    return SPLITS[split].shapes_without_front if kind in ("falls", "bumps") else SPLITS[split].shapes
 
 
-def distractors(rng: np.random.Generator, kind: str, right: str, world: World, cast: Cast) -> list[str]:
-    """Wrong answers: the other classes, or other objects of the scene and, to make three, what is not there."""
-    if known := classes(kind, cast.level, cast.split):
-        return known
-    asked = world.things[0].name if kind == "bumps" else None
-    names = [thing.name for thing in world.things if thing.name not in (right, asked)]
-    used = {thing.colour for thing in world.things}
-    shapes = cast.kit.plain if kind in ("falls", "bumps") else cast.kit.plain + cast.kit.fronted
-    spare = [colour for colour in rng.permutation(list(cast.kit.colours)).tolist() if colour not in used]
+def distractors(rng: Generator, kind: str, answer: str, scene: Scene, spec: SceneSpec) -> list[str]:
+    """Wrong answers: the kind's other answers, or the scene's other objects and as many invented ones as needed."""
+    if answers := possible_answers(kind, spec.level, spec.split):
+        return answers
+    asked = scene.objects[0].name if kind == "bumps" else None
+    names = [body.name for body in scene.objects if body.name not in (answer, asked)]
+    used = {body.colour for body in scene.objects}
+    unused = [colour for colour in rng.permutation(list(spec.object_set.colours)).tolist() if colour not in used]
     while len(names) < 3:
-        colour = spare.pop() if spare else str(rng.choice(sorted(used)))
-        name = f"{colour} {rng.choice(shapes)}"
-        if name not in (right, asked, *names):
+        colour = unused.pop() if unused else str(rng.choice(sorted(used)))
+        name = f"{colour} {rng.choice(_shapes(kind, spec.split))}"
+        if name not in (answer, asked, *names):
             names.append(name)
     return names
+
+
+# Scenes
+
+
+def sample_scene_spec(rng: Generator, kind: str, wanted: str | None, level: int, split: str) -> SceneSpec:
+    """Draw the objects and the length of a scene that may have the answer `wanted` (None: any)."""
+    most = min(MAX_OBJECTS[level], len(SPLITS[split].colours))
+    num_objects = 3 if kind == "count" else int(rng.integers(2 if level == 1 else 3, most + 1))
+    shapes = [str(rng.choice(_shapes(kind, split))) for _ in range(num_objects)]
+    colours = rng.permutation(list(SPLITS[split].colours)).tolist()
+    if kind == "colour":
+        colours = [wanted, *(colour for colour in colours if colour != wanted)]
+    duration = 4.0 if level == 1 else float(rng.integers(5, 11) if level == 2 else rng.integers(2, 21))
+    if split == "unseen" and level > 1:
+        duration = min(duration, 5.0)
+    return SceneSpec(tuple(zip(colours[:num_objects], shapes, strict=True)), duration, level, split)
+
+
+def sample_scene(rng: Generator, kind: str, wanted: str | None, spec: SceneSpec) -> Scene:
+    """Draw a scene in which the answer is likely to be `wanted` (None: any)."""
+    level, num_objects = spec.level, len(spec.objects)
+    moves = CAMERA_AT_REST
+    if kind == "camera":
+        moves = (sample_camera_move(rng, wanted.split(" and "), FOREVER, spec.duration),)
+    elif level > 1 and rng.random() < 0.7:
+        moves = sample_camera_moves(rng, spec.duration, 1 if level == 2 else int(rng.integers(1, 3)), 0.3)
+    scene = sample_empty_scene(rng, level, spec.duration, moves)
+    if kind in ("camera", "nearest"):
+        bodies = [sample_unasked_body(rng, scene, spec, i, at_rest=level == 1) for i in range(num_objects)]
+        return replace(scene, objects=tuple(bodies))
+    num_movers = {"count": COUNTS.index(wanted) if kind == "count" else 0, "colour": 1, "mover": 1}.get(kind, 0)
+    bodies = [
+        (_sample_moving_body if i < num_movers else _sample_resting_body)(rng, scene, spec, i)
+        for i in range(num_objects)
+    ]
+    if kind == "falls":
+        x, y, z = bodies[0].start
+        release_time = float(rng.uniform(0, max(0.1, spec.duration - 1.2)))
+        bodies[0] = replace(
+            bodies[0],
+            segments=(),
+            start=(x, y, z + float(rng.uniform(0.9, 2.2))),
+            release_time=release_time,
+            bounce=float(rng.uniform(0.2, 0.9)),
+        )
+    elif kind == "bumps":
+        bodies[:2] = _drive_into(rng, *bodies[:2], spec)
+    return replace(scene, objects=tuple(bodies))
+
+
+def _sample_moving_body(rng: Generator, scene: Scene, spec: SceneSpec, i: int) -> Body:
+    """Draw a driven body that moves 1 to 3.5 m during a part of the clip."""
+    body, time = sample_body(rng, spec, i), float(rng.uniform(0.3, 0.7)) * spec.duration
+    speed = float(rng.uniform(*spec.object_set.speeds))
+    length = min(spec.duration, rng.uniform(1.0, 3.5) / speed)
+    begin = time - length / 2
+    segments = (
+        MotionSegment(max(begin, 1e-3), 0, 0, body.yaw),
+        MotionSegment(begin + length, speed, speed, body.yaw),
+        replace(AT_REST, heading=body.yaw),
+    )
+    point = sample_visible_point(rng, scene, time, body.half_height)
+    return place_to_pass(replace(body, segments=segments), point, time)
+
+
+def _sample_resting_body(rng: Generator, scene: Scene, spec: SceneSpec, i: int) -> Body:
+    body = sample_body(rng, spec, i, segments=(AT_REST,))
+    point = sample_visible_point(rng, scene, spec.duration / 2, body.half_height)
+    return replace(body, start=(*point.tolist(), body.half_height))
+
+
+def _drive_into(rng: Generator, mover: Body, target: Body, spec: SceneSpec) -> tuple[Body, Body]:
+    """Drive the first body into the second, which becomes free."""
+    low, high = spec.object_set.speeds
+    heading, speed = float(rng.uniform(-180, 180)), float(rng.uniform(max(0.8, low), high))
+    approach = float(rng.uniform(0.8, 2.0))  # m before they touch
+    touch_distance = mover.footprint_radius + target.footprint_radius
+    x, y = np.array(target.start[:2]) - (touch_distance + approach) * unit_vector(heading)
+    begin = float(rng.uniform(0, max(0.05, spec.duration - (approach + 0.8) / speed - 0.3)))
+    segments = (
+        MotionSegment(max(begin, 1e-3), 0, 0, heading),
+        MotionSegment(begin + (approach + 0.5) / speed, speed, speed, heading),
+        replace(AT_REST, heading=heading),
+    )
+    mover = replace(mover, segments=segments, yaw=heading, start=(float(x), float(y), mover.half_height))
+    return mover, replace(target, segments=(), friction=float(rng.uniform(0.05, 0.25)), bounce=0.3)
+
+
+# Answers
+
+
+def find_answer(kind: str, scene: Scene, truth: Truth) -> str | None:
+    """The answer that the truth gives, or None if it is ambiguous."""
+    names, num_frames = [body.name for body in scene.objects], scene.num_frames
+    if kind == "camera":
+        return " and ".join(scene.camera_moves[0].names)
+    if kind == "nearest":
+        last = num_frames - 1
+        distances = np.linalg.norm(truth.positions[last] - truth.camera_positions[last], axis=-1)
+        first, second = np.argsort(distances)[:2]
+        return names[first] if distances[second] >= NEAREST_RATIO * distances[first] else None
+    if kind == "falls":
+        drops = truth.positions[0, :, 2] - truth.positions[:num_frames, :, 2].min(0)
+        fallen = np.nonzero(drops >= MIN_DROP)[0]
+        return names[fallen[0]] if len(fallen) == 1 and np.sort(drops)[-2] < MAX_OTHER_DROP else None
+    path = truth.positions[:num_frames]
+    distances = np.linalg.norm(path - path[:1], axis=-1).max(0)  # (n,): how far each gets from where it starts
+    if kind == "bumps":
+        return _find_bumped(scene, truth, distances)
+    if ((distances > MAX_REST) & (distances < MIN_MOVE)).any():
+        return None
+    moving = np.nonzero(distances >= MIN_MOVE)[0]
+    if kind == "count":
+        return COUNTS[len(moving)]
+    if len(moving) != 1:
+        return None
+    return scene.objects[moving[0]].colour if kind == "colour" else names[moving[0]]
+
+
+def _find_bumped(scene: Scene, truth: Truth, distances: np.ndarray) -> str | None:
+    """The object that object 0 bumps into, if it alone moves besides object 0, and not before object 0 is there."""
+    moved = [i for i in range(1, len(distances)) if distances[i] > MAX_REST]
+    if len(moved) != 1 or distances[moved[0]] < MIN_BUMP_MOVE:
+        return None
+    target = moved[0]
+    fast = np.linalg.norm(truth.velocities[: scene.num_frames, target], axis=-1) > MIN_BUMP_SPEED
+    if not fast.any():
+        return None
+    first = int(fast.argmax())
+    gap = np.linalg.norm(truth.positions[first, 0] - truth.positions[first, target])
+    reach = scene.objects[0].footprint_radius + scene.objects[target].footprint_radius + MAX_BUMP_GAP
+    return scene.objects[target].name if gap < reach and first > 0.3 * FPS else None
+
+
+def expected_answer(kind: str, scene: Scene) -> str | None:
+    """The answer before the physics has run: for falls and bumps, which cannot be predicted, the intended one."""
+    if kind in ("falls", "bumps"):
+        return scene.objects[kind == "bumps"].name
+    return find_answer(kind, scene, predict_motion(scene))
+
+
+def frames_to_see(kind: str, answer: str, scene: Scene, step: int) -> dict[int, list[int]]:
+    """By object, the frames in which a person has to see it to be able to answer: one in `step`, and the last."""
+    names = [body.name for body in scene.objects]
+    frames = [*range(0, scene.num_frames, step), scene.num_frames - 1]
+    if kind == "nearest":
+        return {names.index(answer): frames[-1:]}
+    num_objects = {"camera": 0, "falls": 1, "bumps": 2}.get(kind, len(names))
+    return dict.fromkeys(range(num_objects), frames)

@@ -1,20 +1,21 @@
-"""DSR-Sim's template questions: DSR-Bench's 12 sub-tasks that have a template, answered from the simulator's state.
+"""The questions of DSR-Sim's 12 template tasks: their wording, and their answers and reasoning from the truth.
 
-`abs` tasks look from the AGENT (the camera, or a body with a front) as it stands at one moment; `rel` tasks from the
-agent at every moment. An agent's axes are level: front is where it faces, above is straight up. An answer is a list of
-runs over the asked span, "grows, then stays the same"; one that is near a threshold is no answer (`answer` is None).
+A task is named `abs_KIND` or `rel_KIND`, as in DSR-Bench. An `abs` task looks from where the agent (the camera, or a
+body with a front) is at one moment; a `rel` task looks from the agent as it moves. The agent's axes are level: its
+front is where it faces, and above is straight up. An answer is a sequence of runs over the span that is asked about,
+such as "grows, then stays the same". Where a value is near a threshold, the question has no answer:
 
-| kind | what | a run of it | refused in between |
+| kind | value | a run of it | ambiguous |
 | --- | --- | --- | --- |
-| dis | log of the distance | changes by 25% or more; stays within 8% | changes of 8% to 25% |
-| spd | log of the speed, floor 0.1 m/s | by 50% or more; within 12% | 12% to 50% |
-| ori | heading in degrees, to its left | by 25 or more; within 8 | 8 to 25 |
-| spd_comp | ratio of speeds, floor 0.1 m/s | 1.5 or more, at 0.3 m/s; 1.15 or less, or both rest | 1.15 to 1.5 |
-| dir, dir_pred | parts of the unit vector along the axes | above 0.3; below 0.2 | 0.2 to 0.3 |
+| dis | log of the distance | it changes by 25% or more, or stays within 8% | changes of 8% to 25% |
+| spd | log of the speed, at least 0.1 m/s | it changes by 50% or more, or stays within 12% | 12% to 50% |
+| ori | heading in degrees, to the left | it changes by 25 or more, or stays within 8 | 8 to 25 |
+| spd_comp | ratio of speeds, at least 0.1 m/s | 1.5 or more, and 0.3 m/s; at most 1.15, or both rest | 1.15 to 1.5 |
+| dir, dir_pred | components of the unit vector | named above 0.3, not named below 0.2 | 0.2 to 0.3 |
 
-A run lasts 15% of the span or more; frames that are unclear are 35% of it or fewer, and 15% or fewer in a row at its
-ends. A prediction must be what the second before says too, and travels 0.3 m or more in the second after (at most 0.03
-for what stays in place).
+`changes.py` says how long a run lasts and how many frames of a span may be ambiguous. The direction that dir_pred asks
+for must be the same in the last second of the clip and in the second after it, and the object must travel 0.3 m or
+more in each. An object that stays in place travels at most 0.03 m in each.
 """
 
 import itertools
@@ -23,75 +24,122 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..changes import FASTER_RATIO, SAME_RATIO, SLOWEST, find_changes, find_runs
+from ..changes import FASTER_RATIO, find_changes, find_runs
 from ..vocabulary import CHANGE_WORDS, all_sequences, format_seconds, sequence_text
 from .rendering import FPS, Truth
 from .scenes import CAMERA
 
-AT_REST, VISIBLY = 0.05, 0.3  # m/s: two that rest are equally fast; a faster one has this speed
-PART, NO_PART = 0.3, 0.2
-TRAVEL, REST = 0.3, 0.03  # m in a second
-LONG = 8.0  # s: spans as long as this may have three runs, at level 3
+SPEED_FLOOR = 0.1  # m/s: slower speeds count as this one when speeds are compared
+SAME_RATIO = 1.15  # two speeds whose ratio is at most this are equal
+BOTH_REST, FASTER_SPEED = 0.05, 0.3  # m/s: two slower objects are equally fast; the faster of two has at least this
+LARGE_COMPONENT, SMALL_COMPONENT = 0.3, 0.2  # of a unit vector
+MIN_TRAVEL, MAX_REST = 0.3, 0.03  # m in a second, for dir_pred
+LONG_SPAN = 8.0  # s: at level 3, answers over spans as long as this may have three runs
 
-SIDES = (("front", "behind"), ("left", "right"), ("above", "below"))
-WAYS = (("forward", "backward"), ("left", "right"), ("up", "down"))
+PLACE_WORDS = (("front", "behind"), ("left", "right"), ("above", "below"))
+MOVE_WORDS = (("forward", "backward"), ("left", "right"), ("up", "down"))
 STAYS = "it stays in place"
-RING = (
-    "front",
-    "front left",
+# Directions in steps of 45 degrees counter-clockwise, the first straight ahead.
+PLACES_AROUND = ("front", "front left", "left", "behind left", "behind", "behind right", "right", "front right")
+MOVES_AROUND = (
+    "forward",
+    "forward left",
     "left",
-    "behind left",
-    "behind",
-    "behind right",
+    "backward left",
+    "backward",
+    "backward right",
     "right",
-    "front right",
-)  # by 45 degrees
-WAY_RING = ("forward", "forward left", "left", "backward left", "backward", "backward right", "right", "forward right")
+    "forward right",
+)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked, objects by number or `CAMERA`; `y` is the other object if there is one; times in seconds.
-
-    `at` is when an `abs` task looks; for dir_pred `end` is the end of the clip.
-    """
+class QuestionSpec:
+    """What a question asks about. Objects are given by index, or as `CAMERA`; times are in seconds."""
 
     task: str
     agent: int
-    x: int
-    y: int | None
-    at: float
-    start: float
-    end: float
+    subject: int
+    other: int | None  # the second object, where the question has two
+    view_time: float  # when an `abs` task looks
+    start: float  # of the span
+    end: float  # of the span; for dir_pred, the end of the clip
 
     @property
     def kind(self) -> str:
         return self.task[4:]
 
     @property
-    def follows(self) -> bool:
+    def relative(self) -> bool:
+        """Whether the question looks from the agent as it moves."""
         return self.task.startswith("rel")
 
     @property
-    def asked(self) -> tuple[int, ...]:
-        """The objects that have to be seen during the span."""
-        return tuple(i for i in (self.x, self.y) if i is not None and i != CAMERA)
+    def asked_objects(self) -> tuple[int, ...]:
+        """The objects that have to be visible during the span."""
+        return tuple(i for i in (self.subject, self.other) if i is not None and i != CAMERA)
 
     @property
     def span(self) -> slice:
+        """The span's frames."""
         return slice(round(self.start * FPS), round(self.end * FPS) + 1)
 
 
-# What is measured, at every frame of the truth
+# Wording
 
 
-def place(truth: Truth, i: int) -> np.ndarray:
-    """(T, 3) m."""
+def question_text(spec: QuestionSpec, names: Sequence[str]) -> str:
+    """The question, given the names of the scene's objects."""
+
+    def name(i: int) -> str:
+        return "the camera" if i == CAMERA else f"the {names[i]}"
+
+    agent, subject, other = name(spec.agent), name(spec.subject), name(spec.other or 0)
+    moment = format_seconds(spec.view_time)
+    view = f"Seen from {agent} as it moves" if spec.relative else f"Seen from where {agent} is at {moment}"
+    span = f"from {format_seconds(spec.start)} to {format_seconds(spec.end)}"
+    if spec.kind == "dis" and spec.other is not None:
+        return f"How does the distance between {subject} and {other} change {span}?"
+    return {
+        "dis": f"{view}, how does the distance to {subject} change {span}?",
+        "dir": f"{view}, in which direction is {subject} {span}?",
+        "ori": f"{view}, how does {subject} turn {span}?",
+        "spd": f"{view}, how does the speed of {subject} change {span}?",
+        "spd_comp": f"{view}, which is faster {span}: first, {subject}, or second, {other}?",
+        "dir_pred": f"{view}, in which direction will {subject} move after the clip ends?",
+    }[spec.kind]
+
+
+def possible_answers(spec: QuestionSpec, level: int) -> list[tuple[str, ...]]:
+    """Every answer that a question may have at a level. Each is the right one equally often."""
+    if spec.kind == "dir_pred":
+        # Only a camera that sinks or rises sees an object move up or down.
+        vertical = ("up", "down") if spec.relative and spec.agent == CAMERA else ()
+        return [(words,) for words in (*MOVES_AROUND, *vertical, STAYS)]
+    if spec.kind == "dir":
+        if spec.agent != CAMERA:
+            pairs = [(PLACES_AROUND[k], PLACES_AROUND[(k + step) % 8]) for k in range(8) for step in (1, -1)]
+            return [*((words,) for words in PLACES_AROUND), *pairs]
+        below = [("front left below", "front below", "front right below")]
+        rows = below if level == 1 else [*below, ("front left", "front", "front right")]
+        neighbours = [pair for row in rows for a, b in itertools.pairwise(row) for pair in ((a, b), (b, a))]
+        # At level 1 the field of view is too narrow to cross from one side to the other.
+        crossings = [sequence for row in rows for sequence in (row, row[::-1])] if level > 1 else []
+        return [*((words,) for row in rows for words in row), *neighbours, *crossings]
+    max_runs = 3 if level == 3 and spec.end - spec.start >= LONG_SPAN else 2
+    return all_sequences(CHANGE_WORDS[spec.kind], max_runs)
+
+
+# Measurements, at every frame of the truth
+
+
+def position(truth: Truth, i: int) -> np.ndarray:
+    """World position of object i or the camera in m; (T, 3)."""
     return truth.camera_positions if i == CAMERA else truth.positions[:, i]
 
 
 def heading(truth: Truth, i: int) -> np.ndarray:
-    """Where object i or the camera faces, level, in rad from the world's +x, unwrapped; (T,)."""
+    """Where object i or the camera faces in the horizontal plane, in rad from the world's +x, unwrapped; (T,)."""
     if i == CAMERA:
         x, y = -truth.camera_rotations[:, 0, 2], -truth.camera_rotations[:, 1, 2]
     else:
@@ -100,158 +148,123 @@ def heading(truth: Truth, i: int) -> np.ndarray:
     return np.unwrap(np.arctan2(y, x))
 
 
-def seen_from(truth: Truth, ask: Ask, i: int) -> np.ndarray:
-    """Object i in the agent's axes (front, left, up) in m, (T, 3): as it stands at `ask.at`, or at each moment."""
-    origin, yaw = place(truth, ask.agent), heading(truth, ask.agent)
-    if not ask.follows:
-        moment = round(ask.at * FPS)
-        origin, yaw = origin[moment : moment + 1], yaw[moment : moment + 1]
-    away, cos, sin = place(truth, i) - origin, np.cos(yaw), np.sin(yaw)
-    return np.stack([cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0], away[:, 2]], -1)
+def position_from_agent(truth: Truth, spec: QuestionSpec, i: int) -> np.ndarray:
+    """Position of object i in the agent's axes (front, left, up) in m; (T, 3).
+
+    The axes are those at `spec.view_time` in an `abs` task, and those of each frame in a `rel` task.
+    """
+    origin, yaw = position(truth, spec.agent), heading(truth, spec.agent)
+    if not spec.relative:
+        frame = round(spec.view_time * FPS)
+        origin, yaw = origin[frame : frame + 1], yaw[frame : frame + 1]
+    offset, cos, sin = position(truth, i) - origin, np.cos(yaw), np.sin(yaw)
+    x, y, z = offset.T
+    return np.stack([cos * x + sin * y, cos * y - sin * x, z], -1)
 
 
-def distance(truth: Truth, ask: Ask) -> np.ndarray:
-    away = seen_from(truth, ask, ask.x) if ask.y is None else place(truth, ask.x) - place(truth, ask.y)
-    return np.linalg.norm(away, axis=-1)
+def distance(truth: Truth, spec: QuestionSpec) -> np.ndarray:
+    """Distance in m from the subject to the other object, or to the agent if there is none; (T,)."""
+    if spec.other is None:
+        return np.linalg.norm(position_from_agent(truth, spec, spec.subject), axis=-1)
+    return np.linalg.norm(position(truth, spec.subject) - position(truth, spec.other), axis=-1)
 
 
-def speed(truth: Truth, ask: Ask, i: int) -> np.ndarray:
-    """m/s of object i in the agent's axes; (T,)."""
-    return np.linalg.norm(np.gradient(seen_from(truth, ask, i), axis=0), axis=-1) * FPS
+def speed(truth: Truth, spec: QuestionSpec, i: int) -> np.ndarray:
+    """Speed of object i in the agent's axes in m/s; (T,)."""
+    return np.linalg.norm(np.gradient(position_from_agent(truth, spec, i), axis=0), axis=-1) * FPS
 
 
-def turned(truth: Truth, ask: Ask) -> np.ndarray:
-    """Degrees that x has turned to its left, as the agent sees it; (T,)."""
-    yaw = heading(truth, ask.x) - (heading(truth, ask.agent) if ask.follows else 0)
+def turned_angle(truth: Truth, spec: QuestionSpec) -> np.ndarray:
+    """Degrees by which the subject has turned to its left since the first frame, in the agent's axes; (T,)."""
+    yaw = heading(truth, spec.subject) - (heading(truth, spec.agent) if spec.relative else 0)
     return np.degrees(yaw - yaw[0])
 
 
-# From measures to runs
+# Answers
 
 
-def side(vector: np.ndarray, words: tuple[tuple[str, str], ...] = SIDES) -> str | None:
-    """The words for the large parts of a vector (front, left, up); None if any part is near the threshold."""
+def direction_words(vector: np.ndarray, words: tuple[tuple[str, str], ...] = PLACE_WORDS) -> str | None:
+    """The words for the large components of a vector (front, left, up); None if any is near the threshold."""
     length = np.linalg.norm(vector)
-    parts = (vector / max(length, 1e-9)).tolist()
-    if any(NO_PART < abs(part) < PART for part in parts):
+    components = (vector / max(length, 1e-9)).tolist()
+    if any(SMALL_COMPONENT < abs(component) < LARGE_COMPONENT for component in components):
         return None
-    return " ".join(pair[part < 0] for part, pair in zip(parts, words, strict=True) if abs(part) >= PART) or None
+    named = [
+        pair[component < 0]
+        for component, pair in zip(components, words, strict=True)
+        if abs(component) >= LARGE_COMPONENT
+    ]
+    return " ".join(named) or None
 
 
-def _predicted(truth: Truth, ask: Ask) -> tuple[str, ...] | None:
-    now = round(ask.end * FPS)
-    path = seen_from(truth, ask, ask.x)
-    before, after = path[now] - path[now - FPS], path[min(now + FPS, len(path) - 1)] - path[now]
-    lengths = np.linalg.norm(before), np.linalg.norm(after)
-    if max(lengths) <= REST:
-        return (STAYS,)
-    label = side(after, WAYS)
-    return (label,) if label and min(lengths) >= TRAVEL and label == side(before, WAYS) else None
+def find_answer(truth: Truth, spec: QuestionSpec) -> tuple[str, ...] | None:
+    """The runs that answer a question, or None if the answer is ambiguous."""
+    if spec.kind == "dis":
+        return find_changes(np.log(np.maximum(distance(truth, spec)[spec.span], 1e-3)), "dis")
+    if spec.kind == "ori":
+        return find_changes(turned_angle(truth, spec)[spec.span], "ori")
+    if spec.kind == "spd":
+        return find_changes(np.log(np.maximum(speed(truth, spec, spec.subject)[spec.span], SPEED_FLOOR)), "spd")
+    if spec.kind == "dir":
+        return find_runs(list(map(direction_words, position_from_agent(truth, spec, spec.subject)[spec.span])))
+    if spec.kind == "spd_comp":
+        speeds = (speed(truth, spec, i)[spec.span].tolist() for i in (spec.subject, spec.other))
+        return find_runs(list(map(_faster_words, *speeds)))
+    return _predicted_direction(truth, spec)
 
 
-def answer(truth: Truth, ask: Ask) -> tuple[str, ...] | None:
-    """The runs that answer `ask`, or None where that is ambiguous."""
-    if ask.kind == "dis":
-        return find_changes(np.log(np.maximum(distance(truth, ask)[ask.span], 1e-3)), "dis")
-    if ask.kind == "ori":
-        return find_changes(turned(truth, ask)[ask.span], "ori")
-    if ask.kind == "spd":
-        return find_changes(np.log(np.maximum(speed(truth, ask, ask.x)[ask.span], SLOWEST)), "spd")
-    if ask.kind == "dir":
-        return find_runs([side(vector) for vector in seen_from(truth, ask, ask.x)[ask.span]])
-    if ask.kind == "spd_comp":
-        speeds = (speed(truth, ask, i)[ask.span].tolist() for i in (ask.x, ask.y))
-        return find_runs(list(map(_faster, *speeds)))
-    return _predicted(truth, ask)
-
-
-def _faster(one: float, two: float) -> str | None:
+def _faster_words(first_speed: float, second_speed: float) -> str | None:
     first, second, same = CHANGE_WORDS["spd_comp"]
-    ratio = max(one, SLOWEST) / max(two, SLOWEST)
-    if max(one, two) < AT_REST or (min(one, two) >= 2 * SLOWEST and 1 / SAME_RATIO <= ratio <= SAME_RATIO):
+    slower, faster = sorted((first_speed, second_speed))
+    ratio = max(first_speed, SPEED_FLOOR) / max(second_speed, SPEED_FLOOR)
+    if faster < BOTH_REST or (slower >= 2 * SPEED_FLOOR and 1 / SAME_RATIO <= ratio <= SAME_RATIO):
         return same
-    if max(one, two) < VISIBLY or 1 / FASTER_RATIO < ratio < FASTER_RATIO:
+    if faster < FASTER_SPEED or 1 / FASTER_RATIO < ratio < FASTER_RATIO:
         return None
     return first if ratio > 1 else second
 
 
-# The answers there can be, and the options
+def _predicted_direction(truth: Truth, spec: QuestionSpec) -> tuple[str, ...] | None:
+    now = round(spec.end * FPS)
+    path = position_from_agent(truth, spec, spec.subject)
+    before, after = path[now] - path[now - FPS], path[min(now + FPS, len(path) - 1)] - path[now]
+    lengths = np.linalg.norm(before), np.linalg.norm(after)
+    if max(lengths) <= MAX_REST:
+        return (STAYS,)
+    words = direction_words(after, MOVE_WORDS)
+    return (words,) if words and min(lengths) >= MIN_TRAVEL and words == direction_words(before, MOVE_WORDS) else None
 
 
-def classes(ask: Ask, level: int) -> list[tuple[str, ...]]:
-    """Every answer that a question of this wording may have at a level; each is made equally often."""
-    if ask.kind == "dir_pred":
-        lifted = ("up", "down") if ask.follows and ask.agent == CAMERA else ()  # by a camera that sinks or rises
-        return [(label,) for label in (*WAY_RING, *lifted, STAYS)]
-    if ask.kind == "dir":
-        if ask.agent != CAMERA:
-            pairs = [(RING[k], RING[(k + step) % 8]) for k in range(8) for step in (1, -1)]
-            return [*((label,) for label in RING), *pairs]
-        below = [("front left below", "front below", "front right below")]
-        rows = below if level == 1 else [*below, ("front left", "front", "front right")]
-        near = [pair for row in rows for a, b in itertools.pairwise(row) for pair in ((a, b), (b, a))]
-        across = [path for row in rows for path in (row, row[::-1])] if level > 1 else []  # too wide for that view
-        return [*((label,) for row in rows for label in row), *near, *across]
-    words, most = CHANGE_WORDS[ask.kind], 3 if level == 3 and ask.end - ask.start >= LONG else 2
-    return all_sequences(words, most)
+# Reasoning
 
 
-# Words
-
-
-def wording(ask: Ask, names: Sequence[str]) -> str:
-    """The question; `names` of the objects."""
-
-    def name(i: int) -> str:
-        return "the camera" if i == CAMERA else f"the {names[i]}"
-
-    view = (
-        f"from {name(ask.agent)} as it moves"
-        if ask.follows
-        else f"from where {name(ask.agent)} is at {format_seconds(ask.at)}"
-    )
-    span, x = f"from {format_seconds(ask.start)} to {format_seconds(ask.end)}", name(ask.x)
-    return {
-        "dis": f"How does the distance between {x} and {name(ask.y)} change {span}?"
-        if ask.y is not None
-        else f"Seen {view}, how does the distance to {x} change {span}?",
-        "dir": f"Seen {view}, in which direction is {x} {span}?",
-        "ori": f"Seen {view}, how does {x} turn {span}?",
-        "spd": f"Seen {view}, how does the speed of {x} change {span}?",
-        "spd_comp": f"Seen {view}, which is faster {span}: first, {x}, or second, {name(ask.y or 0)}?",
-        "dir_pred": f"Seen {view}, in which direction will {x} move after the clip ends?",
-    }[ask.kind]
-
-
-def readings(truth: Truth, ask: Ask) -> str:
-    """What the measure reads at five moments of the span, in words short enough for a small model."""
-    span = ask.span
-    frames = np.linspace(span.start, span.stop - 1, 5).round().astype(int)
-    if ask.kind == "dis":
-        return "distance " + ", ".join(f"{value:.1f}" for value in distance(truth, ask)[frames])
-    if ask.kind == "ori":
-        return "turned " + ", ".join(
-            f"{value:.0f}" for value in turned(truth, ask)[frames] - turned(truth, ask)[frames[0]]
-        )
-    if ask.kind in ("spd", "spd_comp"):
-        both = [speed(truth, ask, i)[frames] for i in (ask.x, ask.y) if i is not None]
-        return " and ".join("speed " + ", ".join(f"{value:.1f}" for value in values) for values in both)
-    path = seen_from(truth, ask, ask.x)
-    if ask.kind == "dir":
-        return "direction " + ", ".join(side(path[k]) or "in between" for k in frames)
-    now = round(ask.end * FPS)
-    return f"in the last second it moves {np.linalg.norm(path[now] - path[now - FPS]):.1f} m"
-
-
-def reasoning(
-    truth: Truth, ask: Ask, names: Sequence[str], path: Sequence[str], targets: Sequence[tuple[int, int]]
+def reasoning_text(
+    truth: Truth, spec: QuestionSpec, names: Sequence[str], answer: Sequence[str], targets: Sequence[tuple[int, int]]
 ) -> str:
-    """Locate the span, picture what is asked about at its moments, read the measure, conclude."""
-    begin = (
-        f"from {format_seconds(ask.start)} to {format_seconds(ask.end)}."
-        if ask.kind != "dir_pred"
-        else "at the end of the clip."
-    )
-    looks = " ".join(f"{names[i]} at {format_seconds(frame / FPS)} <output_image>." for i, frame in targets)
-    end = f"it moves {path[0]}" if ask.kind == "dir_pred" and path[0] != STAYS else sequence_text(path)
-    return f"{begin} {looks} {readings(truth, ask)}. {end}."
+    """The reasoning: the span, a mental image for each (object, frame) of `targets`, measurements, and the answer."""
+    span = f"from {format_seconds(spec.start)} to {format_seconds(spec.end)}."
+    images = " ".join(f"{names[i]} at {format_seconds(frame / FPS)} <output_image>." for i, frame in targets)
+    conclusion = sequence_text(answer)
+    if spec.kind == "dir_pred":
+        span = "at the end of the clip."
+        conclusion = conclusion if answer[0] == STAYS else f"it moves {answer[0]}"
+    return f"{span} {images} {_measurements_text(truth, spec)}. {conclusion}."
+
+
+def _measurements_text(truth: Truth, spec: QuestionSpec) -> str:
+    """What is measured at five moments of the span, in few words."""
+    span = spec.span
+    frames = np.linspace(span.start, span.stop - 1, 5).round().astype(int)
+    if spec.kind == "dis":
+        return "distance " + ", ".join(f"{value:.1f}" for value in distance(truth, spec)[frames])
+    if spec.kind == "ori":
+        angles = turned_angle(truth, spec)[frames]
+        return "turned " + ", ".join(f"{angle:.0f}" for angle in angles - angles[0])
+    if spec.kind in ("spd", "spd_comp"):
+        speeds = [speed(truth, spec, i)[frames] for i in (spec.subject, spec.other) if i is not None]
+        return " and ".join("speed " + ", ".join(f"{value:.1f}" for value in values) for values in speeds)
+    path = position_from_agent(truth, spec, spec.subject)
+    if spec.kind == "dir":
+        return "direction " + ", ".join(direction_words(path[frame]) or "in between" for frame in frames)
+    now = round(spec.end * FPS)
+    return f"in the last second it moves {np.linalg.norm(path[now] - path[now - FPS]):.1f} m"

@@ -111,7 +111,7 @@ def test_a_real_ground_and_moving_camera():
     ground = [lens @ np.column_stack([turn.T[:, :2], -turn.T @ eye]) for turn, eye in poses]
     steps = np.stack([after @ np.linalg.inv(before) for before, after in zip(ground[:-1], ground[1:], strict=True)])
     shot = Shot("clip.mp4", 0.0, 3.0, clip.frames[:24], clip.timestamps[:24])
-    ball = clip.masks[:24] == 1 + [thing.name for thing in clip.scene.things].index("yellow ball")
+    ball = clip.masks[:24] == 1 + [thing.name for thing in clip.scene.objects].index("yellow ball")
     track = max(find_objects(shot, Camera([], steps)), key=lambda track: overlap(track, ball))
     assert track.moving and overlap(track, ball) > 0.9
     assert "yellow object" in track.description
