@@ -1,7 +1,9 @@
-"""Reads a model's reply: `<think>..</think>`, `<answer>..</answer>`, and which option the answer names.
+"""Reads a model's reply: its reasoning in `<think>`, its answer in `<answer>`, the option that the answer names, and
+whether it is right.
 
-The project's only parser: rewards, evaluation and demo use it. It never searches a sentence for a letter ("A car turns
-left" does not name option A): the whole answer is an option's letter, its text, or both, or it names none.
+This is the project's only parser of replies: rewards, evaluation and demo use it. It never searches a sentence for a
+letter ("A car turns left" does not name option A): the whole answer is an option's letter, its text, or both, or it
+names no option.
 """
 
 import re
@@ -15,7 +17,7 @@ _TAG = re.compile(r"(</?(?:think|answer)>)")
 _THINK = re.compile(r"<think>((?:(?!</?think>|<answer>).)*)", re.DOTALL)  # up to where it is closed, if it is
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
-# Both are matched against folded text, whose outer brackets and punctuation are gone.
+# These are matched against normalised text, without surrounding brackets and punctuation (see `_normalise`).
 _LETTER = re.compile(r"(?:(?:option|choice):? )?[(\[]?([a-z])")
 _LETTER_AND_TEXT = re.compile(r"(?:(?:option|choice):? )?[(\[]?([a-z])(?:[*_]*[)\].:,]+[*_]*| [-\u2013\u2014] ) ?(.+)")
 _NUMBER = re.compile(r"([+\-\u2212]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) ?(\D*)")
@@ -33,10 +35,10 @@ class ParsedAnswer:
 
 
 def parse(text: str) -> ParsedAnswer:
-    """Split a reply. `well_formed`: `<think>..</think>`, then `<answer>..</answer>`, once each, and nothing else.
+    """Splits a reply. `well_formed`: `<think>..</think>`, then `<answer>..</answer>`, once each, and nothing else.
 
-    Latent tokens may stand anywhere inside the two. A reply that is not well-formed still yields its answer: the last
-    `<answer>..</answer>`, or else what follows an unclosed `<answer>`.
+    Latent tokens may stand anywhere inside the two. A reply that is not well-formed still has an answer: the last
+    `<answer>..</answer>` or, without one, what follows an unclosed `<answer>`.
 
     >>> parse("<think>It turns.<|latent_start|><|latent_pad|><|latent_end|></think> <answer>B</answer>")
     ParsedAnswer(think='It turns.', answer='B', well_formed=True)
@@ -52,30 +54,32 @@ def parse(text: str) -> ParsedAnswer:
 
 
 def match_option(answer: str | None, options: Sequence[str]) -> tuple[int | None, str | None]:
-    """Find the option that an answer names by letter, text, or both: (its index, None), or (None, the reason why not).
+    """The option that an answer names by its letter, its text, or both: (its index, None), or (None, the reason why
+    the answer names none).
 
-    Letters are read as "B", "(B)", "B.", "Option B"; both as "B: text", "(B) text", "B - text". Case, spaces and
-    surrounding punctuation do not matter. An option's text goes before a letter, so options may be letters themselves.
+    A letter may be written as "B", "(B)", "B." or "Option B"; both as "B: text", "(B) text" or "B - text". Case,
+    spaces and surrounding punctuation do not matter. An option's text takes precedence over a letter, so options may
+    be letters themselves.
 
     >>> match_option("(b)", ["right", "left"])
     (1, None)
     >>> match_option("A: Left.", ["right", "left"])
     (None, "the letter A and the text 'left' name different options")
     """
-    folded, texts = _fold(answer or ""), [_fold(option) for option in options]
-    for key, candidates in ((answer, list(options)), (folded, texts)):
+    normalised, texts = _normalise(answer or ""), [_normalise(option) for option in options]
+    for key, candidates in ((answer, list(options)), (normalised, texts)):
         if key and candidates.count(key) == 1:
             return candidates.index(key), None
-    if not folded:
+    if not normalised:
         return None, "there is no answer"
-    if folded in texts:
-        return None, f"the text {folded!r} is that of several options"
-    if letter := _LETTER.fullmatch(folded):
+    if normalised in texts:
+        return None, f"the text {normalised!r} is that of several options"
+    if letter := _LETTER.fullmatch(normalised):
         return _by_letter(letter[1], len(options))
-    if not (both := _LETTER_AND_TEXT.fullmatch(folded)):
-        return None, f"{folded!r} is neither an option's letter nor its text"
+    if not (both := _LETTER_AND_TEXT.fullmatch(normalised)):
+        return None, f"{normalised!r} is neither an option's letter nor its text"
     index, reason = _by_letter(both[1], len(options))
-    text = _fold(both[2])
+    text = _normalise(both[2])
     if index is None or texts[index] == text:
         return index, reason
     if text in texts:
@@ -84,25 +88,26 @@ def match_option(answer: str | None, options: Sequence[str]) -> tuple[int | None
 
 
 def match_number(answer: str | None, expected: str, tolerance: float = 0.05) -> bool:
-    """Whether a free answer says what is expected: its number to within `tolerance` of it, relative, in the same unit
-    (or in none); or, of what is no number, its words. 5% is ours: what is measured in a picture is hardly surer.
+    """Whether a free answer agrees with the expected one: a number within the relative `tolerance`, in the same unit
+    or without one; or, if either is not a number, the same text. The tolerance of 5% is this project's choice: what is
+    measured in a video is hardly more exact.
 
     >>> match_number("10.4", "10 m"), match_number("10.4 s", "10 m"), match_number("To the left.", "to the left")
     (True, False, True)
     """
-    given, wanted = _fold(answer or ""), _fold(expected)
+    given, wanted = _normalise(answer or ""), _normalise(expected)
     numbers = [_NUMBER.fullmatch(text) for text in (given, wanted)]
     if None in numbers:
         return bool(given) and given == wanted
-    (value, unit), (target, true_unit) = ((float(n[1].replace("\u2212", "-")), n[2]) for n in numbers)
-    within = tolerance * abs(target) * (1 + 1e-9)  # 2.1 is 5% from 2, for all the rounding of 2.1 - 2
+    (value, unit), (target, true_unit) = ((float(match[1].replace("\u2212", "-")), match[2]) for match in numbers)
+    within = tolerance * abs(target) * (1 + 1e-9)  # so that 2.1 counts as 5% from 2, although 2.1 - 2 is rounded
     return unit in ("", true_unit) and abs(value - target) <= within
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a reply answers rightly: `option` is the index of the option that its answer names (`None` if it names
-    none, or there are no options), and `reason` says why it names none."""
+    """Whether a reply is right. `option` is the index of the option that its answer names (`None` if it names none or
+    there are no options), and `reason` says why it names none."""
 
     is_right: bool
     parsed: ParsedAnswer
@@ -111,11 +116,14 @@ class Verdict:
 
 
 def judge(text: str, expected: str, options: Sequence[str] | None) -> Verdict:
-    """The verdict on a reply `text`: with `options` its answer must name the option `expected`; without any it must be
-    the number `expected` to within 5%, or its very words (see [`match_number`]). Nothing else decides this.
+    """The verdict on a reply `text`. With `options` its answer must name the option `expected`; without
+    options it must be the number `expected` to within 5%, or the same text (see [`match_number`]). No other code
+    decides what is right.
 
-    >>> judge("<answer>B</answer>", "left", ["right", "left"]).is_right, judge("<answer>10.2 m</answer>", "10 m", None).is_right
-    (True, True)
+    >>> judge("<answer>B</answer>", "left", ["right", "left"]).is_right
+    True
+    >>> judge("<answer>10.2 m</answer>", "10 m", None).is_right
+    True
     """
     parsed = parse(text)
     if not options:
@@ -137,7 +145,8 @@ def _clean(text: str) -> str:
     return _LATENT.sub("", text).strip()
 
 
-def _fold(text: str) -> str:
-    """Case, width and spacing evened out, surrounding punctuation gone; signs and units ("-5", "+", "50%") stay."""
+def _normalise(text: str) -> str:
+    """Evens out case, character width and spacing, and removes surrounding punctuation. Signs and units ("-5", "+",
+    "50%") stay."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(text.split()).lstrip(_OPENING).rstrip(_CLOSING)

@@ -178,8 +178,9 @@ def annotate(
         index, _, count = shard.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
             raise ValueError(f"--shard {shard}: it must be I/N, for example 1/8")
-        settings = pipeline.Settings(seed, sam3, server, namer, reasoner)
-        typer.echo(pipeline.describe(pipeline.annotate(source, out, (int(index), int(count)), workers, settings)))
+        settings = pipeline.AnnotationSettings(seed, sam3, server, namer, reasoner)
+        summary = pipeline.annotate(source, out, (int(index), int(count)), workers, settings)
+        typer.echo(pipeline.format_summary(summary))
 
 
 @app.command()

@@ -140,8 +140,8 @@ def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> l
 def prefill_prompts(
     network, processor, rows: list[dict], reply_to: torch.LongTensor
 ) -> tuple[dict, list[torch.Tensor]]:
-    """The inputs from which `generate` continues, with the prompts' cache, and the features `(n, hidden)` of each row's
-    video, shared by rows about the same video.
+    """The inputs from which `generate` continues, with the prompts' cache; and for each row the features `(n, hidden)`
+    of its video, shared by rows about the same video.
 
     `rows` are those of `question_dataset`, one prompt each. `reply_to` `(replies,)`, on the network's device, holds
     for each reply the number of its prompt. Raises `RecordError`, with file and line, if a video cannot be read.

@@ -153,10 +153,10 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=2
 
 
 @settings(deadline=None)
-@given(st.lists(words, min_size=2, max_size=26, unique_by=answers._fold), st.data())
+@given(st.lists(words, min_size=2, max_size=26, unique_by=answers._normalise), st.data())
 def test_every_form_of_every_option_maps_back(options, data):
     """For options that differ, and none of which reads as a letter or as a letter with a text."""
-    for text in map(answers._fold, options):
+    for text in map(answers._normalise, options):
         assume(len(text) > 1 and not answers._LETTER.fullmatch(text) and not answers._LETTER_AND_TEXT.fullmatch(text))
     index = data.draw(st.integers(0, len(options) - 1))
     letter = data.draw(st.sampled_from([chr(ord("A") + index), chr(ord("a") + index)]))

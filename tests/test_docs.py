@@ -23,8 +23,8 @@ DECODING = (ROOT / "docs/decoding.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LAUNCHERS = {
-    "train/sft.py": (sft.RunArguments, DIFTConfig, ModelConfig),
-    "train/grpo.py": (grpo.RunArguments, FourDRLConfig, ModelConfig),
+    "train/sft.py": (sft.ScriptArguments, DIFTConfig, ModelConfig),
+    "train/grpo.py": (grpo.ScriptArguments, FourDRLConfig, ModelConfig),
 }
 
 

@@ -1,11 +1,12 @@
-"""Stage two, 4DRL: reward a model that pictures for answering right. A run is one recipe.
+"""4DRL, the second stage: GRPO with rewards for right answers, replaying sampled latents. A run is one recipe.
 
     accelerate launch train/grpo.py --config train/recipes/tiny/4drl.yaml
     accelerate launch --config_file train/accelerate/zero2.yaml train/grpo.py --config train/recipes/tiny/4drl.yaml
 
-Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-6`. LoRA: `--use_peft`.
-Launched again, a run goes on from its last whole checkpoint; one that has finished says so and stops.
-`--push_to_hub --hub_model_id OWNER/NAME` publishes what it leaves as `fourdthinker publish` does, with a card.
+Any setting of the recipe can be given on the command line instead, e.g. `--learning_rate 1e-6`; `--use_peft true`
+trains LoRA adapters. The same command continues an interrupted run from its last complete checkpoint; for a finished
+run it says so and stops. `--push_to_hub true --hub_model_id OWNER/NAME` publishes the result as `fourdthinker publish`
+does, with a card.
 """
 
 import logging
@@ -15,14 +16,21 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
-from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, last_checkpoint, question_dataset
+from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
 from fourdthinker_hf.training.lora import LORA_TARGETS
-from fourdthinker_hf.training.run import check_push, is_finished, load_for_training, save, send
+from fourdthinker_hf.training.run import (
+    check_publishable,
+    is_finished,
+    last_checkpoint,
+    load_for_training,
+    publish_result,
+    save_result,
+)
 
 
 @dataclass
-class RunArguments:
-    """What a run learns from, and what it leaves."""
+class ScriptArguments:
+    """What a run is trained and evaluated on, and what it saves."""
 
     records: list[str] = field(metadata={"help": "JSONL files of records, ours or the published RL set, to train on."})
     eval_records: list[str] = field(default_factory=list, metadata={"help": "JSONL files of records to evaluate on."})
@@ -31,13 +39,14 @@ class RunArguments:
     )
 
 
-def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> None:
-    if is_finished(args.output_dir):
+def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args: ModelConfig) -> None:
+    if is_finished(training_args.output_dir):
         return
 
     # Model
-    push, args.push_to_hub = args.push_to_hub, False  # the trainer's own would send all that it writes, unchecked
-    parent = check_push(run, args, model_args) if push else None
+    publish = training_args.push_to_hub
+    training_args.push_to_hub = False  # the trainer itself would upload all its files, unchecked
+    parent = check_publishable(script_args, training_args, model_args) if publish else None
     model = load_for_training(model_args)
     processor = FourDThinkerProcessor.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision
@@ -45,25 +54,29 @@ def main(run: RunArguments, args: FourDRLConfig, model_args: ModelConfig) -> Non
     if model_args.use_peft and model_args.lora_target_modules is None:
         model_args.lora_target_modules = LORA_TARGETS
 
+    # Dataset
+    train_dataset = question_dataset(script_args.records, processor)
+    eval_dataset = question_dataset(script_args.eval_records, processor) if script_args.eval_records else None
+
     # Training
     trainer = FourDRLTrainer(
         model=model,
-        args=args,
-        train_dataset=question_dataset(run.records, processor),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         processing_class=processor,
-        eval_dataset=question_dataset(run.eval_records, processor) if run.eval_records else None,
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=last_checkpoint(training_args.output_dir))
 
-    # Save
-    save(trainer, run, args, model_args, processor)
-    if push and trainer.is_world_process_zero():
-        send(run, args, parent, "4DRL (`train/grpo.py`)")
+    # Result
+    save_result(trainer, script_args, training_args, model_args, processor)
+    if publish and trainer.is_world_process_zero():
+        publish_result(script_args, training_args, parent, "4DRL (`train/grpo.py`)")
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is sent, and what stays behind
+    logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is uploaded and what is not
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # TRL reads it at every step
-    main(*TrlParser((RunArguments, FourDRLConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((ScriptArguments, FourDRLConfig, ModelConfig)).parse_args_and_config())

@@ -1,19 +1,20 @@
-"""Time and memory of a step of DIFT beside stock Qwen2.5-VL under TRL's SFTTrainer, with and without cached features.
+"""Measures the time and memory of a DIFT step, with and without cached features, and of a step of stock Qwen2.5-VL
+under TRL's SFTTrainer.
 
     python bench/speed/dift_step.py                # half an hour on one CPU core, 8 GB
-    python bench/speed/dift_step.py --quick        # a smaller network, few steps: only to see that it works
+    python bench/speed/dift_step.py --quick        # a smaller network and few steps, to check that the benchmark runs
 
-The network is a random one of 108 M parameters (hidden size 512, 8 layers, vocabulary 151,936, tower of 8 blocks). At
-the stated shape a row holds 1,000 video tokens of 16 frames and 200 of text; DIFT also encodes 2 target frames, whose
-8 latents and 4 brackets are among the 200. The tower is frozen in both. A step is forward, backward, clipping and
-AdamW, as the trainers do them. Off CUDA TRL scores every position; `labelled` is stock with only the labelled ones
-scored, as TRL does on CUDA. Each variant lives in a process of its own; they take turns, step by step, and medians of
-CPU seconds count (on CUDA: of wall seconds), since a machine is rarely quiet. Memory is the peak of the resident set
-in a step (Linux resets it on request) over what the imports take, in processes that give freed memory back at once;
-beside it, what `fourdthinker memory` says.
+The network has 108 M random parameters (hidden size 512, 8 layers, vocabulary 151,936, vision tower of 8 blocks). By
+default a row holds 1,000 video tokens of 16 frames and 200 tokens of text. DIFT also encodes 2 target frames, whose 8
+latents and 4 start and end tokens count among the 200. The tower is frozen in all variants. A step is forward,
+backward, clipping and AdamW, as the trainers run them. Without CUDA, TRL scores every position; the variant `labelled`
+is stock Qwen2.5-VL with only the labelled positions scored, as TRL does on CUDA. Each variant has its own process. The
+variants take turns, step by step, and the medians of CPU seconds (on CUDA: wall seconds) are reported, because a
+machine is rarely idle. Memory is the peak of the resident set in a step, less what the imports take, in processes that
+give freed memory back at once; the estimate of `fourdthinker memory` is shown beside it.
 
-On a machine with CUDA also a random network of Qwen2.5-VL-3B's shape in bf16: tokens a second, peak memory, and the
-share of the device's peak (MFU) by TRL's own count of operations, a frozen tower's forward added.
+With CUDA the benchmark instead runs a random network of Qwen2.5-VL-3B's shape in bf16. It reports tokens a second,
+peak memory, and the share of the device's peak (MFU), from TRL's count of operations plus the frozen tower's forward.
 """
 
 import gc
@@ -40,17 +41,17 @@ VARIANTS = (*STOCK, "dift", "cached")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A batch: `frames` of a video and target frames of `height` x `width` pixels a row, `text` tokens, `spoken` of
-    them the assistant's."""
+class BatchShape:
+    """The size of a batch. Frames of the video and target frames have `height` x `width` pixels; the last
+    `labelled_tokens` of the text are the assistant's. All numbers but `batch_size` are for one row."""
 
-    batch: int = 1
-    frames: int = 16
+    batch_size: int = 1
+    num_frames: int = 16
     height: int = 140
     width: int = 700
-    images: int = 2
-    text: int = 200
-    spoken: int = 100
+    num_targets: int = 2
+    text_tokens: int = 200
+    labelled_tokens: int = 100
 
     @property
     def frame_tokens(self) -> int:
@@ -58,11 +59,11 @@ class Shape:
 
     @property
     def video_tokens(self) -> int:
-        return self.frames // 2 * self.frame_tokens
+        return self.num_frames // 2 * self.frame_tokens
 
 
 def make_config(quick: bool):
-    """The shape of a Qwen2.5-VL of 108 M parameters; `quick`: of 6 M."""
+    """The config of a Qwen2.5-VL of 108 M parameters; with `quick`, of 6 M."""
     from fourdthinker_hf import FourDThinkerConfig
 
     text = {
@@ -117,44 +118,46 @@ def make_config(quick: bool):
     )
 
 
-def make_batch(config, shape: Shape, variant: str, visual) -> dict:
-    """Random pixels and words: stock and labelled have no target frames, cached has features instead of pixels."""
+def make_batch(config, shape: BatchShape, variant: str, visual) -> dict:
+    """Random pixels and text. The variants `stock` and `labelled` have no target frames, `cached` has features in
+    place of pixels."""
     import torch
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     draw = torch.Generator().manual_seed(0)
-    words = torch.randint(0, 1000, (shape.batch, shape.text - 2), generator=draw)
-    video = torch.full((shape.batch, shape.video_tokens), config.video_token_id)
+    text = torch.randint(0, 1000, (shape.batch_size, shape.text_tokens - 2), generator=draw)
+    video = torch.full((shape.batch_size, shape.video_tokens), config.video_token_id)
     start, end = (
-        torch.full((shape.batch, 1), token) for token in (config.vision_start_token_id, config.vision_end_token_id)
+        torch.full((shape.batch_size, 1), token)
+        for token in (config.vision_start_token_id, config.vision_end_token_id)
     )
-    input_ids = torch.cat([start, video, end, words], 1)
+    input_ids = torch.cat([start, video, end, text], 1)
     if variant not in STOCK:
         size = config.latent_size
         block = [config.latent_start_id, *[config.latent_token_id] * size, config.latent_end_id]
-        for number in range(shape.images):
-            place = input_ids.shape[1] - shape.spoken + number * (size + 2)
-            input_ids[:, place : place + size + 2] = torch.tensor(block)
+        for number in range(shape.num_targets):
+            first = input_ids.shape[1] - shape.labelled_tokens + number * (size + 2)
+            input_ids[:, first : first + size + 2] = torch.tensor(block)
     labels = input_ids.masked_fill(input_ids == config.latent_token_id, -100)
-    labels[:, : -shape.spoken] = -100
+    labels[:, : -shape.labelled_tokens] = -100
     kinds = 2 * (input_ids == config.video_token_id).long()
     batch = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "labels": labels,
         "mm_token_type_ids": kinds,
-        "second_per_grid_ts": torch.ones(shape.batch),
+        "second_per_grid_ts": torch.ones(shape.batch_size),
     }
 
     def pixels(frames: int, rows: int):
         grid = torch.tensor([frames, shape.height // 14, shape.width // 14]).repeat(rows, 1)
         return torch.rand(int(grid.prod(1).sum()), 3 * 2 * 14 * 14, generator=draw), grid
 
-    clips, clip_grids = pixels(shape.frames // 2, shape.batch)
-    frames, frame_grids = pixels(1, shape.batch * shape.images)
+    clips, clip_grids = pixels(shape.num_frames // 2, shape.batch_size)
+    frames, frame_grids = pixels(1, shape.batch_size * shape.num_targets)
     batch["video_grid_thw"] = clip_grids
-    with_frames = variant not in STOCK and shape.images > 0
-    if with_frames:
+    with_targets = variant not in STOCK and shape.num_targets > 0
+    if with_targets:
         batch["image_grid_thw_latent"] = frame_grids
     if variant == "cached":
 
@@ -165,17 +168,17 @@ def make_batch(config, shape: Shape, variant: str, visual) -> dict:
             return BaseModelOutputWithPooling(pooler_output=list(features.pooler_output.split(sizes)))
 
         batch["mm_encoder_outputs"] = {"video": encode(clips, clip_grids)}
-        if with_frames:
+        if with_targets:
             batch["mm_encoder_outputs"]["latent"] = encode(frames, frame_grids)
     else:
         batch["pixel_values_videos"] = clips
-        if with_frames:
+        if with_targets:
             batch["pixel_values_latent"] = frames
     return batch
 
 
 def make_trainer(config, variant: str, folder: str, **settings):
-    """Ours, or TRL's with `stock` and `labelled` (on stock Qwen2.5-VL) or `trl` (on our model)."""
+    """DIFTTrainer, or TRL's SFTTrainer: for `stock` and `labelled` on stock Qwen2.5-VL, for `trl` on 4DThinker."""
     import torch
     import torch.nn.functional as F
     from datasets import Dataset
@@ -185,12 +188,12 @@ def make_trainer(config, variant: str, folder: str, **settings):
     from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
     from fourdthinker_hf.training import DIFTConfig, DIFTTrainer
 
-    class Labelled(SFTTrainer):
+    class LabelledSFTTrainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs.pop("labels")
-            spoken = int((labels[0] != -100).sum())  # at the end of every row
-            logits = model(**inputs, logits_to_keep=spoken + 1, use_cache=False).logits[:, :-1]
-            return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, -spoken:].flatten())
+            num_labels = int((labels[0] != -100).sum())  # at the end of every row
+            logits = model(**inputs, logits_to_keep=num_labels + 1, use_cache=False).logits[:, :-1]
+            return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, -num_labels:].flatten())
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16 if settings.get("bf16") else torch.float32)
@@ -213,8 +216,8 @@ def make_trainer(config, variant: str, folder: str, **settings):
     torch.set_default_dtype(torch.float32)
     model.model.visual.requires_grad_(False)
     peft_config = lora() if settings.pop("use_lora", False) else None
-    ours = variant not in (*STOCK, "trl")
-    args = (DIFTConfig if ours else SFTConfig)(
+    is_dift = variant not in (*STOCK, "trl")
+    args = (DIFTConfig if is_dift else SFTConfig)(
         folder,
         report_to="none",
         disable_tqdm=True,
@@ -226,7 +229,7 @@ def make_trainer(config, variant: str, folder: str, **settings):
         dataset_kwargs={"skip_prepare_dataset": True},
         **{"bf16": False, "gradient_checkpointing": False, **settings},
     )
-    trainer = (DIFTTrainer if ours else Labelled if variant == "labelled" else SFTTrainer)(
+    trainer = (DIFTTrainer if is_dift else LabelledSFTTrainer if variant == "labelled" else SFTTrainer)(
         model=model,
         args=args,
         train_dataset=Dataset.from_list([{"row": 0}]),
@@ -241,13 +244,13 @@ def make_trainer(config, variant: str, folder: str, **settings):
 
 
 def status(name: str) -> int:
-    """Bytes of an entry of /proc/self/status: VmRSS, resident now; VmHWM, the most since the last reset."""
+    """Bytes of an entry of /proc/self/status: VmRSS, resident now, or VmHWM, the most since the last reset."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
 def work(connection, quick: bool, variant: str, settings: dict, head_only: bool) -> None:
-    """One variant: for each shape that comes, a step; seconds, peak bytes and loss go back."""
+    """The process of one variant: for each shape it receives, it runs a step and sends seconds, peak bytes, loss."""
     import torch
     from transformers.utils import logging
 
@@ -255,8 +258,8 @@ def work(connection, quick: bool, variant: str, settings: dict, head_only: bool)
     config = make_3b() if settings.get("bf16") else make_config(quick)
     with tempfile.TemporaryDirectory() as folder:
         small = make_config(True)
-        warm = Shape(images=0) if head_only else Shape()
-        step(make_trainer(small, variant, folder, **settings), small, warm, variant, head_only)  # loads libraries
+        first = BatchShape(num_targets=0) if head_only else BatchShape()
+        step(make_trainer(small, variant, folder, **settings), small, first, variant, head_only)  # loads libraries
         gc.collect()
         base = 0 if torch.cuda.is_available() else status("VmRSS")
         trainer = make_trainer(config, variant, folder, **settings)
@@ -265,8 +268,8 @@ def work(connection, quick: bool, variant: str, settings: dict, head_only: bool)
             connection.send((seconds, peak - base, loss))
 
 
-def step(trainer, config, shape: Shape, variant: str, head_only: bool) -> tuple[float, int, float]:
-    """Seconds, peak bytes and loss of one step; `head_only`: of forward and backward without layers or optimizer."""
+def step(trainer, config, shape: BatchShape, variant: str, head_only: bool) -> tuple[float, int, float]:
+    """Seconds, peak bytes and loss of one step; with `head_only`, of forward and backward of the head alone."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -301,12 +304,12 @@ def step(trainer, config, shape: Shape, variant: str, head_only: bool) -> tuple[
 
 
 def use_fixed_states(model, batch: dict, config) -> None:
-    """Put random hidden states in place of the layers, so that a step is the head alone."""
+    """Puts random hidden states in place of the layers, so that a step runs only the head."""
     import torch
 
     from fourdthinker_hf.modeling_fourdthinker import FourDThinkerModelOutput
 
-    class Fixed(torch.nn.Module):
+    class FixedStates(torch.nn.Module):
         def __init__(self, size, embeddings):
             super().__init__()
             self.states = torch.nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(1)))
@@ -319,23 +322,23 @@ def use_fixed_states(model, batch: dict, config) -> None:
             return FourDThinkerModelOutput(last_hidden_state=self.states)
 
     size = (*batch["input_ids"].shape, config.text_config.hidden_size)
-    model.model = Fixed(size, model.get_input_embeddings())
+    model.model = FixedStates(size, model.get_input_embeddings())
 
 
 class Worker:
-    """A variant in its own process. `lean` gives freed memory back at once: true peaks, slower steps."""
+    """A variant in its own process. With `lean` it gives freed memory back at once: exact peaks, slower steps."""
 
     def __init__(self, quick, variant, lean=False, head_only=False, **settings):
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        if lean:  # glibc's: larger blocks are mapped on their own
+        if lean:  # glibc gives larger blocks back when they are freed
             os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
         self.process = context.Process(target=work, args=(other, quick, variant, settings, head_only), daemon=True)
         self.process.start()
         os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
         other.close()
 
-    def step(self, shape: Shape) -> tuple[float, int, float]:
+    def step(self, shape: BatchShape) -> tuple[float, int, float]:
         self.connection.send(shape)
         return self.connection.recv()
 
@@ -344,7 +347,7 @@ class Worker:
         self.process.join()
 
 
-def take_turns(workers: dict[str, Worker], shape: Shape, rounds: int) -> dict[str, tuple[float, float]]:
+def take_turns(workers: dict[str, Worker], shape: BatchShape, rounds: int) -> dict[str, tuple[float, float]]:
     """Median seconds of each, and the last loss; one step each goes before, to warm up."""
     seen = {name: [] for name in workers}
     for turn in range(rounds + 1):
@@ -366,11 +369,14 @@ def peaks(quick: bool, variants, shapes, **settings) -> dict[str, list[int]]:
     return found
 
 
-def predicted(config, shape: Shape, peft=None, **settings) -> int:
+def estimate_bytes(config, shape: BatchShape, peft_config=None, **settings) -> int:
+    """Bytes that `fourdthinker memory` estimates."""
     from fourdthinker_hf.training import memory_estimate
 
-    setup = memory_estimate.Setup(batch_size=shape.batch, peft=peft, **settings)
-    row = memory_estimate.Shape(shape.frames, shape.height * shape.width, shape.images, shape.text, shape.spoken)
+    setup = memory_estimate.TrainingSetup(shape.batch_size, peft_config=peft_config, **settings)
+    row = memory_estimate.RowShape(
+        shape.num_frames, shape.height * shape.width, shape.num_targets, shape.text_tokens, shape.labelled_tokens
+    )
     return memory_estimate.estimate(config, setup, row)[-1][1]
 
 
@@ -379,8 +385,8 @@ def gigabytes(size: float) -> str:
 
 
 def bench_steps(quick: bool, rounds: int) -> None:
-    seconds, memory = measure(quick, VARIANTS, [Shape()], rounds)
-    typer.echo(f"\nA step at {asdict(Shape())}\n")
+    seconds, memory = measure(quick, VARIANTS, [BatchShape()], rounds)
+    typer.echo(f"\nA step at {asdict(BatchShape())}\n")
     typer.echo("| variant | CPU s | against stock | against labelled | peak GB |")
     typer.echo("| --- " * 5 + "|")
     stock, labelled = (seconds[0][variant] for variant in STOCK)
@@ -393,13 +399,13 @@ def bench_steps(quick: bool, rounds: int) -> None:
 
 
 def bench_growth(quick: bool, rounds: int) -> None:
-    stated, variants = Shape(), VARIANTS[1:]
+    stated, variants = BatchShape(), VARIANTS[1:]
     shapes = [
         stated,
-        replace(stated, text=800, spoken=400),
-        replace(stated, frames=32),
-        replace(stated, images=6),
-        replace(stated, batch=2),
+        replace(stated, text_tokens=800, labelled_tokens=400),
+        replace(stated, num_frames=32),
+        replace(stated, num_targets=6),
+        replace(stated, batch_size=2),
     ]
     seconds, memory = measure(quick, variants, shapes, max(1, rounds // 3))
     typer.echo("\nHow a step grows: CPU seconds (against labelled), peak GB\n")
@@ -408,11 +414,14 @@ def bench_growth(quick: bool, rounds: int) -> None:
     for number, shape in enumerate(shapes):
         row = seconds[number]
         cells = [f"{row[v]:.2f} ({row[v] / row['labelled']:.2f}), {gigabytes(memory[v][number])}" for v in variants]
-        typer.echo(f"| {shape.batch} | {shape.video_tokens:,} + {shape.text} | {shape.images} | {' | '.join(cells)} |")
+        typer.echo(
+            f"| {shape.batch_size} | {shape.video_tokens:,} + {shape.text_tokens} | {shape.num_targets} | "
+            f"{' | '.join(cells)} |"
+        )
 
 
 def measure(quick: bool, variants, shapes, rounds: int):
-    """For each shape the median seconds of each variant; for each variant the peak bytes at each shape."""
+    """For each shape the median seconds of each variant, and for each variant the peak bytes at each shape."""
     workers = {variant: Worker(quick, variant) for variant in variants}
     seconds = [{name: row[0] for name, row in take_turns(workers, shape, rounds).items()} for shape in shapes]
     for worker in workers.values():
@@ -421,18 +430,22 @@ def measure(quick: bool, variants, shapes, rounds: int):
 
 
 def bench_head(quick: bool, rounds: int) -> None:
-    shape = Shape(frames=58, text=375, spoken=300, images=0)  # 3,625 video tokens and 375 of text
-    typer.echo(f"\nThe head: {shape.video_tokens + shape.text:,} tokens, {shape.spoken} with a label\n")
-    typer.echo("| what | TRL's default: CPU s | ours: CPU s | ratio | TRL GB | ours GB | losses |")
+    shape = BatchShape(
+        num_frames=58, text_tokens=375, labelled_tokens=300, num_targets=0
+    )  # 3,625 video tokens and 375 of text
+    typer.echo(
+        f"\nThe head: {shape.video_tokens + shape.text_tokens:,} tokens, {shape.labelled_tokens} with a label\n"
+    )
+    typer.echo("| part | TRL's default: CPU s | DIFT: CPU s | ratio | TRL GB | DIFT GB | losses |")
     typer.echo("| --- " * 7 + "|")
-    for what, head_only in (("head alone", True), ("whole step", False)):
+    for part, head_only in (("head alone", True), ("whole step", False)):
         workers = {v: Worker(quick, v, head_only=head_only, **s) for v, s in HEADS.items()}
         row = take_turns(workers, shape, rounds if head_only else max(1, rounds // 3))
         for worker in workers.values():
             worker.stop()
         memory = {v: peaks(quick, [v], [shape], head_only=head_only, **s)[v][0] for v, s in HEADS.items()}
         typer.echo(
-            f"| {what} | {row['trl'][0]:.2f} | {row['dift'][0]:.2f} | {row['dift'][0] / row['trl'][0]:.2f} | "
+            f"| {part} | {row['trl'][0]:.2f} | {row['dift'][0]:.2f} | {row['dift'][0] / row['trl'][0]:.2f} | "
             f"{gigabytes(memory['trl'])} | {gigabytes(memory['dift'])} | "
             f"{row['trl'][1]:.6f}, {row['dift'][1]:.6f} |"
         )
@@ -442,7 +455,7 @@ HEADS = {"trl": {}, "dift": {"ce_weight": 1.0}}
 
 
 def lora():
-    """Adapters where train/sft.py puts them; trainer and prediction add the rows of the latent tokens."""
+    """Adapters on the layers that train/sft.py adapts. The trainer and the estimate add the rows of latent tokens."""
     from peft import LoraConfig
 
     from fourdthinker_hf.training.lora import LORA_TARGETS
@@ -451,23 +464,24 @@ def lora():
 
 
 def bench_memory(quick: bool) -> None:
-    """`fourdthinker memory` against a step."""
-    shape = Shape()
+    """Compares the estimate of `fourdthinker memory` with measured steps."""
+    shape = BatchShape()
     config = make_config(quick)
-    typer.echo("\nPredicted by `fourdthinker memory` and measured, GB\n\n| run | predicted | measured | off |")
+    typer.echo("\nEstimated by `fourdthinker memory` and measured, GB\n\n| run | estimated | measured | difference |")
     typer.echo("| --- " * 4 + "|")
     for name, checkpointing, use_lora in (
         ("full", False, False),
         ("full, gradient checkpointing", True, False),
         ("LoRA", False, True),
     ):
-        told = predicted(config, shape, checkpointing=checkpointing, peft=lora() if use_lora else None)
+        peft_config = lora() if use_lora else None
+        estimated = estimate_bytes(config, shape, peft_config, gradient_checkpointing=checkpointing)
         measured = peaks(quick, ["dift"], [shape], gradient_checkpointing=checkpointing, use_lora=use_lora)["dift"][0]
-        typer.echo(f"| {name} | {gigabytes(told)} | {gigabytes(measured)} | {told / measured - 1:+.1%} |")
+        typer.echo(f"| {name} | {gigabytes(estimated)} | {gigabytes(measured)} | {estimated / measured - 1:+.1%} |")
 
 
 def bench_rows() -> None:
-    """What a row costs before the step: opened and patched, or read."""
+    """Measures how long the collator takes for a row: opened from its video, or read from the feature store."""
     from PIL import Image
 
     from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
@@ -499,11 +513,13 @@ def bench_rows() -> None:
                 collator([vars(record)])
                 seconds[name].append(time.process_time() - start)
     opened, read = (1000 * median(seconds[name]) for name in ("opened", "read"))
-    typer.echo(f"\nA row's batch (examples/real.mp4, 2 target frames): opened {opened:.0f} ms, read {read:.1f} ms")
+    typer.echo(
+        f"\nA batch of one row (examples/real.mp4, 2 target frames): opened {opened:.0f} ms, read {read:.1f} ms"
+    )
 
 
 def make_3b():
-    """Qwen2.5-VL-3B's shape with the published latent tokens."""
+    """The config of Qwen2.5-VL-3B with the published latent tokens."""
     from convert import LATENTS, flat_config
 
     from fourdthinker_hf import FourDThinkerConfig
@@ -516,25 +532,25 @@ def make_3b():
 
 
 def bench_cuda(rounds: int) -> None:
-    """3B in bf16 with gradient checkpointing. Written plainly, and tried only where there is a CUDA device."""
+    """Runs 3B in bf16 with gradient checkpointing on a CUDA device."""
     import torch
     from trl.trainer.utils import compute_flops_per_token, get_peak_flops
 
-    shape = Shape(frames=32, height=448, width=448, text=1000, spoken=500)
+    shape = BatchShape(num_frames=32, height=448, width=448, text_tokens=1000, labelled_tokens=500)
     config = make_3b()
     text, vision = config.text_config, config.vision_config
-    tokens = shape.video_tokens + shape.text
+    tokens = shape.video_tokens + shape.text_tokens
     layer = 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size
     device = torch.cuda.get_device_name()
     peak_flops = get_peak_flops(device, "bf16") or get_peak_flops(device, "bfloat16")
     typer.echo(f"\n3B in bf16 on {device}, {tokens:,} tokens, gradient checkpointing\n")
     typer.echo("| variant | tokens/s | peak GB | MFU |\n| --- | --- | --- | --- |")
-    for variant in VARIANTS:  # one at a time: two do not fit beside each other
+    for variant in VARIANTS:  # one at a time: two do not fit on one device
         worker = Worker(False, variant, bf16=True, gradient_checkpointing=True)
         steps = [worker.step(shape) for _ in range(rounds + 1)][1:]
         worker.stop()
         seconds = median(step[0] for step in steps)
-        images = 0 if variant in STOCK else shape.images
+        images = 0 if variant in STOCK else shape.num_targets
         patches = 0 if variant == "cached" else 4 * (shape.video_tokens + images * shape.frame_tokens)
         flops = tokens * compute_flops_per_token(text, tokens) + 2 * patches * vision.depth * layer
         share = "unknown" if peak_flops is None else f"{flops / seconds / peak_flops:.1%}"
@@ -542,9 +558,11 @@ def bench_cuda(rounds: int) -> None:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Steps of each variant that count.")] = 9,
-    quick: Annotated[bool, typer.Option(help="A smaller network: only to see that it works.")] = False,
-    part: Annotated[list[str] | None, typer.Option(help="steps, growth, head, memory, rows; all by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of measured steps of each variant.")] = 9,
+    quick: Annotated[bool, typer.Option(help="Use a smaller network, to check that the benchmark runs.")] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="steps, growth, head, memory or rows; all by default.")
+    ] = None,
 ) -> None:
     import torch
 
@@ -553,7 +571,7 @@ def main(
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     typer.echo(
         f"commit {commit.stdout.strip()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"{torch.get_num_threads()} thread(s), {versions}; medians of {rounds}, {asdict(Shape())}"
+        f"{torch.get_num_threads()} thread(s), {versions}; medians of {rounds}, {asdict(BatchShape())}"
     )
     parts = {
         "steps": lambda: bench_steps(quick, rounds),

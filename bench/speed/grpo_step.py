@@ -1,20 +1,20 @@
-"""Rollouts of 4DRL that share what a group has in common, beside rollouts that repeat it, and what scoring costs.
+"""Measures a 4DRL rollout whose replies share video and prompt, one whose replies repeat them, and the scoring.
 
-    python bench/speed/grpo_step.py            # twenty minutes on one quiet CPU core, 8 GB
-    python bench/speed/grpo_step.py --quick    # a smaller network: only to see that it works
+    python bench/speed/grpo_step.py            # twenty minutes on one idle CPU core, 8 GB
+    python bench/speed/grpo_step.py --quick    # a smaller network, to check that the benchmark runs
 
-The network is that of bench/speed/dift_step.py, random, of 108 M parameters with a vocabulary of 151,936; one question, eight
-replies of 128 tokens about a video of about 300, 1,000 and 3,000 tokens. All are steps of `FourDRLTrainer`; medians of
-CPU seconds (on CUDA: wall seconds) count, the variants take turns.
+The network is that of bench/speed/dift_step.py, with 108 M random parameters and a vocabulary of 151,936. There is one
+question with eight replies of 128 tokens, about a video of about 300, 1,000 or 3,000 tokens. All steps are those of
+`FourDRLTrainer`. The variants take turns, and medians of CPU seconds (on CUDA: wall seconds) are reported.
 
-- rollout: `repeated` gives each reply a video file and a prompt of its own, so that it is decoded, encoded and
-  prefilled eight times; `shared` is the trainer as it is. The bound is what sharing allows at best: `repeated`, with
-  one eighth of its time before decoding.
-- decoding: seconds a token of replies full of latents, of words alone, and of stock Qwen2.5-VL of the same weights.
-- scoring: forward and backward of the eight replies behind one copy of the prompt, and each behind its own.
-- memory of scoring: peak of the resident set less parameters and gradients, at vocabularies of 32k and 152k, in
-  processes of their own that give freed memory back at once. `whole` is the same with whole rows of logits.
-- finished: the share of a rollout's row-steps that went to replies already at their end, of the bundled checkpoint.
+- rollout: in `repeated` each reply has its own video file and prompt, so eight videos are decoded and encoded and
+  eight prompts prefilled; `shared` is what the trainer does. The bound is the best that sharing could reach: the time
+  of `repeated` with one eighth of its time before decoding.
+- decoding: time for each token of replies full of latents, of text alone, and of stock Qwen2.5-VL with these weights.
+- scoring: forward and backward of the eight replies behind one copy of the prompt, and each behind its own copy.
+- memory: the peak of the resident set during scoring, less parameters and gradients, with vocabularies of 32k and
+  152k, in separate processes that give freed memory back at once. The second row computes the logits of whole replies.
+- finished: with the bundled checkpoint, the share of a rollout's steps that went to replies that had already ended.
 """
 
 import copy
@@ -34,12 +34,12 @@ import typer
 from dift_step import ROOT, TINY, gigabytes, make_config, status
 
 GROUP, LENGTH = 8, 128
-VIDEOS = {300: (12, 196), 1000: (8, 448), 3000: (24, 448)}  # tokens, about: frames, pixels of a side
+VIDEOS = {300: (12, 196), 1000: (8, 448), 3000: (24, 448)}  # about so many tokens: frames, height and width in pixels
 VOCABULARIES = (32_768, 151_936)
 
 
 def make_network(quick: bool, vocabulary: int | None = None):
-    """Random weights, with the bundled tokenizer's ids in a vocabulary of the stated size."""
+    """A model with random weights whose special tokens have the bundled tokenizer's ids."""
     import torch
 
     from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration
@@ -60,7 +60,9 @@ def make_network(quick: bool, vocabulary: int | None = None):
     torch.manual_seed(0)
     model = FourDThinkerForConditionalGeneration(config)
     model.config._name_or_path = str(TINY)
-    model.generation_config.eos_token_id = None  # the tokenizer's alone, which `make_trainer` forbids
+    model.generation_config.eos_token_id = (
+        None  # so that only the tokenizer's end tokens count, which `make_trainer` forbids
+    )
     return model
 
 
@@ -92,7 +94,7 @@ def now():
 
 
 def make_trainer(model, folder: str, processor, latents: bool = True):
-    """Every reply goes to its full length; one in three of its tokens, about, belongs to a mental image."""
+    """A trainer whose replies all reach the full length; about a third of their tokens belong to mental images."""
     import torch
     from datasets import Dataset
 
@@ -100,7 +102,7 @@ def make_trainer(model, folder: str, processor, latents: bool = True):
 
     config = model.config
     ends = [[[token], -100.0] for token in (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)]
-    often = [[[config.latent_start_id], 12.0 if latents else -100.0]]
+    starts = [[[config.latent_start_id], 12.0 if latents else -100.0]]
     args = FourDRLConfig(
         folder,
         report_to="none",
@@ -112,7 +114,7 @@ def make_trainer(model, folder: str, processor, latents: bool = True):
         per_device_train_batch_size=GROUP,
         num_generations=GROUP,
         max_completion_length=LENGTH,
-        generation_kwargs={"sequence_bias": ends + often},
+        generation_kwargs={"sequence_bias": ends + starts},
     )
     trainer = FourDRLTrainer(
         model=model, args=args, train_dataset=Dataset.from_list([{"prompt": ""}]), processing_class=processor
@@ -122,7 +124,7 @@ def make_trainer(model, folder: str, processor, latents: bool = True):
 
 
 def make_rows(video: Path, repeated: bool) -> list[dict]:
-    """Eight replies to one question; `repeated`: about copies of the video, to questions of their own."""
+    """Rows of eight replies to one question; with `repeated`, to eight questions about copies of the video."""
     row = {
         "id": "0",
         "question": "Which way does the ball move?",
@@ -141,22 +143,22 @@ def make_rows(video: Path, repeated: bool) -> list[dict]:
     return rows
 
 
-def roll(trainer, rows: list[dict]) -> tuple[dict[str, float], dict, dict]:
-    """Seconds `before` decoding and of `decoding`, what was rolled, and what decoding started from."""
+def run_rollout(trainer, rows: list[dict]) -> tuple[dict[str, float], dict, dict]:
+    """Seconds `before` decoding and of `decoding`, the rollout, and the inputs that decoding started from."""
     clock, marks, inputs = now(), [], {}
 
-    def sample(given: dict):
+    def sample_replies(given: dict):
         marks.append(clock())
         inputs.update(copy.deepcopy(given))  # its cache is about to grow
         marks.append(clock())
-        output = type(trainer).sample(trainer, given)
+        output = type(trainer).sample_replies(trainer, given)
         marks.append(clock())
         return output
 
-    trainer.sample, trainer._rows, start = sample, rows, clock()
-    rolled = trainer.roll_out([""] * len(rows), trainer)
-    assert all(len(ids) == LENGTH for ids in rolled["completion_ids"])
-    return {"before": marks[0] - start, "decoding": marks[2] - marks[1]}, rolled, inputs
+    trainer.sample_replies, trainer._rows, start = sample_replies, rows, clock()
+    rollout = trainer.rollout([""] * len(rows), trainer)
+    assert all(len(ids) == LENGTH for ids in rollout["completion_ids"])
+    return {"before": marks[0] - start, "decoding": marks[2] - marks[1]}, rollout, inputs
 
 
 def bench_rollout(trainer, videos: dict[int, Path], rounds: int) -> None:
@@ -168,7 +170,7 @@ def bench_rollout(trainer, videos: dict[int, Path], rounds: int) -> None:
         seen = {"repeated": [], "shared": []}
         for _ in range(rounds):
             for name, runs in seen.items():
-                runs.append(roll(trainer, make_rows(video, name == "repeated"))[0])
+                runs.append(run_rollout(trainer, make_rows(video, name == "repeated"))[0])
         before, decoding = (
             {name: median(run[part] for run in runs) for name, runs in seen.items()} for part in ("before", "decoding")
         )
@@ -180,7 +182,7 @@ def bench_rollout(trainer, videos: dict[int, Path], rounds: int) -> None:
 
 
 def bench_decoding(model, processor, video: Path, folder: str, rounds: int) -> None:
-    """Seconds a token of the three; stock starts from the same cache."""
+    """Measures the time for a token in the three variants; stock Qwen2.5-VL starts from the same cache."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -189,18 +191,18 @@ def bench_decoding(model, processor, video: Path, folder: str, rounds: int) -> N
     stock.load_state_dict(model.state_dict(), assign=True)
     stock.config._attn_implementation = model.config._attn_implementation
     trainers = {"latents": make_trainer(model, folder, processor)}
-    trainers["words"] = make_trainer(model, folder, processor, latents=False)
-    seen = {name: [] for name in ("latents", "words", "stock")}
+    trainers["text"] = make_trainer(model, folder, processor, latents=False)
+    seen = {name: [] for name in ("latents", "text", "stock")}
     share = 0.0
     for _ in range(rounds):
         for name, trainer in trainers.items():
-            seconds, rolled, inputs = roll(trainer, make_rows(video, False))
+            seconds, rollout, inputs = run_rollout(trainer, make_rows(video, False))
             seen[name].append(seconds["decoding"] / LENGTH)
             if name == "latents":
-                ids = torch.tensor(rolled["completion_ids"])
+                ids = torch.tensor(rollout["completion_ids"])
                 share = float((ids == model.config.latent_token_id).float().mean())
         clock = now()
-        stock.generation_config, start = trainers["words"].generation_config, clock()
+        stock.generation_config, start = trainers["text"].generation_config, clock()
         with torch.no_grad():
             stock.generate(**inputs)
         seen["stock"].append((clock() - start) / LENGTH)
@@ -212,73 +214,75 @@ def bench_decoding(model, processor, video: Path, folder: str, rounds: int) -> N
 
 
 def make_score(trainer, video: Path):
-    """`score(length, alone=False)` and `whole(length)`: forward and backward of replies that begin with an image."""
+    """Two functions that run forward and backward of replies which begin with a mental image: `score(length,
+    separate=False)` as the trainer does, and `score_with_all_logits(length)`."""
     import torch
 
-    from fourdthinker_hf.training.grpo_trainer import Sampled
-    from fourdthinker_hf.training.rollout import as_encoded, start_replies
+    from fourdthinker_hf.inference import encoder_outputs, prefill_prompts
+    from fourdthinker_hf.training.grpo_trainer import SampledReply
 
-    config, groups = trainer.network.config, type(trainer).groups
-    rows, which = make_rows(video, False), torch.zeros(GROUP, dtype=torch.long, device=trainer.network.device)
-    inputs, (features,) = start_replies(trainer.network, trainer.processing_class, rows[:1], which)
+    model, group_replies = trainer.unwrapped_model, type(trainer).group_replies
+    config = model.config
+    rows, reply_to = make_rows(video, False), torch.zeros(GROUP, dtype=torch.long, device=model.device)
+    inputs, (features,) = prefill_prompts(model, trainer.processing_class, rows[:1], reply_to)
     special = max(config.video_token_id, config.image_token_id, config.latent_end_id)
     draw = torch.Generator().manual_seed(0)
     replies = torch.randint(special + 1, config.text_config.vocab_size, (GROUP, LENGTH), generator=draw)
     block = [config.latent_start_id, *[config.latent_token_id] * config.latent_size, config.latent_end_id]
     replies[:, : len(block)] = torch.tensor(block)
-    ids = torch.cat([inputs["input_ids"], replies.to(which)], 1)
+    ids = torch.cat([inputs["input_ids"], replies.to(reply_to)], 1)
     grids, seconds = inputs["video_grid_thw"], inputs["second_per_grid_ts"]
     latents = torch.randn(config.latent_size, config.text_config.hidden_size).to(features)
-    sampled = [Sampled(0, features, grids[0], seconds[0], latents)] * GROUP
+    sampled = [SampledReply(0, features, grids[0], seconds[0], latents)] * GROUP
 
-    def score(length: int, alone: bool = False) -> None:
-        trainer.groups = (lambda sampled, *_: [[i] for i in range(len(sampled))]) if alone else groups.__get__(trainer)
+    def score(length: int, separate: bool = False) -> None:
+        one_a_row = lambda sampled, *_: [[i] for i in range(len(sampled))]  # noqa: E731
+        trainer.group_replies = one_a_row if separate else group_replies.__get__(trainer)
         row = ids[:, : ids.shape[1] - LENGTH + length]
-        logps, _ = trainer.score(trainer.model, row, torch.ones_like(row), length, sampled)
+        logps, _ = trainer.replay_and_score(trainer.model, row, torch.ones_like(row), length, sampled)
         (-logps.mean()).backward()
 
-    def whole(length: int) -> None:
-        """With the logits of all replies at once."""
+    def score_with_all_logits(length: int) -> None:
         row = ids[:, : ids.shape[1] - LENGTH + length]
-        logits = trainer.network(
+        logits = model(
             input_ids=row[:, :-1],
             logits_to_keep=length,
             use_cache=False,
             video_grid_thw=grids,
-            latent_embeds=trainer.network.model.place_latents(row[:, :-1], latents.repeat(GROUP, 1)),
-            mm_encoder_outputs=as_encoded([features] * GROUP),
+            latent_embeds=model.model.place_latents(row[:, :-1], latents.repeat(GROUP, 1)),
+            mm_encoder_outputs=encoder_outputs([features] * GROUP),
             second_per_grid_ts=seconds,
         ).logits
         (-logits.log_softmax(-1).gather(-1, row[:, -length:, None]).mean()).backward()
 
-    return score, whole
+    return score, score_with_all_logits
 
 
 def bench_scoring(trainer, videos: dict[int, Path], rounds: int) -> None:
     typer.echo("\nScoring eight replies, forward and backward; CPU seconds\n")
-    typer.echo("| video tokens | each its prompt | one prompt | gain |\n| --- | --- | --- | --- |")
+    typer.echo("| video tokens | one prompt each | shared prompt | gain |\n| --- | --- | --- | --- |")
     clock = now()
     for tokens, video in videos.items():
         score, _ = make_score(trainer, video)
         seen = {True: [], False: []}
         for _ in range(rounds):
-            for alone, runs in seen.items():
+            for separate, runs in seen.items():
                 start = clock()
-                score(LENGTH, alone)
+                score(LENGTH, separate)
                 runs.append(clock() - start)
                 trainer.model.zero_grad()
         own, shared = median(seen[True]), median(seen[False])
         typer.echo(f"| {tokens} | {own:.2f} | {shared:.2f} | {own / shared:.2f} |")
 
 
-def measure_memory(connection, quick: bool, vocabulary: int, whole: int) -> None:
-    """Peak bytes of scoring, less parameters and gradients."""
+def measure_memory(connection, quick: bool, vocabulary: int, all_logits: bool) -> None:
+    """Sends the peak bytes of scoring, less parameters and gradients."""
     from fourdthinker_hf import FourDThinkerProcessor
 
     with tempfile.TemporaryDirectory() as folder:
         video = make_video(Path(folder) / "video.mp4", *VIDEOS[300])
         trainer = make_trainer(make_network(quick, vocabulary), folder, open_processor(FourDThinkerProcessor))
-        step = make_score(trainer, video)[whole]
+        step = make_score(trainer, video)[all_logits]
         step(8)  # loads libraries
         trainer.model.zero_grad()
         gc.collect()
@@ -291,16 +295,16 @@ def measure_memory(connection, quick: bool, vocabulary: int, whole: int) -> None
 
 def bench_memory(quick: bool) -> None:
     typer.echo("\nMemory of scoring less parameters and gradients, 300 video tokens, GB\n")
-    typer.echo("| what | vocabulary 32,768 | vocabulary 151,936 | growth |\n| --- | --- | --- | --- |")
+    typer.echo("| scoring | vocabulary 32,768 | vocabulary 151,936 | growth |\n| --- | --- | --- | --- |")
     context = multiprocessing.get_context("spawn")
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc's: larger blocks are mapped on their own
-    for name, whole in (("4DRL", 0), ("whole logits", 1)):
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc gives larger blocks back when they are freed
+    for name, all_logits in (("4DRL", False), ("all logits", True)):
         peaks = []
         for vocabulary in VOCABULARIES:
             here, there = context.Pipe()
-            process = context.Process(target=measure_memory, args=(there, quick, vocabulary, whole))
+            process = context.Process(target=measure_memory, args=(there, quick, vocabulary, all_logits))
             process.start()
-            there.close()  # so that its end is seen
+            there.close()  # so that `recv` fails if the process ends
             peaks.append(here.recv())
             process.join()
         typer.echo(f"| {name} | {gigabytes(peaks[0])} | {gigabytes(peaks[1])} | {peaks[1] / peaks[0] - 1:+.0%} |")
@@ -308,7 +312,7 @@ def bench_memory(quick: bool) -> None:
 
 
 def bench_finished(folder: str) -> None:
-    """On the example video, by the bundled checkpoint."""
+    """Measures how many steps go to replies that have ended, with the bundled checkpoint on the example video."""
     import torch
 
     from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
@@ -329,10 +333,10 @@ def bench_finished(folder: str) -> None:
     }
     trainer._rows = [row] * GROUP
     torch.manual_seed(0)
-    lengths = [len(ids) for ids in trainer.roll_out([""] * GROUP, trainer)["completion_ids"]]
+    lengths = [len(ids) for ids in trainer.rollout([""] * GROUP, trainer)["completion_ids"]]
     idle = 1 - sum(lengths) / (max(lengths) * GROUP)
     typer.echo(
-        f"\nFinished replies, bundled checkpoint: {idle:.0%} of row-steps (lengths {min(lengths)} to {max(lengths)})"
+        f"\nSteps of replies that had ended, bundled checkpoint: {idle:.0%} (lengths {min(lengths)} to {max(lengths)})"
     )
 
 
@@ -343,9 +347,11 @@ def open_processor(kind):
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each variant, of which the median counts.")] = 3,
-    quick: Annotated[bool, typer.Option(help="A smaller network: only to see that it works.")] = False,
-    part: Annotated[list[str] | None, typer.Option(help="rollout, decoding, scoring, memory, finished; all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of runs of each variant; their median is reported.")] = 3,
+    quick: Annotated[bool, typer.Option(help="Use a smaller network, to check that the benchmark runs.")] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="rollout, decoding, scoring, memory or finished; all by default.")
+    ] = None,
 ) -> None:
     import torch
 

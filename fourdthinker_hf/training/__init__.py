@@ -1,9 +1,9 @@
-"""Training of 4DThinker on TRL: DIFT, supervised imagery, and 4DRL, reinforcement of what answers right."""
+"""Training of 4DThinker with TRL: DIFT (supervised training of text and latents) and 4DRL (GRPO)."""
 
 from .collator import DIFTCollator
 from .dataset import question_dataset, record_dataset
 from .dift_config import DIFTConfig
-from .dift_trainer import DIFTTrainer, last_checkpoint
+from .dift_trainer import DIFTTrainer
 from .grpo_config import FourDRLConfig
 from .grpo_trainer import FourDRLTrainer
 
@@ -13,7 +13,6 @@ __all__ = [
     "DIFTTrainer",
     "FourDRLConfig",
     "FourDRLTrainer",
-    "last_checkpoint",
     "question_dataset",
     "record_dataset",
 ]

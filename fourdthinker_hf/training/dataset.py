@@ -43,7 +43,7 @@ class DIFTTransform(RecordTransform):
                 return {**self.collator.open(vars(self.files[number])), "num_skipped": num_skipped}
             except (ValueError, OSError) as error:
                 names_file = isinstance(error, RecordError)
-                reason = str(error) if names_file else f"{self.files.where(number)}: {error}"
+                reason = str(error) if names_file else f"{self.files.location(number)}: {error}"
                 if not self.skip_bad:
                     raise RecordError(reason) from error
                 logger.warning("A record is skipped and the next one takes its place: %s", reason)
@@ -60,7 +60,7 @@ class GRPOTransform(RecordTransform):
     def read(self, index: int) -> dict:
         record = self.files[index]
         prompt = self.processor.format_question(record.question, record.options)
-        return {**vars(record), "prompt": prompt, "index": index, "where": self.files.where(index)}
+        return {**vars(record), "prompt": prompt, "index": index, "where": self.files.location(index)}
 
 
 def record_dataset(paths: list[str], collator: DIFTCollator, skip_bad: bool = False) -> Dataset:

@@ -1,13 +1,14 @@
-"""DIFT: supervised imagery training. The only change w.r.t. `SFTTrainer` is the loss: text and latents, one forward.
+"""DIFT: supervised training of text and latents. The only change w.r.t. `SFTTrainer` is the loss, computed from one
+forward in [`DIFTTrainer.compute_loss`]:
 
-    loss = ce_weight * CE(text) + sim_weight * mean(1 - cos(h[p - 1], target[p])),    p over the latent pads
+    loss = ce_weight * CE(text) + sim_weight * mean(1 - cos(h[p - 1], target[p])),    p over the <|latent_pad|> tokens
 
-The targets are detached and the tower that makes them is frozen. Both means are taken over the whole accumulation
-window and all processes, so how a batch is cut into micro-batches never matters. Only positions that have a label
-reach the vocabulary head.
+The targets are detached, and the tower that makes them is frozen. Both means are taken over the whole accumulation
+window and all processes, so the size of a micro-batch has no effect. Only positions that have a label reach the
+vocabulary head.
 
-With `forget_video` the words behind a row's first mental images are learnt in a second forward, without the video and
-from the latents that the first one predicted: the loss of the words then teaches the latents what to show.
+With `forget_video` the text after a row's first mental images is learnt in a second forward, without the video and
+with the latents that the first forward predicted. The loss of that text therefore also trains the latents.
 """
 
 import logging
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_callback import TrainerState
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -29,100 +29,91 @@ from ..answers import judge
 from ..data.records import Record
 from ..inference import answer_batch, batch_inputs, open_clip
 from ..modeling_fourdthinker import FourDThinkerOutput
-from .collator import IGNORED
+from .collator import IGNORE_INDEX
 from .dift_config import DIFTConfig
-from .feature_store import Encoded
-from .latent_metrics import LatentMeasures, Means
+from .feature_store import VisionFeatures
+from .latent_metrics import LatentMetrics, MetricMeans
 from .lora import latent_rows
-from .trainer_mixin import Checkpointed
+from .trainer_mixin import FourDThinkerTrainerMixin
 
 logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 4  # replies that an evaluation shows as text
 
 
-class DIFTTrainer(Checkpointed, SFTTrainer):
-    """`SFTTrainer` on [`DIFTCollator`]'s batches, with the DIFT loss.
+class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer):
+    """`SFTTrainer` on batches of [`DIFTCollator`], with the DIFT loss.
 
-    Logs, in training and (with `eval_` before them) in evaluation, `text_loss` and `mean_token_accuracy`, means over
-    all labelled tokens since the last log; `latent_loss` and what [`LatentMeasures`] tells, means over all latents, or
-    mental images; in training also `train_tokens_per_second` and, if records were skipped, `skipped_records` so far.
-    With `eval_questions`, `eval_accuracy` of free-running greedy answers and some of them as text, `eval_samples`.
+    Logs in training and, with the prefix `eval_`, in evaluation: `text_loss` and `mean_token_accuracy`, means over all
+    labelled tokens since the last log; `latent_loss` and the metrics of [`LatentMetrics`], means over all latents or
+    mental images. In training also `train_tokens_per_second` and, if records were skipped, `skipped_records` so far.
+    With `eval_questions` also `eval_accuracy` of freely generated greedy answers, and some of them as text,
+    `eval_samples`.
 
-    A variant of the loss overrides `text_loss` or `latent_loss`; of what is fed, `forward`.
+    To change the loss, override `text_loss` or `latent_loss`; to change the model's inputs, override `forward`.
     """
 
-    loss_is_scaled_for_ga = True  # each micro-batch gives its part of the window's means
+    loss_is_scaled_for_ga = True  # each micro-batch gives its part of the means over the accumulation window
 
     def __init__(self, model, args: DIFTConfig, peft_config=None, **kwargs):
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name} would be ignored: override a method of DIFTTrainer or DIFTCollator")
+                raise ValueError(f"{name} would be ignored: override a method of DIFTTrainer or DIFTCollator instead")
         if args.freeze_vision:
             model.model.visual.requires_grad_(False)
         if isinstance(peft_config, LoraConfig) and peft_config.trainable_token_indices is None:
             peft_config.trainable_token_indices = latent_rows(model.config)
         model.config.forget_video = args.forget_video
-        self.means = {"train": Means(), "eval": Means()}
+        self.metric_means = {"train": MetricMeans(), "eval": MetricMeans()}
+        self.latent_metrics = LatentMetrics(model.config.latent_size)
         self._num_latents, self._num_skipped = None, 0
-        self.measures = LatentMeasures(model.config.latent_size)
         super().__init__(model=model, args=args, peft_config=peft_config, **kwargs)
 
     # The loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Also counts the latents of the window, and the labels learnt without a video, over all processes."""
+        """Also counts, over all processes, the latents of the window and the labels that are learnt without video."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        token = self.network.config.latent_token_id
-        latents = sum((batch["input_ids"] == token).sum().item() for batch in samples)
-        again = [batch["forgetting"]["labels"] for batch in samples if "forgetting" in batch]
-        words = sum((labels != IGNORED).sum().item() for labels in again)
-        counts = self.accelerator.gather(torch.tensor([[latents, words]], device=device)).sum(0)
+        token = self.unwrapped_model.config.latent_token_id
+        num_latents = sum((batch["input_ids"] == token).sum().item() for batch in samples)
+        without_video = [batch["without_video"]["labels"] for batch in samples if "without_video" in batch]
+        num_labels = sum((labels != IGNORE_INDEX).sum().item() for labels in without_video)
+        counts = self.accelerator.gather(torch.tensor([[num_latents, num_labels]], device=device)).sum(0)
         self._num_latents = counts[0]
         return samples, num_items + counts[1]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The DIFT loss of a micro-batch: its part of the means over the accumulation window."""
         inputs = dict(inputs)
         self._num_skipped += int(inputs.pop("num_skipped", 0)) if self.model.training else 0
-        forgetting, labels = inputs.pop("forgetting", None), inputs.pop("labels")
-        labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # position p predicts the label of p + 1
-        outputs = self.forward(model, inputs, labelled)
-        is_pad = inputs["input_ids"] == self.network.config.latent_token_id
+        without_video, labels = inputs.pop("without_video", None), inputs.pop("labels")
+        is_labelled = _predicts_label(labels)
+        outputs = self.forward(model, inputs, is_labelled)
+        is_pad = inputs["input_ids"] == self.unwrapped_model.config.latent_token_id
         predicted = outputs.last_hidden_state[:, :-1][is_pad[:, 1:]].float()  # h[p - 1], in the order of the pads
-        logits, words = outputs.logits, labels[:, 1:][labelled[:, :-1]]
-        if forgetting is not None:
-            more = self.forget(model, **forgetting, predicted=predicted)
-            logits, words = (torch.cat(pair) for pair in zip((logits, words), more, strict=True))
-        self._count("mean_token_accuracy", logits.argmax(-1) == words)
-        text = self._mean("text_loss", self.text_loss(logits, words), num_items_in_batch)
-        latents = predicted[:0] if outputs.latent_targets is None else outputs.latent_targets.float()
-        if len(latents):
-            for name, values in self.measures(predicted.detach(), latents, self.model.training).items():
-                self._count(name, values)
-        # Without latents too: sharded weights want the same graph in every process.
-        latent = self._mean("latent_loss", self.latent_loss(predicted, latents), self._num_latents)
-        return self.args.ce_weight * text + self.args.sim_weight * latent
+        logits, targets = outputs.logits, labels[:, 1:][is_labelled[:, :-1]]
+        if without_video is not None:
+            more = self.forward_without_video(model, **without_video, predicted=predicted)
+            logits, targets = (torch.cat(pair) for pair in zip((logits, targets), more, strict=True))
+        self._update_metric("mean_token_accuracy", logits.argmax(-1) == targets)
+        text_loss = self._window_mean("text_loss", self.text_loss(logits, targets), num_items_in_batch)
+        latent_targets = predicted[:0] if outputs.latent_targets is None else outputs.latent_targets.float()
+        if len(latent_targets):
+            metrics = self.latent_metrics(predicted.detach(), latent_targets, self.model.training)
+            for name, values in metrics.items():
+                self._update_metric(name, values)
+        # Also computed without latents: ZeRO-3 needs the same graph in every process.
+        latent_losses = self.latent_loss(predicted, latent_targets)
+        latent_loss = self._window_mean("latent_loss", latent_losses, self._num_latents)
+        return self.args.ce_weight * text_loss + self.args.sim_weight * latent_loss
 
-    def forget(self, model, input_ids, attention_mask, labels, predicted: torch.Tensor):
-        """Logits `(num_labels, vocab)` and labels of rows without their video, whose mental images are `predicted`."""
-        labelled = F.pad(labels[:, 1:] != IGNORED, (0, 1))
-        latents = self.network.model.place_latents(input_ids, predicted)
-        outputs = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            latent_embeds=latents,
-            logits_to_keep=labelled,
-            use_cache=False,
-        )
-        return outputs.logits, labels[:, 1:][labelled[:, :-1]]
-
-    def forward(self, model, inputs: dict, labelled: torch.BoolTensor) -> FourDThinkerOutput:
-        """One forward of a batch, whose logits are those of the `labelled` positions `(batch, seq)` alone."""
+    def forward(self, model, inputs: dict, is_labelled: torch.BoolTensor) -> FourDThinkerOutput:
+        """One forward of a batch; only the positions `is_labelled` `(batch, seq)` have logits."""
         if not is_deepspeed_zero3_enabled() or "mm_encoder_outputs" in inputs:
-            return model(**inputs, logits_to_keep=labelled, use_cache=False)
-        # Sharded weights are gathered as the modules run, so every process must run the tower equally often. One whose
-        # batch pictures nothing runs it on the first frames of a video.
-        base, targets = self.network.model, None
+            return model(**inputs, logits_to_keep=is_labelled, use_cache=False)
+        # ZeRO-3 gathers the weights of a module when it runs, so every process must run the tower equally often. A
+        # process whose batch has no target frames runs it on the first frames of a video.
+        base, targets = self.unwrapped_model.model, None
         if "pixel_values_latent" in inputs:
             targets = base.get_latent_targets(inputs.pop("pixel_values_latent"), inputs.pop("image_grid_thw_latent"))
             inputs["latent_embeds"] = base.place_latents(inputs["input_ids"], targets)
@@ -131,115 +122,125 @@ class DIFTTrainer(Checkpointed, SFTTrainer):
             grid[:, 0] = 1
             with torch.no_grad():
                 base.get_image_features(inputs["pixel_values_videos"][: int(grid.prod())], grid)
-        outputs = model(**inputs, logits_to_keep=labelled, use_cache=False)
+        outputs = model(**inputs, logits_to_keep=is_labelled, use_cache=False)
         outputs.latent_targets = targets
         return outputs
+
+    def forward_without_video(self, model, input_ids, attention_mask, labels, predicted: torch.Tensor):
+        """Logits `(num_labels, vocab)` and labels `(num_labels,)` of rows without their video. Their mental images are
+        the latents `predicted` `(num_latents, hidden)`."""
+        is_labelled = _predicts_label(labels)
+        outputs = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            latent_embeds=self.unwrapped_model.model.place_latents(input_ids, predicted),
+            logits_to_keep=is_labelled,
+            use_cache=False,
+        )
+        return outputs.logits, labels[:, 1:][is_labelled[:, :-1]]
 
     def text_loss(self, logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
         """Loss of each labelled token, `(num_labels,)`, from `logits` `(num_labels, vocab)`."""
         return F.cross_entropy(logits.float(), targets, reduction="none")
 
     def latent_loss(self, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Loss of each latent, `(num_latents,)`; both arguments `(num_latents, hidden)`, float32."""
+        """Loss of each latent, `(num_latents,)`; both arguments are `(num_latents, hidden)`, float32."""
         return 1 - F.cosine_similarity(predicted, targets, dim=-1)
 
-    def _mean(self, name: str, values: torch.Tensor, window: torch.Tensor | None) -> torch.Tensor:
-        """The part of this micro-batch in the mean over `window` items; a plain mean in evaluation."""
-        self._count(name, values)
-        if window is None or not self.model.training:
-            return values.sum() / max(len(values), 1)
-        # `window` counts the items of all processes, and the gradients are averaged over processes.
-        return values.sum() / window.clamp(min=1) * self.accelerator.num_processes
+    def _window_mean(self, name: str, losses: torch.Tensor, num_in_window: torch.Tensor | None) -> torch.Tensor:
+        """This micro-batch's part of the mean over the `num_in_window` items of all processes; in evaluation the mean
+        of `losses`. Also updates the metric `name`."""
+        self._update_metric(name, losses)
+        if num_in_window is None or not self.model.training:
+            return losses.sum() / max(len(losses), 1)
+        # Gradients are averaged over the processes, so each part is multiplied by their number.
+        return losses.sum() / num_in_window.clamp(min=1) * self.accelerator.num_processes
 
-    # What is logged
+    # Logs and evaluation
 
-    def _count(self, name: str, values: torch.Tensor) -> None:
-        self.means["train" if self.model.training else "eval"].count(name, values)
+    def _update_metric(self, name: str, values: torch.Tensor) -> None:
+        self.metric_means["train" if self.model.training else "eval"].update(name, values)
 
     def log(self, logs, start_time=None):
         if self.model.training:
-            logs.update(self.means["train"].collect())
+            logs.update(self.metric_means["train"].compute())
             if num_skipped := sum(gather_object([self._num_skipped])):
                 logs["skipped_records"] = num_skipped
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        """Adds the means over the whole set, the loss among them, and how questions are answered."""
+        """Adds the means over the whole evaluation set, with the loss made from them, and the answers to questions."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self.means["eval"].collect()
+        means = self.metric_means["eval"].compute()
         means["loss"] = self.args.ce_weight * means["text_loss"] + self.args.sim_weight * means.get("latent_loss", 0.0)
         means |= self.answer_questions(dataloader.dataset) if self.args.eval_questions else {}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
     def answer_questions(self, dataset) -> dict:
-        """Accuracy of greedy, free-running answers to the first `eval_questions` rows, and a few answers as text."""
-        count, size = min(self.args.eval_questions, len(dataset)), self.args.eval_batch_size
-        share = math.ceil(count / self.accelerator.num_processes)  # alike in all processes: weights may be sharded
-        first, mine = share * self.accelerator.process_index, {}
+        """Accuracy of freely generated greedy answers to the first `eval_questions` rows, and some answers as text."""
+        count, batch_size = min(self.args.eval_questions, len(dataset)), self.args.eval_batch_size
+        # All processes generate equally often, because weights may be sharded: the last ones repeat first questions.
+        share = math.ceil(count / self.accelerator.num_processes)
+        first, own = share * self.accelerator.process_index, {}
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs
         ):
-            for start in range(first, first + share, size):
-                numbers = [i % count for i in range(start, min(start + size, first + share))]
-                mine |= zip(numbers, self.answer_rows([dataset[i] for i in numbers]), strict=True)
-        answered = {number: row for part in gather_object([mine]) for number, row in part.items()}
+            for start in range(first, first + share, batch_size):
+                numbers = [i % count for i in range(start, min(start + batch_size, first + share))]
+                own |= zip(numbers, self.answer_rows([dataset[i] for i in numbers]), strict=True)
+        answered = {number: row for part in gather_object([own]) for number, row in part.items()}
         samples = samples_table([answered[i] for i in range(min(NUM_SAMPLES, count))])
         logger.info("step %d:\n%s", self.state.global_step, samples)
         return {"accuracy": sum(is_right for *_, is_right in answered.values()) / count, "samples": samples}
 
     def answer_rows(self, rows: list[dict]) -> list[tuple[str, str, str, bool]]:
-        """Question, greedy reply, expected answer and whether the reply is right, for rows of records, opened by
-        [`DIFTCollator.open`] or not."""
+        """Question, greedy reply, expected answer and whether the reply is right, for each of `rows`: records, opened
+        by [`DIFTCollator.open`] or not."""
         names = [field.name for field in fields(Record)]
         records = [Record(**({"id": ""} | {name: row[name] for name in names if name in row})) for row in rows]
-        clips = [
-            open_clip(self.processing_class, record) if isinstance(row.get("clip"), Encoded | None) else row["clip"]
+        clips = [  # generation needs frames, so a clip that came from a feature store is opened here
+            open_clip(self.processing_class, record)
+            if isinstance(row.get("clip"), VisionFeatures | None)
+            else row["clip"]
             for row, record in zip(rows, records, strict=True)
         ]
-        shown = records if self.args.options else [replace(record, options=None) for record in records]
-        inputs = batch_inputs(self.processing_class, shown, clips).to(self.network.device)
-        replies = answer_batch(self.network, self.processing_class, inputs, self.args.eval_max_new_tokens)
+        asked = records if self.args.options else [replace(record, options=None) for record in records]
+        inputs = batch_inputs(self.processing_class, asked, clips).to(self.unwrapped_model.device)
+        replies = answer_batch(self.unwrapped_model, self.processing_class, inputs, self.args.eval_max_new_tokens)
         return [
             (record.question, reply.text, record.answer, judge(reply.text, record.answer, record.options).is_right)
             for record, reply in zip(records, replies, strict=True)
         ]
 
-    # What is saved, and resumed
+    # Saving and resuming
 
     def _save(self, output_dir=None, state_dict=None):
-        if self.measures.mean is not None:
-            self.network.config.latent_mean = self.measures.mean.tolist()
+        if self.latent_metrics.mean is not None:
+            self.unwrapped_model.config.latent_mean = self.latent_metrics.mean.tolist()
         super()._save(output_dir, state_dict)
 
     def _save_rng_state(self, output_dir):
-        """Also what else a process remembers."""
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process, which makes it, may be late
-        state = {"measures": self.measures.state_dict(), "num_skipped": self._num_skipped}
-        torch.save(state, self._memory(output_dir))
+        """Also saves the latent metrics and the number of skipped records of this process."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process may not have made it yet
+        state = {"latent_metrics": self.latent_metrics.state_dict(), "num_skipped": self._num_skipped}
+        torch.save(state, self._state_file(output_dir))
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self._memory(checkpoint).exists():
-            state = torch.load(self._memory(checkpoint), map_location="cpu")
-            self.measures.load_state_dict(state["measures"])
+        if checkpoint is not None and self._state_file(checkpoint).exists():
+            state = torch.load(self._state_file(checkpoint), map_location="cpu")
+            self.latent_metrics.load_state_dict(state["latent_metrics"])
             self._num_skipped = state["num_skipped"]
 
-    def _memory(self, folder: str) -> Path:
+    def _state_file(self, folder: str) -> Path:
         return Path(folder) / f"dift_state_{self.args.process_index}.pth"
 
 
-def last_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint that was written to its end, None if there is none."""
-    folders = Path(output_dir).glob("checkpoint-*")
-    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
-        try:
-            TrainerState.load_from_json(folder / "trainer_state.json")
-            return str(folder)
-        except (FileNotFoundError, ValueError):
-            logger.warning("%s was not written to its end: an earlier checkpoint is taken", folder)
-    return None
+def _predicts_label(labels: torch.LongTensor) -> torch.BoolTensor:
+    """Mask `(batch, seq)` of the positions that have a label to predict: position p predicts the label of p + 1."""
+    return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
 
 
 def samples_table(answered: list[tuple[str, str, str, bool]]) -> str:

@@ -1,13 +1,14 @@
-"""Features of videos and target frames, computed once: a frozen tower makes the same ones in every epoch.
+"""Computes the vision features of videos and target frames once and stores them: a frozen vision tower gives the same
+features in every epoch.
 
     store = FeatureStore("features", processor, model)
-    store.fill(model, processor, records)   # runs the tower on what is not there yet, one file a clip or frame
-    store.clip(video="clip.mp4")            # reads: features, grid and times; nothing is decoded
+    store.fill(model, processor, records)   # runs the tower on what is missing; writes one file a clip or frame
+    store.clip(video="clip.mp4")            # reads features, grid and times; decodes nothing
 
-A file is found by the content of what it was made of, in a folder named by the processor's settings and the tower's
-weights, so nothing stale is ever read, runs can share a folder, and what an interrupted run made is kept. Files are
-written aside and renamed: several processes, on several machines, may fill one folder. Each clip is encoded alone, so
-its features do not depend on what stood beside it in a batch.
+A file is named by a hash of the content that it was made from, in a folder named by a hash of the processor's settings
+and the tower's weights. So no outdated file is ever read, runs can share a folder, and the work of an interrupted run
+is kept. Files are written under a temporary name and renamed, so several processes on several machines may fill one
+folder. Each clip is encoded alone, so its features do not depend on the rest of a batch.
 """
 
 import hashlib
@@ -32,14 +33,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.records import Record, open_frames, open_image
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-from .collator import CLIP, DIFTCollator
+from .collator import VIDEO_COLUMNS, DIFTCollator
 
 logger = logging.getLogger(__name__)
 
 
-class Encoded(NamedTuple):
-    """What the tower made of a clip or a frame: `features` `(n, hidden)` after the merger, in raster order; `grid`
-    `(3,)` int64, patches in time, height and width; `times` `(frames,)` float64 in seconds, empty for a frame."""
+class VisionFeatures(NamedTuple):
+    """The vision tower's output for a clip or a frame: `features` `(n, hidden)` after the merger, in raster order;
+    `grid` `(3,)` int64, patches in time, height and width; `times` `(frames,)` float64 in seconds, empty for a
+    frame."""
 
     features: torch.Tensor
     grid: torch.Tensor
@@ -47,8 +49,9 @@ class Encoded(NamedTuple):
 
 
 class FeatureStore:
-    """Encoded clips and frames in `folder`, for one tower and one processor. It holds neither, so it travels to
-    workers cheaply. `bf16`: the tower runs, and in training would run, under autocast."""
+    """Stored features of clips and frames in `folder`, for one vision tower and one processor. It holds neither of
+    the two, so sending it to the dataloader's workers is cheap. With `bf16` the tower runs under autocast, as it would
+    in training."""
 
     def __init__(self, folder: str | os.PathLike, processor: FourDThinkerProcessor, model, bf16: bool = False):
         tower = model.model.visual
@@ -62,7 +65,7 @@ class FeatureStore:
             bf16,
         ]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        with _whole(tower):
+        with _gathered(tower):
             for name, tensor in tower.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -70,12 +73,12 @@ class FeatureStore:
         self.folder = Path(folder) / digest.hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def clip(self, video=None, frames=None, timestamps=None) -> Encoded:
-        """A clip, given as in a record. `ValueError` if it was not encoded, or its file is damaged."""
+    def clip(self, video=None, frames=None, timestamps=None) -> VisionFeatures:
+        """Reads the features of a clip, given as in a record. Raises `ValueError` if they are missing or damaged."""
         return self._read(_clip_key(video, frames, timestamps), video or "a clip of frames")
 
-    def frame(self, image) -> Encoded:
-        """A target frame: path, PIL image or array. Errors as in `clip`."""
+    def frame(self, image) -> VisionFeatures:
+        """Reads the features of a target frame: a path, PIL image or array. Errors as in `clip`."""
         return self._read(_key("frame", [image]), image)
 
     def fill(
@@ -86,65 +89,67 @@ class FeatureStore:
         num_workers: int = 0,
         skip_bad: bool = False,
     ) -> int:
-        """Encode the clips and target frames of `records` that are not there yet; `num_workers` processes decode.
+        """Encodes the clips and target frames of `records` that are missing; `num_workers` processes decode them.
 
-        Of several processes each encodes its share, then waits for the others. Returns how many this one encoded.
-        Errors are those of the records and their files; with `skip_bad` they are passed over.
+        Each of several processes encodes its share and then waits for the others. Returns how many items this process
+        encoded. Errors are those of the records and their files; with `skip_bad` such records and files are skipped.
         """
         state = PartialState()
         device = state.device
         tower = model.model.visual.to(device)
         missing = self._missing(records, state, skip_bad)
-        opener = Opener(processor, skip_bad)
-        opened = DataLoader(missing, batch_size=None, num_workers=num_workers, collate_fn=opener)
+        preprocess = VisionPreprocessor(processor, skip_bad)
+        loader = DataLoader(missing, batch_size=None, num_workers=num_workers, collate_fn=preprocess)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
-        with _whole(tower), torch.no_grad(), autocast:
-            for item in tqdm(opened, "vision tower", unit="file", disable=None, mininterval=5):
+        with _gathered(tower), torch.no_grad(), autocast:
+            for item in tqdm(loader, "vision tower", unit="file", disable=None, mininterval=5):
                 if item is not None:
                     key, pixels, grid, times = item
-                    made = model.get_video_features(pixels.to(device), grid.to(device)).pooler_output[0]
-                    self._write(key, {"features": made.cpu().contiguous(), "grid": grid[0], "times": times})
+                    features = model.get_video_features(pixels.to(device), grid.to(device)).pooler_output[0]
+                    self._write(key, {"features": features.cpu().contiguous(), "grid": grid[0], "times": times})
         state.wait_for_everyone()
         return len(missing)
 
     def _missing(self, records: Sequence[Record], state: PartialState, skip_bad: bool) -> list[tuple]:
-        """Keys and sources of this process's share; neighbours stay together, they often share a clip."""
+        """Keys and sources of this process's share of the missing items. Each process takes consecutive records,
+        because these often share a clip."""
         first, last = (len(records) * (state.process_index + i) // state.num_processes for i in (0, 1))
         found = {}
         for number in range(first, last):
             try:
                 record = records[number]
-                source = {name: getattr(record, name) for name in CLIP}
+                source = {name: getattr(record, name) for name in VIDEO_COLUMNS}
                 found[_clip_key(**source)] = source
                 found |= {_key("frame", [image]): image for image in record.imagery}
             except (ValueError, OSError) as error:
                 if not skip_bad:
                     raise
-                logger.warning("not encoded: %s", error)
+                logger.warning("This item is not encoded: %s", error)
         return [(key, source) for key, source in found.items() if not self._path(key).exists()]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def _read(self, key: str, name) -> Encoded:
+    def _read(self, key: str, name) -> VisionFeatures:
         path = self._path(key)
         try:
-            return Encoded(**load_file(path))
+            return VisionFeatures(**load_file(path))
         except FileNotFoundError:
-            raise ValueError(f"{name}: has no features in {self.folder}; fill the store with it first") from None
+            raise ValueError(f"{name} has no features in {self.folder}; call fill with its record first") from None
         except SafetensorError as error:
-            raise ValueError(f"{path}: damaged ({error}); remove it, and the next run makes it again") from error
+            raise ValueError(f"{path} is damaged ({error}); delete it and the next run makes it again") from error
 
     def _write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-        save_file(tensors, aside)
-        os.replace(aside, path)
+        temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
 
 
-def _whole(tower):
-    """The tower's weights, gathered where ZeRO-3 shards them; then processes may run it unequally often."""
+def _gathered(tower):
+    """A context in which the tower's weights are gathered if ZeRO-3 shards them, so that processes may run the tower
+    unequally often."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed
@@ -153,32 +158,33 @@ def _whole(tower):
 
 
 @dataclass
-class Opener:
-    """Opens what `fill` encodes; runs in its workers."""
+class VisionPreprocessor:
+    """Opens a clip or a frame and makes the vision tower's inputs. `fill` runs it in its workers."""
 
     processor: FourDThinkerProcessor
     skip_bad: bool
 
     def __call__(self, item: tuple):
-        """Key, patches `(n, channels * patch volume)`, grid `(1, 3)` and times of a clip or a frame; None if bad."""
+        """Key, patches `(n, channels * patch volume)`, grid `(1, 3)` and times of a clip or a frame; None for a file
+        that is skipped because it cannot be read."""
         key, source = item
         try:
             return key, *(self.clip(**source) if isinstance(source, dict) else self.frame(source))
         except (ValueError, OSError) as error:
             if not self.skip_bad:
                 raise
-            logger.warning("not encoded: %s", error)
+            logger.warning("This item is not encoded: %s", error)
 
     def clip(self, **source):
         frames, times = open_frames(self.processor, **source)
-        made = self.processor.video_processor(
+        inputs = self.processor.video_processor(
             frames, do_sample_frames=False, cap_pixels_per_frame=True, return_tensors="pt"
         )
-        return made["pixel_values_videos"], made["video_grid_thw"], torch.from_numpy(times)
+        return inputs["pixel_values_videos"], inputs["video_grid_thw"], torch.from_numpy(times)
 
     def frame(self, image):
-        made = self.processor.image_processor([Image.fromarray(open_image(image))], return_tensors="pt")
-        return made["pixel_values"], made["image_grid_thw"], torch.empty(0, dtype=torch.float64)
+        inputs = self.processor.image_processor([Image.fromarray(open_image(image))], return_tensors="pt")
+        return inputs["pixel_values"], inputs["image_grid_thw"], torch.empty(0, dtype=torch.float64)
 
 
 def _clip_key(video, frames, timestamps) -> str:
@@ -186,7 +192,8 @@ def _clip_key(video, frames, timestamps) -> str:
 
 
 def _key(kind: str, images: Iterable) -> str:
-    """Hash of what files, or images, hold, and of what they are taken for."""
+    """Hash of the content of files or images, and of `kind`: the same frames are encoded differently as a clip and as
+    target frames."""
     digest = hashlib.sha256(kind.encode())
     for image in images:
         if isinstance(image, (str, os.PathLike)):
@@ -200,20 +207,22 @@ def _key(kind: str, images: Iterable) -> str:
 
 @dataclass
 class CachedCollator(DIFTCollator):
-    """[`DIFTCollator`], with features of `store` instead of pixels: nothing is decoded, and the tower never runs."""
+    """[`DIFTCollator`] with features from `store` in place of pixels: no video is decoded and the vision tower never
+    runs."""
 
     store: FeatureStore | None = None
 
     def open(self, row: dict) -> dict:
-        """The row with `clip` and `targets`, each [`Encoded`]. `ValueError` if one is not there, or too small."""
-        clip = self.store.clip(**{name: row.get(name) for name in CLIP})
-        targets = [self.store.frame(image) for image in self.pictured(row)]
+        """Adds `clip` and `targets`, each as [`VisionFeatures`]. Raises `ValueError` if one is missing or too
+        small."""
+        clip = self.store.clip(**{name: row.get(name) for name in VIDEO_COLUMNS})
+        targets = [self.store.frame(image) for image in self.target_frames(row)]
         for number, target in enumerate(targets, start=1):
-            self.check_size(number, len(target.features))
+            self.check_num_features(number, len(target.features))
         return {**row, "clip": clip, "targets": targets}
 
-    def batch(self, texts: list[str], rows: list[dict]) -> dict:
-        """The model's inputs: what the processor makes, with `mm_encoder_outputs` in place of the pixels."""
+    def model_inputs(self, texts: list[str], rows: list[dict]) -> dict:
+        """The inputs that the processor would make, with `mm_encoder_outputs` in place of the pixels."""
         clips, targets = [row["clip"] for row in rows], [target for row in rows for target in row["targets"]]
         token = self.processor.video_token
         texts = [

@@ -1,8 +1,8 @@
-"""Questions worth training on: those that a model answers right sometimes, neither always nor never.
+"""Keeps the questions that are worth training on: those that a model answers right sometimes, not always or never.
 
-A group of replies that are all right, or all wrong, has no advantage, so GRPO learns nothing from it. The published
-RL set was filtered so. Counts are appended to a file, a batch at a time, and the replies to a batch are drawn from a
-seed of its own: a pass that was killed goes on, and leaves what it would have left.
+Replies that are all right, or all wrong, have no advantage over one another, so GRPO learns nothing from them. The
+published RL set was filtered in this way. The counts are appended to a file after each batch, and each batch has its
+own seed, so a filter run that was killed continues where it stopped and gives the result of an uninterrupted one.
 """
 
 import json
@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from ..answers import judge
+from ..configuration_fourdthinker import FourDThinkerConfig
 from ..data.records import read_records, write_records
 from ..hub.files import find_model, load_model, model_hash
-from ..inference import start_replies, up_to_end
-from . import rewards
+from ..inference import generate_with, prefill_prompts, trim_reply
 
 
 def filter_records(
@@ -29,12 +30,14 @@ def filter_records(
     max_new_tokens: int = 512,
     seed: int = 0,
 ) -> str:
-    """Write to the JSONL file `out` those of `records` of which `model` (folder or Hub id) answers one of `samples`
-    replies right, and one wrong; all counts are in `out` with the ending `.counts.jsonl`.
+    """Writes to the JSONL file `out` those of `records` for which at least one of `samples` replies of `model` (folder
+    or Hub id) is right and at least one is wrong. The counts of all records go to `out` with the ending
+    `.counts.jsonl`.
 
-    `batch_size` is in questions. Returns a line that says how many were kept. `ValueError` for records that one cannot
-    train on, and for an `out` that another pass began.
+    `batch_size` is in questions. Returns a line that says how many were kept. Raises `ValueError` for records that
+    cannot be trained on, for a model with `forget_video`, and for an `out` that belongs to another filter run.
     """
+    _refuse_forget_video(model)
     out = Path(out)
     questions = read_records(records)
     settings = {
@@ -47,20 +50,19 @@ def filter_records(
         "num_records": len(questions),
     }
     counts_path = out.with_suffix(".counts.jsonl")
-    counts = _begin(counts_path, settings)
+    counts = _read_counts(counts_path, settings)
     batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
-    todo = [batch for batch in batches if not all(number in counts for number in batch)]
-    if todo:
+    unfinished = [batch for batch in batches if not all(number in counts for number in batch)]
+    if unfinished:
         network, processor = load_model(model)
-    for batch in tqdm(todo, unit="batch", disable=None):
-        rows = [{**vars(questions[n]), "where": f"{records}, record {n + 1}"} for n in batch]
+    for batch in tqdm(unfinished, unit="batch", disable=None):
+        rows = [{**vars(questions[number]), "where": f"{records}, record {number + 1}"} for number in batch]
         torch.manual_seed(seed + batch.start)
-        replies = _sample(network, processor, rows, samples, temperature, max_new_tokens)
+        replies = _sample_replies(network, processor, rows, samples, temperature, max_new_tokens)
         with open(counts_path, "a", encoding="utf-8") as file:
             for number, row, texts in zip(batch, rows, replies, strict=True):
-                right = sum(rewards.accuracy(texts, [row["answer"]] * samples, [row["options"]] * samples))
-                counts[number] = int(right)
-                file.write(json.dumps({"record": number, "id": row["id"], "right": int(right)}) + "\n")
+                counts[number] = sum(judge(text, row["answer"], row["options"]).is_right for text in texts)
+                file.write(json.dumps({"record": number, "id": row["id"], "right": counts[number]}) + "\n")
             file.flush()
             os.fsync(file.fileno())
     kept = [questions[number] for number in range(len(questions)) if 0 < counts[number] < samples]
@@ -70,36 +72,49 @@ def filter_records(
     return f"{out}: {len(kept)} of {len(questions)} records; {always} are always right, {never} never"
 
 
-def _begin(path: Path, settings: dict) -> dict[int, int]:
-    """Counts so far, by record. What a kill cut off is cut from the file too."""
+def _refuse_forget_video(model: str) -> None:
+    """Raises `ValueError` for a model with `forget_video`. Reads only its config.json. A model without one is left to
+    `find_model`, which says what is missing."""
+    try:
+        config, _ = FourDThinkerConfig.get_config_dict(model)
+    except OSError:
+        return
+    if config.get("forget_video"):
+        raise ValueError(
+            f"{model}: config.json has forget_video, and the replies of such a model cannot be sampled in groups. "
+            "Filter with the checkpoint that 4DRL starts from, one without forget_video"
+        )
+
+
+def _read_counts(path: Path, settings: dict) -> dict[int, int]:
+    """The counts in `path` so far, by record number. A half-written last line is also removed from the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if lines and lines[0] != settings:
-        differs = ", ".join(name for name in settings if lines[0].get(name) != settings[name])
-        raise ValueError(f"{path} holds another pass ({differs} differ): choose another file")
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in lines or [settings]), encoding="utf-8")
-    os.replace(aside, path)
+        differing = ", ".join(name for name in settings if lines[0].get(name) != settings[name])
+        raise ValueError(f"{path} holds another filter run with different {differing}: choose another output file")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines or [settings]), encoding="utf-8")
+    os.replace(temporary, path)
     return {line["record"]: line["right"] for line in lines[1:]}
 
 
 @torch.no_grad()
-def _sample(network, processor, rows: list[dict], samples: int, temperature: float, max_new_tokens: int):
-    """`samples` replies to each of `rows`, as text."""
-    ends, unsaid = network.generation_config.eos_token_id, [processor.image_token_id, processor.video_token_id]
-    network.generation_config = GenerationConfig(  # nothing of the checkpoint's, as in training
+def _sample_replies(network, processor, rows: list[dict], samples: int, temperature: float, max_new_tokens: int):
+    """The texts of `samples` replies to each of `rows`, sampled as in training: without the checkpoint's settings."""
+    ends = network.generation_config.eos_token_id
+    generation_config = GenerationConfig(
         do_sample=True,
         temperature=temperature,
         top_k=0,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=processor.tokenizer.pad_token_id,
-        suppress_tokens=unsaid,
+        suppress_tokens=[processor.image_token_id, processor.video_token_id],
     )
-    which = torch.arange(len(rows), device=network.device).repeat_interleave(samples)
-    inputs, _ = start_replies(network, processor, rows, which)
-    new = network.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-    ends = ends if isinstance(ends, list) else [ends]
-    texts = [processor.decode_with_images(up_to_end(ids, ends)) for ids in new]
+    reply_to = torch.arange(len(rows), device=network.device).repeat_interleave(samples)
+    inputs, _ = prefill_prompts(network, processor, rows, reply_to)
+    new = generate_with(network, generation_config, inputs)[:, inputs["input_ids"].shape[1] :]
+    texts = [processor.decode_with_images(trim_reply(ids, ends)) for ids in new]
     return [texts[i : i + samples] for i in range(0, len(texts), samples)]

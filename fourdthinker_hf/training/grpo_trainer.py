@@ -1,14 +1,17 @@
-"""4DRL: GRPO that trains on what it sampled. The change w.r.t. `GRPOTrainer` is what a reply is: words and latents.
+"""4DRL: GRPO on replies of text and latents. The changes w.r.t. `GRPOTrainer` are the rollout and the scoring.
 
-The latents of a reply are kept as they were fed and are fed again in every forward that scores it: policy, old policy
-and reference. They are constants there; the gradient is that of the words, `<|latent_start|>` and sampled
-`<|latent_end|>`s. `<|latent_pad|>` and a forced `<|latent_end|>` were no choice and have none.
+- [`FourDRLTrainer.rollout`] samples replies and keeps, for each, the latents that were fed ([`SampledReply`]).
+- [`FourDRLTrainer.replay_and_score`] feeds the same latents again in every forward that scores a reply: policy, old
+  policy and reference. There they are constants.
+- [`FourDRLTrainer.sampled_token_mask`] says which tokens carry gradient: text, `<|latent_start|>` and a sampled
+  `<|latent_end|>`. `<|latent_pad|>` and a forced `<|latent_end|>` were not sampled and carry none.
 
-A video is decoded and encoded once a rollout (the tower is frozen, so scoring takes the same features) and a prompt is
-run once: its cache is repeated for the replies to it, and they are scored behind one copy of it,
+In a rollout each video is decoded and encoded once (the vision tower is frozen, so scoring uses the same features) and
+each prompt is run once: its cache is repeated for the replies to it. For scoring, the replies to a prompt are packed
+behind one copy of it, in one row in which a reply attends to the prompt and to itself:
 
-    prompt[:-1]   prompt[-1] reply 1[:-1]   prompt[-1] reply 2[:-1]   ..      in one row, where a reply sees the prompt
-                  reply 1                   reply 2                           and itself; below, what is predicted
+    input     prompt[:-1]   prompt[-1] reply 1[:-1]   prompt[-1] reply 2[:-1]   ..
+    predicts  nothing       reply 1                   reply 2                   ..
 """
 
 from pathlib import Path
@@ -21,29 +24,29 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
-from ..inference import as_encoded, start_replies, up_to_end
+from ..inference import encoder_outputs, generate_with, prefill_prompts, trim_reply
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import rewards
-from .collator import IGNORED
+from .collator import IGNORE_INDEX
 from .grpo_config import FourDRLConfig
-from .trainer_mixin import Checkpointed, bare
+from .trainer_mixin import FourDThinkerTrainerMixin, unwrap_peft
 
 
-class Sampled(NamedTuple):
-    """What a reply was sampled with, beside its words."""
+class SampledReply(NamedTuple):
+    """What is needed to score a reply, beside its tokens."""
 
-    prompt: int  # its prompt's number in the rollout
-    features: torch.Tensor  # (n, hidden): the video's, shared by all replies about it
-    grid: torch.LongTensor  # (3,)
-    seconds: torch.Tensor  # () from one temporal patch to the next
-    latents: torch.Tensor  # (num_pads, hidden), as they were fed; a pad that ends a reply never was
+    prompt: int  # number of its prompt in the rollout
+    features: torch.Tensor  # (n, hidden): of the video, shared by all replies about it
+    grid: torch.LongTensor  # (3,): patches of the video in time, height and width
+    seconds: torch.Tensor  # (): seconds from one temporal patch to the next
+    latents: torch.Tensor  # (num_pads, hidden), as they were fed; a pad that ends a reply was not fed
 
 
-class FourDRLTrainer(Checkpointed, GRPOTrainer):
-    """`GRPOTrainer` on rows of [`question_dataset`], with latents replayed.
+class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
+    """`GRPOTrainer` on rows of [`question_dataset`], in which sampled latents are replayed when a reply is scored.
 
-    Rewards are those of `args` (see [`FourDRLConfig`]) unless `reward_funcs` are given. Logs, beside TRL's measures,
-    `completions/images`: mental images in a reply, on average. What sees the video is frozen.
+    The rewards are those of `args` (see [`FourDRLConfig`]) unless `reward_funcs` are given. Logs, beside TRL's
+    metrics, `completions/images`: the mean number of mental images in a reply. The vision tower is frozen.
     """
 
     def __init__(self, model, args: FourDRLConfig, reward_funcs=None, peft_config=None, **kwargs):
@@ -51,18 +54,21 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} does not work with 4DRL: a reply is one turn, sampled with its latents")
         if isinstance(peft_config, LoraConfig) and peft_config.trainable_token_indices is not None:
-            raise ValueError("trainable_token_indices do not work with 4DRL: TRL scores by the head without them")
+            raise ValueError(
+                "trainable_token_indices do not work with 4DRL: TRL would score with the head that lacks them"
+            )
         if model.config.forget_video:
-            raise ValueError("a model that forgets its video cannot learn by 4DRL yet: its replies have two contexts")
+            raise ValueError("a model with forget_video cannot be trained by 4DRL yet: its replies have two contexts")
         model.model.visual.requires_grad_(False)
         config = self._config = model.config
-        sampling = {"suppress_tokens": [config.image_token_id, config.video_token_id]}  # they would want a picture
-        sampling["return_dict_in_generate"] = True  # with the latents
-        args.generation_kwargs = sampling | (args.generation_kwargs or {})
+        args.generation_kwargs = {
+            "suppress_tokens": [config.image_token_id, config.video_token_id],  # each would require a picture
+            "return_dict_in_generate": True,  # with the latents
+        } | (args.generation_kwargs or {})
         if reward_funcs is None:
             if args.reward_weights is not None:
                 raise ValueError(
-                    "reward_weights are for reward_funcs of your own: give accuracy_weight, format_weight, .."
+                    "reward_weights belong to your own reward_funcs: give accuracy_weight, format_weight, .. instead"
                 )
             weighted = {
                 rewards.accuracy: args.accuracy_weight,
@@ -75,24 +81,25 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
             reward_funcs = [function for function, weight in weighted.items() if weight]
             args.reward_weights = [weight for weight in weighted.values() if weight]
         self._rows: list[dict] = []  # of the rollout
-        self._replay: list[Sampled] = []  # one for each reply that is about to be scored
-        self._scored: torch.BoolTensor | None = None  # (rows, seq): whose states the head gets
+        self._sampled_replies: list[SampledReply] = []  # one for each reply that is about to be scored
+        self._scored_positions: torch.BoolTensor | None = None  # (rows, seq): the positions that reach the head
         super().__init__(model=model, args=args, reward_funcs=reward_funcs, peft_config=peft_config, **kwargs)
-        self.rollout_func = self.roll_out
+        self.rollout_func = self.rollout
         for scorer in (self.model, self.ref_model):
             if scorer is not None:
-                bare(self.accelerator.unwrap_model(scorer)).model.register_forward_hook(self._keep_scored)
+                base = unwrap_peft(self.accelerator.unwrap_model(scorer)).model
+                base.register_forward_hook(self._keep_scored_positions)
 
     # The rollout
 
     def _generate_and_score_completions(self, inputs):
-        """Keeps the rows for `roll_out`; adds to TRL's batch what its replies were sampled with."""
+        """Keeps the rows for [`rollout`] and adds the sampled replies to TRL's batch."""
         self._rows = inputs
         output = super()._generate_and_score_completions(inputs)
-        return output | {"sampled": self._replay}
+        return output | {"sampled_replies": self._sampled_replies}
 
     def _generate(self, prompts):
-        """Replies are read as in evaluation: with `<output_image>` where something was pictured."""
+        """Replies are decoded as in evaluation: with `<output_image>` for each mental image."""
         output = list(super()._generate(prompts))
         output[3] = replies = [self.processing_class.decode_with_images(ids) for ids in output[1]]
         images = torch.tensor([float(reply.count(OUTPUT_IMAGE)) for reply in replies], device=self.accelerator.device)
@@ -101,12 +108,12 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
         return tuple(output)
 
     @torch.no_grad()
-    def roll_out(self, prompts, trainer) -> dict[str, list]:
-        """Sample a reply for each row. TRL's form: `prompt_ids`, `completion_ids`, and `env_mask`, 1 where a token was
-        sampled, 0 where it was forced."""
-        numbers = list(dict.fromkeys(row["index"] for row in self._rows))
-        number = [numbers.index(row["index"]) for row in self._rows]
-        which = torch.tensor(number, device=self.accelerator.device)
+    def rollout(self, prompts, trainer) -> dict[str, list]:
+        """Samples a reply for each row and keeps its latents. Returns what TRL's `rollout_func` returns: `prompt_ids`,
+        `completion_ids`, and `env_mask`, 1 where a token was sampled and 0 where it was forced."""
+        indices = list(dict.fromkeys(row["index"] for row in self._rows))
+        prompt_numbers = [indices.index(row["index"]) for row in self._rows]  # of each reply
+        questions = [self._rows[prompt_numbers.index(number)] for number in range(len(indices))]
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -116,186 +123,196 @@ class FourDRLTrainer(Checkpointed, GRPOTrainer):
             ),
             self.accelerator.autocast(),
         ):
-            asked = [self._rows[number.index(i)] for i in range(len(numbers))]
-            inputs, features = start_replies(self.network, self.processing_class, asked, which)
-            output = self.sample(inputs)
+            reply_to = torch.tensor(prompt_numbers, device=self.accelerator.device)
+            inputs, features = prefill_prompts(self.unwrapped_model, self.processing_class, questions, reply_to)
+            output = self.sample_replies(inputs)
         grids, seconds, length = inputs["video_grid_thw"], inputs["second_per_grid_ts"], inputs["input_ids"].shape[1]
-        ids, masks, self._replay = [], [], []
-        for row, (new, latents) in enumerate(zip(output.sequences[:, length:], output.latents, strict=True)):
-            new = up_to_end(new, self.eos_token_ids)
-            is_pad = new == self._config.latent_token_id
-            is_pad[-1] = False  # the last token is never fed
-            fed = latents[: len(new)][is_pad]
-            self._replay.append(Sampled(number[row], features[number[row]], grids[row], seconds[row], fed))
-            ids.append(new.tolist())
-            masks.append(self.chosen(new).int().tolist())
-        prompts = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
-        prompt_ids = [row[mask].tolist() for row, mask in prompts]
-        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": None, "env_mask": masks}
+        completion_ids, masks, self._sampled_replies = [], [], []
+        for row, (ids, latents) in enumerate(zip(output.sequences[:, length:], output.latents, strict=True)):
+            ids = trim_reply(ids, self.eos_token_ids)
+            is_fed = ids == self._config.latent_token_id
+            is_fed[-1] = False  # the last token is never fed
+            number = prompt_numbers[row]
+            self._sampled_replies.append(
+                SampledReply(number, features[number], grids[row], seconds[row], latents[: len(ids)][is_fed])
+            )
+            completion_ids.append(ids.tolist())
+            masks.append(self.sampled_token_mask(ids).int().tolist())
+        padded = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+        prompt_ids = [row[mask].tolist() for row, mask in padded]
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None, "env_mask": masks}
 
-    def sample(self, inputs: dict):
-        """Generate by the trainer's settings alone: what they leave open is not filled in from the checkpoint's."""
-        network = self.network
-        kept, network.generation_config = network.generation_config, self.generation_config
-        try:
-            return network.generate(**inputs)
-        finally:
-            network.generation_config = kept
+    def sample_replies(self, inputs: dict):
+        """Generates with the trainer's sampling settings alone."""
+        return generate_with(self.unwrapped_model, self.generation_config, inputs)
 
-    def chosen(self, ids: torch.LongTensor) -> torch.BoolTensor:
-        """Which tokens of a reply `(length,)` the model chose; the others, inside mental images, were forced."""
+    def sampled_token_mask(self, ids: torch.LongTensor) -> torch.BoolTensor:
+        """Mask of the tokens of a reply `(length,)` that the model sampled, which carry gradient. The other tokens,
+        inside mental images, were forced."""
         is_pad, is_end = (ids == token for token in (self._config.latent_token_id, self._config.latent_end_id))
         if not self._config.latent_early_end:
             return ~(is_pad | is_end)
-        run = torch.zeros_like(ids)  # pads in a row, up to here
-        for place in is_pad.nonzero()[:, 0].tolist():
-            run[place] = 1 + (run[place - 1] if place else 0)
-        is_full = run.roll(1) == self._config.latent_size
-        return ~(is_pad | (is_end & is_full))
+        num_pads = torch.zeros_like(ids)  # consecutive pads up to each position
+        for position in is_pad.nonzero()[:, 0].tolist():
+            num_pads[position] = 1 + (num_pads[position - 1] if position else 0)
+        follows_full_block = num_pads.roll(1) == self._config.latent_size
+        return ~(is_pad | (is_end & follows_full_block))
 
-    # The score
+    # The scoring
 
     def _prepare_inputs(self, generation_batch):
-        """TRL's, without its shuffle: the replies to a prompt stay together, so that it is scored once."""
+        """TRL's method without its shuffle: the replies to a prompt stay together, so the prompt is scored once."""
         if not self.model.training:
             return self._generate_and_score_completions(generation_batch)
-        parts = self.args.steps_per_generation
-        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+        num_parts = self.args.steps_per_generation
+        if self._step % (num_parts * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            size = len(batch["prompt_ids"]) // parts
+            size = len(batch["prompt_ids"]) // num_parts
             self._buffered_inputs = [
                 {k: v if getattr(v, "ndim", 1) == 0 else v[i * size : (i + 1) * size] for k, v in batch.items()}
-                for i in range(parts)
+                for i in range(num_parts)
             ]
-        return self._buffered_inputs[self._step % parts]
+        return self._buffered_inputs[self._step % num_parts]
 
     def _compute_loss(self, model, inputs):
-        """TRL's, with what the replies were sampled with at hand; stops all processes if it is no number."""
-        self._replay = inputs["sampled"]
+        """TRL's loss of replies whose latents are replayed. Stops all processes if it is not finite."""
+        self._sampled_replies = inputs["sampled_replies"]
         return self.check_finite(super()._compute_loss(model, inputs))
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **unused
     ):
         """TRL's log-probabilities and entropies `(rows, logits_to_keep)`, of replies with their latents and videos."""
+        size = batch_size or len(input_ids)
         scores = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            part = slice(start, start + (batch_size or len(input_ids)))
-            scores.append(self.score(model, input_ids[part], attention_mask[part], logits_to_keep, self._replay[part]))
+        for start in range(0, len(input_ids), size):
+            part = slice(start, start + size)
+            scores.append(
+                self.replay_and_score(
+                    model, input_ids[part], attention_mask[part], logits_to_keep, self._sampled_replies[part]
+                )
+            )
         logps, entropies = (None if parts[0] is None else torch.cat(parts) for parts in zip(*scores, strict=True))
         return logps, entropies if compute_entropy else None, None
 
-    def score(self, model, input_ids, attention_mask, length: int, sampled: list[Sampled]):
-        """Log-probabilities and entropies `(rows, length)` of the last `length` tokens of each row, 0 where padded."""
+    def replay_and_score(self, model, input_ids, attention_mask, length: int, sampled: list[SampledReply]):
+        """Log-probabilities and entropies `(rows, length)` of the last `length` tokens of each row, 0 where padded.
+        The latents of `sampled`, one reply a row, are fed as they were fed when the reply was sampled."""
         prompts, replies = input_ids[:, :-length], input_ids[:, -length:]
-        seen, said = attention_mask[:, :-length].bool(), attention_mask[:, -length:].bool()
-        lengths = said.sum(-1).tolist()
-        groups = self.groups(sampled, seen.sum(-1).tolist(), lengths)
+        prompt_mask, reply_mask = attention_mask[:, :-length].bool(), attention_mask[:, -length:].bool()
+        lengths = reply_mask.sum(-1).tolist()
+        groups = self.group_replies(sampled, prompt_mask.sum(-1).tolist(), lengths)
         order = [row for group in groups for row in group]
 
-        first = [group[0] for group in groups]
+        first = [group[0] for group in groups]  # the prompt and video of a group are those of its first reply
         grids, seconds = (torch.stack([getattr(sampled[i], name) for i in first]) for name in ("grid", "seconds"))
-        positions, _ = self.network.model.get_rope_index(
-            prompts[first], video_grid_thw=grids, second_per_grid_ts=seconds, attention_mask=seen[first]
+        prompt_positions, _ = self.unwrapped_model.model.get_rope_index(
+            prompts[first], video_grid_thw=grids, second_per_grid_ts=seconds, attention_mask=prompt_mask[first]
         )
-        rows = [
-            self._row(
-                prompts[group[0]][seen[group[0]]],
-                positions[:, n, seen[group[0]]],
+        packed = [
+            self._pack_row(
+                prompts[group[0]][prompt_mask[group[0]]],
+                prompt_positions[:, n, prompt_mask[group[0]]],
                 [replies[i, : lengths[i]] for i in group],
             )
             for n, group in enumerate(groups)
         ]
-        fills = (self._tokenizer.pad_token_id, IGNORED, -1, 1)
-        ids, targets, segments, places = (
+        fills = (self._tokenizer.pad_token_id, IGNORE_INDEX, -1, 1)
+        ids, targets, segments, positions = (
             pad_sequence(column, batch_first=True, padding_value=fill)
-            for column, fill in zip(zip(*rows, strict=True), fills, strict=True)
+            for column, fill in zip(zip(*packed, strict=True), fills, strict=True)
         )
         latents = torch.cat([sampled[i].latents if lengths[i] else sampled[i].latents[:0] for i in order])
         if not self.args.replay:  # what public implementations of the method do
             with torch.no_grad():
-                pad = self.network.get_input_embeddings()(ids.new_tensor([self._config.latent_token_id]))
+                pad = self.unwrapped_model.get_input_embeddings()(ids.new_tensor([self._config.latent_token_id]))
             latents = pad.expand_as(latents)
-        self._scored = targets != IGNORED
+        self._scored_positions = targets != IGNORE_INDEX
         with self.accelerator.autocast():
             output = model(
                 input_ids=ids,
-                attention_mask=_who_sees_whom(segments, groups),
-                position_ids=places.movedim(-1, 0),
-                latent_embeds=self.network.model.place_latents(ids, latents),
-                mm_encoder_outputs=as_encoded([sampled[i].features for i in first]),
-                shift_labels=targets[self._scored][None],
+                attention_mask=packed_attention_mask(segments, groups),
+                position_ids=positions.movedim(-1, 0),
+                latent_embeds=self.unwrapped_model.model.place_latents(ids, latents),
+                mm_encoder_outputs=encoder_outputs([sampled[i].features for i in first]),
+                shift_labels=targets[self._scored_positions][None],
                 fused_lm_head=True,
             )
-        self._scored = None
-        row, place = said[order].nonzero(as_tuple=True)
-        where = (torch.tensor(order, device=row.device)[row], place)
+        self._scored_positions = None
+        row, column = reply_mask[order].nonzero(as_tuple=True)
+        unpacked = (torch.tensor(order, device=row.device)[row], column)
         return tuple(
-            None if values is None else values.new_zeros(said.shape).index_put(where, values[0])
+            None if values is None else values.new_zeros(reply_mask.shape).index_put(unpacked, values[0])
             for values in (output.log_probs, output.entropy)
         )
 
-    def groups(self, sampled: list[Sampled], prompt_lengths: list[int], lengths: list[int]) -> list[list[int]]:
-        """Which replies share a row: those to a prompt, unless each its own row is less work."""
-        together = {}
+    def group_replies(
+        self, sampled: list[SampledReply], prompt_lengths: list[int], lengths: list[int]
+    ) -> list[list[int]]:
+        """The replies that share a row: those to the same prompt, unless separate rows are less work."""
+        by_prompt = {}
         for i, reply in enumerate(sampled):
-            together.setdefault(reply.prompt, []).append(i)
-        whole, apart = list(together.values()), [[i] for i in range(len(sampled))]
-        text = self._config.text_config
-        # In a layer a token's products with the weights cost what attention to so many tokens does: 2 operations for
-        # each weight, of which there are (2 + 2 kv / heads) hidden^2 + 3 hidden intermediate, against 4 hidden.
-        share = text.num_key_value_heads / text.num_attention_heads
-        weights = (1 + share) * text.hidden_size + 1.5 * text.intermediate_size
+            by_prompt.setdefault(reply.prompt, []).append(i)
+        shared, separate = list(by_prompt.values()), [[i] for i in range(len(sampled))]
+        config = self._config.text_config
+        # In a layer, the products of a token with the weights cost as much as attention to this many tokens: each
+        # weight takes 2 operations and there are (2 + 2 kv_heads / heads) hidden^2 + 3 hidden intermediate weights;
+        # attention to one token takes 4 hidden operations.
+        share = config.num_key_value_heads / config.num_attention_heads
+        weights = (1 + share) * config.hidden_size + 1.5 * config.intermediate_size
 
         def work(groups: list[list[int]]) -> float:
             length = max(prompt_lengths[group[0]] + sum(lengths[i] for i in group) for group in groups)
             return len(groups) * length * (weights + length)
 
-        can_mask = text._attn_implementation == "sdpa"
-        return whole if can_mask and work(whole) < work(apart) else apart
+        can_mask = config._attn_implementation == "sdpa"
+        return shared if can_mask and work(shared) < work(separate) else separate
 
     @staticmethod
-    def _row(prompt, positions, replies):
-        """One row: ids, targets, segments (0 the prompt, then 1, 2, ..) `(seq,)`, and positions `(seq, 3)`."""
-        ids, targets = [prompt[:-1]], [torch.full_like(prompt[:-1], IGNORED)]
-        segments, places = [torch.zeros_like(prompt[:-1])], [positions[:, :-1]]
+    def _pack_row(prompt, prompt_positions, replies):
+        """Packs a prompt `(length,)`, its positions `(3, length)` and the replies to it into one row: ids, targets and
+        segments (0 for the prompt, then 1, 2, ..) `(seq,)`, and positions `(seq, 3)`."""
+        ids, targets = [prompt[:-1]], [torch.full_like(prompt[:-1], IGNORE_INDEX)]
+        segments, positions = [torch.zeros_like(prompt[:-1])], [prompt_positions[:, :-1]]
         for number, reply in enumerate(replies, start=1):
-            said = torch.cat([prompt[-1:], reply[:-1]])
-            ids.append(said)
-            targets.append(reply if len(reply) else torch.full_like(said, IGNORED))
-            segments.append(torch.full_like(said, number))
-            places.append(positions[:, -1:] + torch.arange(len(said), device=said.device))
-        return torch.cat(ids), torch.cat(targets), torch.cat(segments), torch.cat(places, 1).T
+            inputs = torch.cat([prompt[-1:], reply[:-1]])
+            ids.append(inputs)
+            targets.append(reply if len(reply) else torch.full_like(inputs, IGNORE_INDEX))
+            segments.append(torch.full_like(inputs, number))
+            positions.append(prompt_positions[:, -1:] + torch.arange(len(inputs), device=inputs.device))
+        return torch.cat(ids), torch.cat(targets), torch.cat(segments), torch.cat(positions, 1).T
 
-    def _keep_scored(self, module, inputs, output) -> None:
-        """Of a forward that scores, the head gets what predicts a reply's tokens, `(1, num_tokens, hidden)`."""
-        if self._scored is not None:
-            output.last_hidden_state = output.last_hidden_state[self._scored][None]
+    def _keep_scored_positions(self, module, inputs, output) -> None:
+        """Forward hook of the base model. While a batch is scored, the head gets only the states that predict a
+        reply's tokens, `(1, num_tokens, hidden)`."""
+        if self._scored_positions is not None:
+            output.last_hidden_state = output.last_hidden_state[self._scored_positions][None]
 
-    # What is resumed
+    # Resuming
 
     def _save_rng_state(self, output_dir):
-        """Also where the run is between two rollouts, and the replies that later steps are to learn from."""
-        is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process, which makes it, may be late
-        torch.save((self._step, None if is_over else self._buffered_inputs), self._memory(output_dir))
+        """Also saves the number of the step and, if later steps still learn from this rollout, its replies."""
+        is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process may not have made it yet
+        torch.save((self._step, None if is_used_up else self._buffered_inputs), self._state_file(output_dir))
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self._memory(checkpoint).exists():
-            state = torch.load(self._memory(checkpoint), map_location=self.accelerator.device.type, weights_only=False)
-            self._step, self._buffered_inputs = state
+        if checkpoint is not None and self._state_file(checkpoint).exists():
+            path, device = self._state_file(checkpoint), self.accelerator.device.type
+            self._step, self._buffered_inputs = torch.load(path, map_location=device, weights_only=False)
 
-    def _memory(self, folder: str) -> Path:
+    def _state_file(self, folder: str) -> Path:
         return Path(folder) / f"rollout_{self.args.process_index}.pth"
 
 
-def _who_sees_whom(segments: torch.LongTensor, groups: list[list[int]]) -> torch.BoolTensor:
-    """The attention mask of rows with `segments` `(rows, seq)`, -1 where padded: `(rows, seq)` or, where replies share
-    a row, `(rows, 1, seq, seq)`: what stands before, in the prompt or the same reply."""
+def packed_attention_mask(segments: torch.LongTensor, groups: list[list[int]]) -> torch.BoolTensor:
+    """The attention mask of packed rows, from their `segments` `(rows, seq)`, -1 where padded. A token attends to what
+    precedes it in the prompt and in its own reply: `(rows, 1, seq, seq)`. If no replies share a row, it is the usual
+    mask `(rows, seq)`."""
     if all(len(group) == 1 for group in groups):
         return (segments >= 0).long()
     keys, queries = segments[:, None, None, :], segments[:, None, :, None]
-    before = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
-    return before & ((keys == 0) | (keys == queries))
+    is_causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    return is_causal & ((keys == 0) | (keys == queries))

@@ -1,64 +1,92 @@
-"""What both launchers do before and after training: load the model, save the result, publish it."""
+"""The steps of a run that both launchers share: load the model, find the checkpoint to resume from, save the result
+and publish it."""
 
+import logging
 from pathlib import Path
 
 from peft import PeftModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer_callback import TrainerState
 from trl import ModelConfig, get_quantization_config
 
 from .. import FourDThinkerForConditionalGeneration
 from ..hub.card import lineage
 from ..hub.publish import check_repo_id, publish_run
 
-FINISHED = "trainer_state.json"  # in output_dir itself it is the last file that a run writes
+logger = logging.getLogger(__name__)
+
+FINISHED = "trainer_state.json"  # the last file that a run writes into output_dir itself
 
 
-def is_finished(output: str) -> bool:
-    """Whether a run has ended there; it says so."""
-    if done := (Path(output) / FINISHED).is_file():
+def is_finished(output_dir: str) -> bool:
+    """Whether `output_dir` holds a finished run. If so, prints what to do next."""
+    if finished := (Path(output_dir) / FINISHED).is_file():
         print(
-            f"{output} holds a finished run, nothing is trained. To train again, give another output_dir; to publish "
-            f"it, `fourdthinker publish {output} OWNER/NAME`"
+            f"{output_dir} holds a finished run, nothing is trained. To train again, give another output_dir; to "
+            f"publish it, `fourdthinker publish {output_dir} OWNER/NAME`"
         )
-    return done
+    return finished
 
 
-def load_for_training(args: ModelConfig):
+def load_for_training(model_args: ModelConfig) -> FourDThinkerForConditionalGeneration:
     return FourDThinkerForConditionalGeneration.from_pretrained(
-        args.model_name_or_path,
-        revision=args.model_revision,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        quantization_config=get_quantization_config(args),
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=get_quantization_config(model_args),
     )
 
 
-def check_push(run, args, model_args: ModelConfig) -> dict:
-    """What the card will say of the model that training starts from; ValueError for what could not be published."""
-    if model_args.use_peft and not run.merge_adapter:
+def last_checkpoint(output_dir: str) -> str | None:
+    """The newest complete checkpoint in `output_dir`, or None if there is none."""
+    folders = Path(output_dir).glob("checkpoint-*")
+    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            TrainerState.load_from_json(folder / FINISHED)
+            return str(folder)
+        except (FileNotFoundError, ValueError):
+            logger.warning("%s was not written to its end: an earlier checkpoint is taken", folder)
+    return None
+
+
+def check_publishable(script_args, training_args, model_args: ModelConfig) -> dict:
+    """What the card will say about the model that training starts from. Raises `ValueError` for a run whose result
+    could not be published."""
+    if model_args.use_peft and not script_args.merge_adapter:
         raise ValueError("push_to_hub publishes a whole model, and LoRA leaves an adapter: give merge_adapter too")
-    check_repo_id(args.hub_model_id or "hub_model_id")
+    check_repo_id(training_args.hub_model_id or "hub_model_id")
     return lineage(model_args.model_name_or_path)
 
 
-def save(trainer, run, args, model_args: ModelConfig, processor) -> None:
-    """The model, or LoRA's adapter, merged into the model if asked; then the trainer's state, which ends the run."""
-    output = Path(args.output_dir)
-    merge = model_args.use_peft and run.merge_adapter
-    trainer.save_model(str(output / "adapter") if merge else args.output_dir)
+def save_result(trainer, script_args, training_args, model_args: ModelConfig, processor) -> None:
+    """Saves the model, or with LoRA the adapter, which is also merged into the model if `merge_adapter` is set. The
+    trainer's state is saved last: it marks the run as finished."""
+    output_dir = Path(training_args.output_dir)
+    merge = model_args.use_peft and script_args.merge_adapter
+    trainer.save_model(str(output_dir / "adapter") if merge else training_args.output_dir)
     if merge and trainer.is_world_process_zero():
-        unset_hf_deepspeed_config()  # this process alone loads the weights, so they must not be sharded
-        merged = PeftModel.from_pretrained(load_for_training(model_args), output / "adapter").merge_and_unload()
-        merged.config.latent_mean = trainer.network.config.latent_mean
-        merged.save_pretrained(output)
-        processor.save_pretrained(output)
+        unset_hf_deepspeed_config()  # only this process loads the weights, so they must not be sharded
+        adapted = PeftModel.from_pretrained(load_for_training(model_args), output_dir / "adapter")
+        merged = adapted.merge_and_unload()
+        merged.config.latent_mean = trainer.unwrapped_model.config.latent_mean
+        merged.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
     trainer.save_state()
-    trainer.accelerator.wait_for_everyone()  # or Gloo's threads may abort the process as it ends (pytorch#190489)
+    trainer.accelerator.wait_for_everyone()  # without it Gloo's threads may abort the ending process (pytorch#190489)
     trainer.end()
 
 
-def send(run, args, parent: dict, how: str) -> None:
-    """Publish what a run left, with a card."""
-    folders = ", ".join(Path(records).absolute().parent.name for records in run.records)
-    about = f"{how} on {folders}."
-    print(publish_run(args.output_dir, args.hub_model_id, parent, about, bool(args.hub_private_repo), args.hub_token))
+def publish_result(script_args, training_args, parent: dict, method: str) -> None:
+    """Publishes the result of a run with a card; `parent` is what [`check_publishable`] returned."""
+    folders = ", ".join(Path(records).absolute().parent.name for records in script_args.records)
+    print(
+        publish_run(
+            training_args.output_dir,
+            training_args.hub_model_id,
+            parent,
+            f"{method} on {folders}.",
+            bool(training_args.hub_private_repo),
+            training_args.hub_token,
+        )
+    )

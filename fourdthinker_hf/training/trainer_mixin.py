@@ -1,6 +1,7 @@
-"""Checkpoints of a trainer of 4DThinker: the Hub's names for weights, whole folders, and no step that is not a number.
+"""What [`DIFTTrainer`] and [`FourDRLTrainer`] have in common: how they write and read checkpoints, and that they stop
+when a loss or a gradient is not finite.
 
-Placed before one of TRL's trainers: `class DIFTTrainer(Checkpointed, SFTTrainer)`.
+The mixin stands before one of TRL's trainers: `class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer)`.
 """
 
 import math
@@ -12,14 +13,18 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 
 
-def bare(model) -> FourDThinkerForConditionalGeneration:
-    """The model without its adapters' wrapper."""
+def unwrap_peft(model) -> FourDThinkerForConditionalGeneration:
+    """The model inside a `PeftModel`, or `model` itself if it has no adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-class Checkpointed:
-    """Mixed into a `Trainer`. Raises `ValueError` for a ZeRO-3 run that would save no weights and, in all processes,
-    `FloatingPointError` where the loss of one, or the gradient, is not finite."""
+class FourDThinkerTrainerMixin:
+    """Saves and loads weights under the Hub's names, marks a checkpoint as complete only when every process has
+    written its part, and stops all processes when a number is not finite.
+
+    Raises `ValueError` for a ZeRO-3 run that would save no weights, and `FloatingPointError`, in all processes, when
+    the loss of one process or the gradient is not finite.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -27,16 +32,18 @@ class Checkpointed:
             zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
             if not zero.get("stage3_gather_16bit_weights_on_model_save"):
                 raise ValueError("ZeRO-3 without zero3_save_16bit_model: true would save no weights")
-            self.network._weight_conversions = None  # those of a sharded load would save other names (5.24)
+            # transformers 5.24 keeps the conversions of a sharded load; saving by them would write other names.
+            self.unwrapped_model._weight_conversions = None
 
     @property
-    def network(self) -> FourDThinkerForConditionalGeneration:
-        """The model itself, whatever wraps it."""
-        return bare(self.accelerator.unwrap_model(self.model))
+    def unwrapped_model(self) -> FourDThinkerForConditionalGeneration:
+        """The model without the wrappers of DDP, DeepSpeed and PEFT."""
+        return unwrap_peft(self.accelerator.unwrap_model(self.model))
 
     def _save(self, output_dir=None, state_dict=None):
-        if state_dict is not None and self.network.config.tie_word_embeddings:
-            state_dict.pop("lm_head.weight", None)  # DeepSpeed's is a copy, no longer seen to be the embedding
+        if state_dict is not None and self.unwrapped_model.config.tie_word_embeddings:
+            # DeepSpeed's state dict holds a copy, which `save_pretrained` would not recognise as the tied embedding.
+            state_dict.pop("lm_head.weight", None)
         super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -52,34 +59,36 @@ class Checkpointed:
             self._load_weights(self.state.best_model_checkpoint)
 
     def _load_weights(self, folder: str) -> None:
-        """By `from_pretrained`: files have the Hub's names for weights, and `Trainer`, which takes them for the
-        module's, would leave every weight as it is, with no more than a warning."""
-        saved = type(self.network).from_pretrained(folder, dtype=self.network.dtype)
-        self.network.load_state_dict(saved.state_dict())
+        """Loads weights with `from_pretrained`. The files use the Hub's names for weights. `Trainer` would take these
+        for the module's names, and would leave every weight as it is with no more than a warning."""
+        saved = type(self.unwrapped_model).from_pretrained(folder, dtype=self.unwrapped_model.dtype)
+        self.unwrapped_model.load_state_dict(saved.state_dict())
 
     def _save_rng_state(self, output_dir):
-        """Then waits for the others, so that trainer_state.json, which the main process writes next, stands for a
-        checkpoint that is whole (see [`last_checkpoint`])."""
+        """Also waits for the other processes. The main process writes trainer_state.json next, so this file shows
+        that the checkpoint is complete (see `last_checkpoint` in run.py)."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
     def check_finite(self, loss: torch.Tensor) -> torch.Tensor:
-        """`loss`, if it is a number in every process."""
+        """Returns `loss` if it is finite in every process."""
         is_bad = self.accelerator.gather((~torch.isfinite(loss.detach())).reshape(1))
         if is_bad.any():
-            where = ", ".join(map(str, is_bad.nonzero()[:, 0].tolist()))
-            self._stop(f"the loss of process {where} is not finite")
+            processes = ", ".join(map(str, is_bad.nonzero()[:, 0].tolist()))
+            self._raise_not_finite(f"the loss of process {processes}")
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Of all processes, so that all stop. (With fp16 such a step is skipped, and its scale lowered.)"""
+        """The norm covers all processes, so all of them stop. With fp16 such a step is skipped and the loss scale
+        lowered instead."""
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and not math.isfinite(norm) and not self.args.fp16:
-            self._stop("the gradient is not finite")
+            self._raise_not_finite("the gradient")
         return norm
 
-    def _stop(self, what: str):
+    def _raise_not_finite(self, what: str):
         raise FloatingPointError(
-            f"Step {self.state.global_step + 1}: {what}. All processes stop and nothing of the step is saved: started "
-            f"again, the run goes on from its last checkpoint in {self.args.output_dir}. Try a lower learning_rate"
+            f"Step {self.state.global_step + 1}: {what} is not finite. All processes stop and this step is not saved. "
+            f"Start the run again: it continues from its last checkpoint in {self.args.output_dir}. "
+            "A lower learning_rate may help"
         )

@@ -564,7 +564,7 @@ def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_pat
 def test_what_could_not_be_published_is_not_trained(
     launcher, config, parent, name, lora, words, request, split, tmp_path
 ):
-    run = launcher.RunArguments(records=[str(split / "records.jsonl")])
+    run = launcher.ScriptArguments(records=[str(split / "records.jsonl")])
     args = {"use_cpu": True, "bf16": False, "report_to": "none", "push_to_hub": True, "hub_model_id": name}
     model = ModelConfig(model_name_or_path=str(request.getfixturevalue(parent)), use_peft=lora)
     with pytest.raises(ValueError, match=words):

@@ -20,8 +20,9 @@ from trl import ModelConfig
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.data import records
 from fourdthinker_hf.data.records import RecordError, write_records
-from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, last_checkpoint, record_dataset
-from fourdthinker_hf.training.latent_metrics import NUM_RIVALS, LatentMeasures
+from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, record_dataset
+from fourdthinker_hf.training.latent_metrics import NUM_NEGATIVES, LatentMetrics
+from fourdthinker_hf.training.run import last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,7 +116,7 @@ def test_words_behind_the_first_images_are_learnt_without_the_video(processor, r
     rows[1]["reasoning"] = "now <output_image><output_image> it moves"
     plain, batch = DIFTCollator(processor)(rows), DIFTCollator(processor, forget_video=True)(rows)
     said = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
-    block, forgetting = "<|latent_start|><|latent_end|>", batch["forgetting"]
+    block, forgetting = "<|latent_start|><|latent_end|>", batch["without_video"]
     assert said == [
         f"\n<think>it {block} moves",
         f"\n<think>now {block * 2} it",
@@ -125,7 +126,7 @@ def test_words_behind_the_first_images_are_learnt_without_the_video(processor, r
         " moves</think><answer>left</answer><|im_end|>\n",
         " it moves</think><answer>left</answer><|im_end|>\n",
     ]
-    assert plain.keys() == batch.keys() - {"forgetting"}
+    assert plain.keys() == batch.keys() - {"without_video"}
     assert all(torch.equal(plain[name], batch[name]) for name in plain if name != "labels")
     vision = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|video_pad|>", "<|vision_end|>"])
     for row in (0, 1):  # the same conversation, but for the video
@@ -133,15 +134,15 @@ def test_words_behind_the_first_images_are_learnt_without_the_video(processor, r
         kept = ids[~torch.isin(ids, torch.tensor(vision))]
         assert len(kept) < len(ids)
         assert torch.equal(kept, forgetting["input_ids"][row, forgetting["attention_mask"][row].bool()])
-    nothing = DIFTCollator(processor, forget_video=True)(rows[2:])["forgetting"]
+    nothing = DIFTCollator(processor, forget_video=True)(rows[2:])["without_video"]
     assert nothing["labels"].shape[0] == 1 and (nothing["labels"] == -100).all()
 
 
 def test_without_the_video_the_predicted_latents_are_fed_with_their_gradient(tiny_folder, processor, rows, tmp_path):
     trainer = make_trainer(tiny_folder, processor, rows, tmp_path, ce_weight=0.5, forget_video=True)
     batch, model = DIFTCollator(processor, forget_video=True)(rows), trainer.model
-    seen = {name: batch[name] for name in batch if name not in ("num_skipped", "forgetting", "labels")}
-    first, again = model(**seen), batch["forgetting"]
+    seen = {name: batch[name] for name in batch if name not in ("num_skipped", "without_video", "labels")}
+    first, again = model(**seen), batch["without_video"]
     is_pad = seen["input_ids"] == model.config.latent_token_id
     predicted = first.last_hidden_state[:, :-1][is_pad[:, 1:]]
     latents = model.model.place_latents(again["input_ids"], predicted)
@@ -364,11 +365,11 @@ def test_the_measures_tell_sight_from_habit():
     seeing, blind = targets + 0.5 * torch.randn_like(targets), mean + torch.randn_like(targets)
     found = []
     for predicted in (seeing, blind):
-        measures, totals = LatentMeasures(latent_size=2), {}
+        measures, totals = LatentMetrics(latent_size=2), {}
         for rows, truths in zip(predicted.split(8), targets.split(8), strict=True):
             for name, values in measures(rows.flatten(0, 1), truths.flatten(0, 1), training=True).items():
                 totals.setdefault(name, []).append(values)
-        assert len(totals["latent_rank"]) == (400 - NUM_RIVALS) // 8  # from the first batch that has 64 before it
+        assert len(totals["latent_rank"]) == (400 - NUM_NEGATIVES) // 8  # from the first batch that has 64 before it
         found.append({name: torch.cat(values).mean().item() for name, values in totals.items()})
     sees, habit = found
     assert min(sees["latent_cosine"], habit["latent_cosine"]) > 0.98
@@ -380,7 +381,7 @@ def test_the_measures_tell_sight_from_habit():
 
 
 def test_a_rank_counts_the_rivals_that_are_nearer():
-    measures = LatentMeasures(latent_size=1)
+    measures = LatentMetrics(latent_size=1)
 
     def on_circle(steps):  # round (5, 5), of which 64 make the whole
         return torch.stack([torch.cos(steps * 2 * torch.pi / 64), torch.sin(steps * 2 * torch.pi / 64)], -1) + 5
@@ -511,7 +512,7 @@ def test_lora_trains_the_rows_of_the_latent_tokens_and_merges(tiny_folder, proce
 def test_a_lora_run_leaves_a_whole_model_and_is_not_run_twice(tiny_folder, record_file, tmp_path, capsys):
     def run():
         sft.main(
-            sft.RunArguments(records=[record_file()], merge_adapter=True),
+            sft.ScriptArguments(records=[record_file()], merge_adapter=True),
             DIFTConfig(str(tmp_path / "run"), max_steps=2, use_cpu=True, bf16=False, report_to="none"),
             ModelConfig(str(tiny_folder), use_peft=True),
         )
@@ -542,7 +543,7 @@ def test_a_resumed_run_remembers_what_it_measured(tiny_folder, processor, rows, 
             trainer.train()
             (out / "checkpoint-40" / "trainer_state.json").unlink()
         logs.append([row for row in trainer.state.log_history if row.get("step", 0) > 30 and "loss" in row])
-        mean = trainer.measures.mean
+        mean = trainer.latent_metrics.mean
     times = ("train_runtime", "train_tokens_per_second")
     assert [{k: v for k, v in row.items() if k not in times} for row in logs[0]] == [
         {k: v for k, v in row.items() if k not in times} for row in logs[1]

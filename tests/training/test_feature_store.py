@@ -143,11 +143,11 @@ def test_weights_settings_and_precision_have_folders_of_their_own(tiny_folder, m
 
 def test_what_is_missing_or_damaged_is_named(processor, model, records, store, tmp_path):
     Image.new("RGB", (84, 84), "blue").save(tmp_path / "blue.png")
-    with pytest.raises(ValueError, match=r"blue\.png: has no features in .*; fill the store"):
+    with pytest.raises(ValueError, match=r"blue\.png has no features in .*; call fill with its record first"):
         store.frame(tmp_path / "blue.png")
     file = max(store.folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     os.truncate(file, 1000)
-    with pytest.raises(ValueError, match=f"{file.name}: damaged"):
+    with pytest.raises(ValueError, match=f"{file.name} is damaged"):
         store.clip(video=records[0].video)
     assert not list(store.folder.rglob("*.tmp"))
 

@@ -30,7 +30,7 @@ def questions(tmp_path, clip):
 @pytest.fixture
 def replies(monkeypatch):
     """Sampled for real, then reread: the number of the question is that of its right replies; the texts are kept."""
-    seen, sample = [], filter_records._sample
+    seen, sample = [], filter_records._sample_replies
 
     def told(network, processor, rows, samples, *args):
         texts = sample(network, processor, rows, samples, *args)
@@ -38,7 +38,7 @@ def replies(monkeypatch):
         right = [int(row["id"]) for row in rows]
         return [["<answer>B</answer>"] * count + ["<answer>A</answer>"] * (samples - count) for count in right]
 
-    monkeypatch.setattr(filter_records, "_sample", told)
+    monkeypatch.setattr(filter_records, "_sample_replies", told)
     return seen
 
 
@@ -67,4 +67,4 @@ def test_questions_that_are_sometimes_right_are_kept_and_a_killed_pass_goes_on(
     assert len(replies) == 5
 
     other = run(tiny_folder, questions, killed, "--seed", "1")
-    assert other.exit_code == 2 and "holds another pass (seed differ)" in other.output
+    assert other.exit_code == 2 and "holds another filter run with different seed" in other.output

@@ -23,8 +23,8 @@ from trl import GRPOTrainer, ModelConfig
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, inference
 from fourdthinker_hf.data.records import RecordError
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
-from fourdthinker_hf.training.grpo_config import REFUSED
-from fourdthinker_hf.training.grpo_trainer import Sampled
+from fourdthinker_hf.training.grpo_config import UNSUPPORTED_OPTIONS
+from fourdthinker_hf.training.grpo_trainer import SampledReply
 from fourdthinker_hf.training.lora import LORA_TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,27 +34,27 @@ QUESTIONS = ("which way does it move", "where", "which way", "what is red and ho
 class Spy(FourDRLTrainer):
     """Keeps what was sampled, the network's own log-probabilities of it, and every score of it."""
 
-    def roll_out(self, prompts, trainer):
-        rolled = super().roll_out(prompts, trainer)
-        self.rolled, self.ids, self.masks = list(self._replay), rolled["completion_ids"], rolled["env_mask"]
+    def rollout(self, prompts, trainer):
+        rolled = super().rollout(prompts, trainer)
+        self.rolled, self.ids, self.masks = list(self._sampled_replies), rolled["completion_ids"], rolled["env_mask"]
         self.scores = []
         return rolled
 
-    def sample(self, inputs):
+    def sample_replies(self, inputs):
         self.generation_config.output_logits = self.generation_config.output_scores = True
-        self.output = output = super().sample(inputs)
+        self.output = output = super().sample_replies(inputs)
         logps = (torch.stack(output.logits, 1).float() / self.temperature).log_softmax(-1)
         new = output.sequences[:, inputs["input_ids"].shape[1] :]
         self.recorded = logps.gather(-1, new[..., None])[..., 0]  # (rows, new_tokens)
         return output
 
-    def score(self, model, input_ids, attention_mask, length, sampled):
-        logps, entropies = super().score(model, input_ids, attention_mask, length, sampled)
+    def replay_and_score(self, model, input_ids, attention_mask, length, sampled):
+        logps, entropies = super().replay_and_score(model, input_ids, attention_mask, length, sampled)
         if logps.requires_grad:
             logps.retain_grad()
         with torch.no_grad():
             blind = [reply._replace(latents=torch.zeros_like(reply.latents)) for reply in sampled]
-            without, _ = super().score(model, input_ids, attention_mask, length, blind)
+            without, _ = super().replay_and_score(model, input_ids, attention_mask, length, blind)
         rows = [next(i for i, row in enumerate(self.rolled) if row is reply) for reply in sampled]
         adapters_off = any(getattr(module, "disable_adapters", False) is True for module in self.model.modules())
         is_old = model is self.model and not adapters_off
@@ -168,7 +168,7 @@ def test_every_pass_scores_what_was_sampled(make_trainer, figure, case):
     settings = dict(CASES[case])
     trainer = make_trainer(**{k: v for k, v in settings.items() if k != "attention"})
     if "attention" in settings:
-        for model in (trainer.network, trainer.ref_model):
+        for model in (trainer.unwrapped_model, trainer.ref_model):
             model.set_attn_implementation(settings["attention"])
     trainer.train()
     start = trainer._config.latent_start_id
@@ -214,13 +214,15 @@ def test_a_shared_prompt_is_as_good_as_one_of_its_own(make_trainer, monkeypatch,
     results = []
     for alone in (False, True):
         if alone:
-            monkeypatch.setattr(FourDRLTrainer, "groups", lambda self, sampled, *_: [[i] for i in range(len(sampled))])
+            monkeypatch.setattr(
+                FourDRLTrainer, "group_replies", lambda self, sampled, *_: [[i] for i in range(len(sampled))]
+            )
         trainer.model.zero_grad()
         kept = []
-        for reply, length in zip(batch["sampled"], said.sum(-1).tolist(), strict=True):
+        for reply, length in zip(batch["sampled_replies"], said.sum(-1).tolist(), strict=True):
             row = ids[len(kept), -width:][: max(length - 1, 0)]
             kept.append(reply._replace(latents=reply.latents[: int((row == trainer._config.latent_token_id).sum())]))
-        logps, entropies = FourDRLTrainer.score(trainer, trainer.model, ids, mask, width, kept)
+        logps, entropies = FourDRLTrainer.replay_and_score(trainer, trainer.model, ids, mask, width, kept)
         (logps.sum() + entropies.sum()).backward()
         grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
         results.append((logps.detach(), entropies.detach(), grads))
@@ -235,9 +237,9 @@ def test_a_shared_prompt_is_as_good_as_one_of_its_own(make_trainer, monkeypatch,
 
 def test_rows_share_a_prompt_unless_that_costs_more(make_trainer):
     trainer = make_trainer()
-    replies = [Sampled(prompt, None, None, None, None) for prompt in (0, 0, 1, 0)]
-    assert trainer.groups(replies, [300] * 4, [9, 2, 3, 4]) == [[0, 1, 3], [2]]
-    assert trainer.groups(replies, [10] * 4, [90] * 4) == [[0], [1], [2], [3]]
+    replies = [SampledReply(prompt, None, None, None, None) for prompt in (0, 0, 1, 0)]
+    assert trainer.group_replies(replies, [300] * 4, [9, 2, 3, 4]) == [[0, 1, 3], [2]]
+    assert trainer.group_replies(replies, [10] * 4, [90] * 4) == [[0], [1], [2], [3]]
 
 
 # Who gets a gradient
@@ -271,9 +273,9 @@ def test_what_was_chosen(make_trainer):
     pad, start, end = config.latent_token_id, config.latent_start_id, config.latent_end_id
     ids = torch.tensor([5, start, pad, pad, pad, pad, end, start, end, start, pad, end, 5, start, pad])
     expected = [1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0]
-    assert trainer.chosen(ids).int().tolist() == expected
+    assert trainer.sampled_token_mask(ids).int().tolist() == expected
     config.latent_early_end = False
-    assert trainer.chosen(ids[:7]).int().tolist() == expected[:7]
+    assert trainer.sampled_token_mask(ids[:7]).int().tolist() == expected[:7]
 
 
 # The sampling is the trainer's
@@ -297,7 +299,7 @@ def test_a_checkpoint_has_no_say_in_the_sampling(make_trainer, tiny_folder):
     before = model.generation_config.to_dict()
     trainer = make_trainer(model=model, generation_kwargs=None)
     trainer.train()
-    assert trainer.network.generation_config.to_dict() == before
+    assert trainer.unwrapped_model.generation_config.to_dict() == before
     assert len({tuple(ids) for ids in trainer.ids[:4]}) == 4
     config, logits = trainer._config, torch.stack(trainer.output.logits, 1)
     scores, ids = torch.stack(trainer.output.scores, 1), trainer.output.sequences[:, -logits.shape[1] :]
@@ -323,7 +325,7 @@ def test_videos_and_prompts_run_once(make_trainer, processor, tmp_path, clip, wr
     real = inference.open_frames
     monkeypatch.setattr(inference, "open_frames", lambda *args: opened.append(args[1]) or real(*args))
     trainer = make_trainer(kind=FourDRLTrainer, data=question_dataset([tmp_path / "two.jsonl"], processor))
-    base = trainer.network.model
+    base = trainer.unwrapped_model.model
     base.visual.register_forward_hook(lambda m, args, kwargs, out: towers.append(len(args[0])), with_kwargs=True)
     trainer.ref_model.model.visual.register_forward_hook(lambda *_: towers.append("reference"))
     base.language_model.register_forward_hook(
@@ -338,7 +340,7 @@ def test_videos_and_prompts_run_once(make_trainer, processor, tmp_path, clip, wr
     monkeypatch.setattr(base, "get_rope_index", counted)
     trainer.train()
     assert sorted(opened) == sorted(map(str, (clip, other)))
-    features = {id(reply.features): reply.features for reply in trainer._buffered_inputs[0]["sampled"]}
+    features = {id(reply.features): reply.features for reply in trainer._buffered_inputs[0]["sampled_replies"]}
     assert len(features) == 2
     # Both videos at once, four patches to a feature, for rollout, policy and reference.
     assert towers == [4 * sum(map(len, features.values()))]
@@ -391,9 +393,9 @@ def test_the_overrides_are_trls_own():
         assert used in source, used
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in REFUSED] + ["dispatch_batches"])
+@pytest.mark.parametrize("name", [name for name, _, _ in UNSUPPORTED_OPTIONS] + ["dispatch_batches"])
 def test_what_cannot_work_with_latents_is_refused_by_name(name, tmp_path):
-    fine = {name: values for name, values, _ in REFUSED}
+    fine = {name: values for name, values, _ in UNSUPPORTED_OPTIONS}
     value = {
         "dispatch_batches": True,
         "cache_implementation": "static",
@@ -461,7 +463,7 @@ def test_a_resumed_run_ends_at_the_same_bits(make_trainer, tmp_path, adapters):
 
 
 def test_a_lora_run_leaves_a_whole_model(tiny_folder, processor, questions, tmp_path):
-    run = grpo.RunArguments(records=[str(questions)], merge_adapter=True)
+    run = grpo.ScriptArguments(records=[str(questions)], merge_adapter=True)
     args = FourDRLConfig(**base_settings(processor, tmp_path / "run"), length_weight=1.0)
     grpo.main(run, args, ModelConfig(str(tiny_folder), use_peft=True))
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
@@ -478,8 +480,8 @@ def test_what_is_no_number_stops_the_run_before_the_weights_change(make_trainer,
     trainer = make_trainer()
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     if where == "loss":
-        score = trainer.score
-        trainer.score = lambda *args: (score(*args)[0] * torch.nan, torch.zeros(16, 24))
+        score = trainer.replay_and_score
+        trainer.replay_and_score = lambda *args: (score(*args)[0] * torch.nan, torch.zeros(16, 24))
     else:
         trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(FloatingPointError, match=f"Step 1: the {where}.* is not finite"):
@@ -546,8 +548,8 @@ def work(kind: str, folder: str, questions: str, out: str, **settings) -> None:
 class Spoilt(FourDRLTrainer):
     """In the second process the second step makes no number."""
 
-    def score(self, *args):
-        logps, entropies = super().score(*args)
+    def replay_and_score(self, *args):
+        logps, entropies = super().replay_and_score(*args)
         is_bad = self.state.global_step == 1 and self.args.process_index == 1
         return logps * torch.nan if is_bad else logps, entropies
 
@@ -555,10 +557,10 @@ class Spoilt(FourDRLTrainer):
 class Dying(FourDRLTrainer):
     """The second process is killed in its second step."""
 
-    def score(self, *args):
+    def replay_and_score(self, *args):
         if self.state.global_step == 1 and self.args.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().score(*args)
+        return super().replay_and_score(*args)
 
 
 @pytest.fixture
