@@ -179,7 +179,7 @@ def test_memory_tells_what_a_recipe_needs(tiny_folder):
     result = run("memory", recipe, *shape, "--accelerate", hardware, "--gpus", 2)
     assert result.exit_code == 0, result.output
     head, *rows = result.stdout.splitlines()
-    assert head.startswith("runs/tiny_base on each of 2 GPU(s), ZeRO-2, gradient checkpointing off; 16 row(s) of 36 ")
+    assert head.startswith("runs/text_only on each of 2 GPU(s), ZeRO-2, gradient checkpointing off; 16 row(s) of 36 ")
     assert [row.split()[0] for row in rows] == ["weights", "gradients", "optimizer", "communication", "step", "total"]
-    refused(run("memory", recipe), "runs/tiny_base", "--config")
+    refused(run("memory", recipe), "runs/text_only", "--config")
     refused(run("memory", recipe, *shape, "--labelled", 61), "61 labelled tokens", "60")

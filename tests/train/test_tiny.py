@@ -1,4 +1,4 @@
-"""The tiny model's making: its tokenizer, and the labels its tower is warmed up on."""
+"""How the tiny model is made: its tokenizer, and the labels that its vision tower is pretrained with."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from init_model import SPECIAL_TOKENS, make_tokenizer
-from pretrain_tower import place_loss, places_of
+from pretrain_tower import parse_places, place_loss
 
 from fourdthinker_hf.data.simulation.basic_scenes import COLOURS
 
@@ -28,7 +28,7 @@ def test_special_tokens_and_tags_are_one_token_each():
 
 def test_places_are_the_bins_of_the_text():
     text = "blue cube 0 0, 3 3, out, 11 5. white ball 4 4, 4 4, 4 4, 4 4. everything moves right. camera pan left."
-    places = places_of(text, 3)
+    places = parse_places(text, 3)
     assert places.shape == (4, 3, 3, len(COLOURS), 2)
     blue, white = list(COLOURS).index("blue"), list(COLOURS).index("white")
     assert places[0, 0, 0, blue].tolist() == [0, 0] and places[1, 0, 0, blue].tolist() == [3, 3]

@@ -1,6 +1,7 @@
-"""Filtering: what is kept, and that a killed pass leaves what a whole one does."""
+"""Filtering: which questions are kept, that a killed run gives the result of a whole one, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -29,17 +30,16 @@ def questions(tmp_path, clip):
 
 @pytest.fixture
 def replies(monkeypatch):
-    """Sampled for real, then reread: the number of the question is that of its right replies; the texts are kept."""
-    seen, sample = [], filter_records._sample_replies
+    """The texts that were sampled. In their place, question number n gets n right replies."""
+    sampled, sample = [], filter_records._sample_replies
 
-    def told(network, processor, rows, samples, *args):
-        texts = sample(network, processor, rows, samples, *args)
-        seen.append(texts)
+    def replace(network, processor, rows, samples, *args):
+        sampled.append(sample(network, processor, rows, samples, *args))
         right = [int(row["id"]) for row in rows]
         return [["<answer>B</answer>"] * count + ["<answer>A</answer>"] * (samples - count) for count in right]
 
-    monkeypatch.setattr(filter_records, "_sample_replies", told)
-    return seen
+    monkeypatch.setattr(filter_records, "_sample_replies", replace)
+    return sampled
 
 
 def run(tiny_folder, questions, out, *more):
@@ -47,7 +47,7 @@ def run(tiny_folder, questions, out, *more):
     return CliRunner().invoke(app, ["filter", str(questions), "--out", str(out), *settings])
 
 
-def test_questions_that_are_sometimes_right_are_kept_and_a_killed_pass_goes_on(
+def test_questions_that_are_sometimes_right_are_kept_and_a_killed_run_continues(
     tiny_folder, questions, tmp_path, replies
 ):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
@@ -68,3 +68,17 @@ def test_questions_that_are_sometimes_right_are_kept_and_a_killed_pass_goes_on(
 
     other = run(tiny_folder, questions, killed, "--seed", "1")
     assert other.exit_code == 2 and "holds another filter run with different seed" in other.output
+
+
+def test_a_model_with_forget_video_is_refused_before_anything_is_loaded(tiny_folder, questions, tmp_path, monkeypatch):
+    """Its config.json is all that is read: the folder holds nothing else."""
+    folder = tmp_path / "forgets"
+    folder.mkdir()
+    shutil.copy(tiny_folder / "config.json", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"forget_video": True}))
+    for name in ("read_records", "find_model", "model_hash", "load_model"):
+        monkeypatch.setattr(filter_records, name, lambda *args, name=name: pytest.fail(f"{name} was called"))
+    result = run(folder, questions, tmp_path / "out.jsonl")
+    assert result.exit_code == 2 and "config.json has forget_video" in result.output
+    assert not list(tmp_path.glob("out*"))

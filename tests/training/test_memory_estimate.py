@@ -264,7 +264,8 @@ def test_recipes_parse_and_carry_the_published_settings(size):
         "freeze_vision": True,
     }
     assert {name: getattr(dift, name) for name in published} == published
-    assert (run.records, model.model_name_or_path) == (["data/dift/train.jsonl"], f"checkpoints/4dthinker-{size}-base")
+    assert run.records == ["data/published/dift_data.jsonl"]
+    assert model.model_name_or_path == f"checkpoints/4dthinker-{size}-base"
 
 
 def test_a_recipe_and_its_hardware_are_read(tmp_path):

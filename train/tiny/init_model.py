@@ -1,9 +1,10 @@
-"""Make the starting point of the tiny model: a byte-level BPE tokenizer, a processor and random weights.
+"""Makes the tiny model's first checkpoint: a byte-level BPE tokenizer, a processor and random weights. It downloads
+nothing. train/recipes/tiny/text_only.yaml has this command and those that follow it.
 
-    python train/tiny/init_model.py runs/tiny_init --records data/base/records.jsonl
+    python train/tiny/init_model.py runs/init --records data/questions/records.jsonl
 
-The tokenizer is trained on the words of the records and on Python's own language reference (`pydoc_data.topics`), so
-that the vocabulary of the scenes is one token a word and any other question still tokenizes. No download.
+The tokenizer is trained on the text of the records and on Python's own language reference (`pydoc_data.topics`). So a
+word of the scenes is one token, and any other question can be tokenized too.
 """
 
 import json
@@ -31,9 +32,9 @@ SPECIAL_TOKENS = [
     "<|latent_start|>",
     "<|latent_end|>",
 ]
-WORDS = ["<think>", "</think>", "<answer>", "</answer>"]  # ordinary text, one token each
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]  # ordinary text, one token each
 
-# ChatML, as Qwen2.5-VL has it, without a system turn.
+# Qwen2.5-VL's chat template without a system turn.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -48,21 +49,21 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}<|im_start|>assistant
 {% endif -%}"""
 
-SIDE = 84  # pixels: 3 x 3 features a frame after the merger
+SIDE = 84  # pixels; a frame has 3 x 3 features after the merger
 MAX_FRAMES = 8
 
 
 def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on `texts`, with Qwen2.5-VL's special tokens and the three of the latents."""
+    """A byte-level BPE tokenizer trained on `texts`, with Qwen2.5-VL's special tokens and the three latent tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(WORDS), initial_alphabet=alphabet, special_tokens=SPECIAL_TOKENS
+        vocab_size=vocab_size - len(TAGS), initial_alphabet=alphabet, special_tokens=SPECIAL_TOKENS
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens(WORDS)
+    tokenizer.add_tokens(TAGS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -84,7 +85,7 @@ def make_processor(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerProcessor:
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
-    token = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.convert_tokens_to_ids
     return FourDThinkerConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -112,28 +113,28 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
         tie_word_embeddings=True,
         compress_strategy="grid",
         latent_scale="rms",
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        latent_token_id=token("<|latent_pad|>"),
-        latent_start_id=token("<|latent_start|>"),
-        latent_end_id=token("<|latent_end|>"),
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        latent_token_id=token_id("<|latent_pad|>"),
+        latent_start_id=token_id("<|latent_start|>"),
+        latent_end_id=token_id("<|latent_end|>"),
     )
 
 
 def main(
     out: Path,
-    records: Annotated[list[Path], typer.Option(help="records.jsonl files whose words the tokenizer learns")],
+    records: Annotated[list[Path], typer.Option(help="records.jsonl file whose text the tokenizer is trained on")],
     vocab_size: int = 2048,
     seed: int = 0,
 ) -> None:
-    """Write OUT, a folder that FourDThinkerForConditionalGeneration.from_pretrained loads."""
+    """Write the folder OUT, which FourDThinkerForConditionalGeneration.from_pretrained loads."""
     fields = ("question", "reasoning", "answer")
     rows = [json.loads(line) for path in records for line in path.open()]
-    words = [" ".join(str(row[name]) for name in fields if row.get(name)) for row in rows]
+    texts = [" ".join(str(row[name]) for name in fields if row.get(name)) for row in rows]
     options = [f"\nA. {text}\nB. {text}\nC. {text}\nD. {text}" for row in rows for text in row.get("options") or ()]
-    tokenizer = make_tokenizer([*words, *options, *topics.values()], vocab_size)
+    tokenizer = make_tokenizer([*texts, *options, *topics.values()], vocab_size)
     torch.manual_seed(seed)
     model = FourDThinkerForConditionalGeneration(make_config(tokenizer))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
