@@ -1,5 +1,5 @@
-"""What it costs to learn from raw pixels: DIFT on what `annotate` makes of simulated clips, beside DIFT on what its
-last stages make of the same clips when they are told the truth.
+"""Measures what training on annotated pixels costs: DIFT on the records that `annotate` makes of simulated clips, and
+DIFT on the records that it makes of the same clips from exact camera motion and masks.
 
     python bench/accuracy/annotated_training.py data/labels --clips 1600 --seed 61
     fourdthinker annotate data/labels/clips --out data/labels/pixels
@@ -16,9 +16,10 @@ last stages make of the same clips when they are told the truth.
     done
     fourdthinker report outputs/truth outputs/pixels --out outputs/labels.html
 
-`clips/` are those of the basic tasks; `truth/` has the questions that `annotate` asks of exact camera motion and
-masks, each mask described by colour, size and place as an estimated one is, with the same phrases drawn for a clip.
-Spatial descriptions, whose replies are twice as long, are left out; after 600 steps with them little was learnt.
+`clips/` has the clips of the basic tasks. `truth/` has the questions that `annotate` asks of exact camera motion and
+masks. There objects are described by colour, size and place like tracked ones, and the same phrases are drawn for a
+clip. Spatial descriptions are left out, because their replies are twice as long, and after 600 steps with them little
+was learnt.
 """
 
 import argparse
@@ -29,34 +30,35 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from annotated_questions import exact
 from tqdm import tqdm
 
 from fourdthinker_hf.data import media
-from fourdthinker_hf.data.annotation.description import describe
+from fourdthinker_hf.data.annotation.description import describe_object
 from fourdthinker_hf.data.annotation.options import add_options
-from fourdthinker_hf.data.annotation.pipeline import Job, Settings, Stages, tell
-from fourdthinker_hf.data.annotation.tracking import View
+from fourdthinker_hf.data.annotation.pipeline import AnnotationSettings, StageTimer, VideoJob, make_shot_records
+from fourdthinker_hf.data.annotation.tracking import ScaledShot
+from fourdthinker_hf.data.ground_truth import clip_to_shot, true_annotation
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.data.simulation import generation
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
 
 
-def make(job: tuple[Path, int, int]) -> list[Record]:
-    """Write a clip; its records, without options, of what is true of it."""
+def make_records(job: tuple[Path, int, int]) -> list[Record]:
+    """Write a clip, and return the records of its exact camera motion and masks, which have no options yet."""
     out, seed, index = job
     clip = generation.simulate_clip(seed, BASIC_TASKS[index % 4], index // 4)
     path = out / "clips" / f"{index:06d}.mp4"
     media.write_video(path, clip.frames)
-    shot, camera, tracks = exact(clip)
-    view = View(shot.frames, camera.homographies)
-    size, named = (view.width, view.height), []
+    shot, (camera, tracks) = clip_to_shot(clip), true_annotation(clip)
+    scaled = ScaledShot(shot.frames, camera.homographies)
+    size, described = (scaled.width, scaled.height), []
     for track in tracks:
-        masks = np.stack([cv2.resize(m.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) for m in track.masks])
+        masks = [cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) for mask in track.masks]
+        masks = np.stack(masks).view(bool)
         if masks.any():
-            named.append(replace(track, description=describe(view.frames, masks.view(bool), "object")))
-    work = Job(path, path.name, out / "truth", Settings())
-    return tell(work, 0, shot, camera, named, Stages(work.now), Counter())
+            described.append(replace(track, description=describe_object(scaled.frames, masks, "object")))
+    video = VideoJob(path, path.name, out / "truth", AnnotationSettings())
+    return make_shot_records(video, 0, shot, camera, described, StageTimer(video.stage_file), Counter())
 
 
 def main() -> None:
@@ -71,11 +73,11 @@ def main() -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     jobs = [(out, args.seed, index) for index in range(args.clips)]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        made = list(tqdm(pool.imap(make, jobs), total=len(jobs), unit="clip"))
-    records = add_options([record for some in made for record in some])
+        by_clip = list(tqdm(pool.imap(make_records, jobs), total=len(jobs), unit="clip"))
+    records = add_options([record for records in by_clip for record in records])
     write_records(out / "truth" / "records.jsonl", records)
-    asked, some = sum(map(len, made)), sum(map(bool, made))
-    print(f"{out}: {len(records)} of {asked} questions kept; {some} of {len(jobs)} clips have one")
+    num_questions, num_clips = sum(map(len, by_clip)), sum(map(bool, by_clip))
+    print(f"{out}: {len(records)} of {num_questions} questions are kept; {num_clips} of {len(jobs)} clips have one")
     print(Counter(record.task for record in records))
 
 

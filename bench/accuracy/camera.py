@@ -1,12 +1,13 @@
-"""The raw-video pipeline measured: camera motion against the simulator's truth, then speed and memory by stage.
+"""Measures how well camera motion is estimated in simulated clips, and the speed and memory of annotation by stage.
 
     python bench/accuracy/camera.py                                   both
     python bench/accuracy/camera.py camera --seed 900001              clips of levels 1 and 2, of every camera motion
     python bench/accuracy/camera.py speed --seconds 20 --long 7200    a textured scene with noise, 480p and 1080p
 
-A clip with one motion throughout is right if the estimate is one span of just that motion; a clip with several spans,
-if the estimate is right for 80% of its time. An orbit is a truck with a pan the other way. Clips with pairs, orbits
-and several spans are reported apart, and so is what a confidence of `--sure` keeps.
+A clip with one motion throughout is right if the estimate is one span of just this motion. A clip with several spans
+is right if the estimate is right for 80% of its time. An orbit counts as a truck with the opposite pan. Clips with
+pairs, orbits and several spans are reported apart. The last columns are of clips whose spans are all estimated with a
+confidence of `--sure` or more.
 """
 
 import argparse
@@ -18,50 +19,51 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-from annotated_questions import ORBITS
 
-from fourdthinker_hf.data.annotation.camera import Camera, estimate_camera
-from fourdthinker_hf.data.annotation.shots import Shot, shots
+from fourdthinker_hf.data.annotation.camera import CameraMotion, estimate_camera_motion
+from fourdthinker_hf.data.annotation.shots import read_shots
+from fourdthinker_hf.data.ground_truth import ORBIT_PARTS, clip_to_shot
 from fourdthinker_hf.data.simulation import generation
-from fourdthinker_hf.data.simulation.rendering import FPS
+from fourdthinker_hf.data.simulation.rendering import Clip
 from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, DSR_TASKS, STATIC_CAMERA
 from fourdthinker_hf.evaluation.statistics import wilson_interval
 
-SINGLE = [name for name in CAMERA_MOTIONS if name not in ORBITS]
-QUOTAS = {
-    **dict.fromkeys(SINGLE, 4),
+SINGLE_MOTIONS = [name for name in CAMERA_MOTIONS if name not in ORBIT_PARTS]
+NUM_CLIPS = {  # of each kind and level
+    **dict.fromkeys(SINGLE_MOTIONS, 4),
     STATIC_CAMERA: 2,
     "orbits": 5,
     "pairs": 15,
     "several spans": 10,
-}  # clips of each level
+}
 
 # Camera
 
 
-def named(motions: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(itertools.chain.from_iterable(ORBITS.get(name, (name,)) for name in motions)))
+def split_orbits(motions: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(itertools.chain.from_iterable(ORBIT_PARTS.get(name, (name,)) for name in motions)))
 
 
-def kind_of(spans: tuple[tuple[float, float, tuple[str, ...]], ...]) -> str:
-    names = {motions for _, _, motions in spans}
-    if len(names) > 1:
+def kind_of_clip(spans: tuple[tuple[float, float, tuple[str, ...]], ...]) -> str:
+    different = {motions for _, _, motions in spans}
+    if len(different) > 1:
         return "several spans"
-    (motions,) = names
-    return "pairs" if len(motions) > 1 else "orbits" if motions[0] in ORBITS else motions[0]
+    (motions,) = different
+    return "pairs" if len(motions) > 1 else "orbits" if motions[0] in ORBIT_PARTS else motions[0]
 
 
-def clips(seed: int, level: int):
-    """(kind, clip) of each kind until there are `QUOTAS`; level 1 has no pairs."""
-    wanted = Counter({kind: num for kind, num in QUOTAS.items() if level > 1 or kind != "pairs"})
+def simulate_clips(seed: int, level: int) -> Iterator[tuple[str, Clip]]:
+    """(kind, clip), `NUM_CLIPS` of each kind; level 1 has no pairs."""
+    wanted = Counter({kind: num for kind, num in NUM_CLIPS.items() if level > 1 or kind != "pairs"})
     for index in itertools.count():
         for task in DSR_TASKS:
-            kind = kind_of(generation.simulate_question(seed, task, index, level).truth.camera_motions)
+            kind = kind_of_clip(generation.simulate_question(seed, task, index, level).truth.camera_motions)
             if wanted[kind]:
                 wanted[kind] -= 1
                 yield kind, generation.simulate_clip(seed, task, index, level, mask_frames=())
@@ -69,40 +71,42 @@ def clips(seed: int, level: int):
             return
 
 
-def share_right(camera: Camera, truth: tuple[tuple[float, float, tuple[str, ...]], ...]) -> float:
-    """Share of the clip's time with the true motions."""
-    moments = np.arange(0.025, truth[-1][1], 0.05)
-    told = [next(span.motions for span in camera.spans if moment < span.end) for moment in moments]
-    true = [next(named(motions) for _, end, motions in truth if moment < end) for moment in moments]
-    return float(np.mean([a == b for a, b in zip(told, true, strict=True)]))
+def share_right(camera: CameraMotion, truth: tuple[tuple[float, float, tuple[str, ...]], ...]) -> float:
+    """The share of the clip's time in which the estimated motions are the true ones."""
+    times = np.arange(0.025, truth[-1][1], 0.05)
+    estimated = [next(span.motions for span in camera.spans if time < span.end) for time in times]
+    true = [next(split_orbits(motions) for _, end, motions in truth if time < end) for time in times]
+    return float(np.mean([a == b for a, b in zip(estimated, true, strict=True)]))
 
 
-def measure_camera(seed: int, sure: float) -> None:
-    rows: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+def measure_camera(seed: int, min_confidence: float) -> None:
+    by_kind: dict[str, list[tuple[bool, bool]]] = defaultdict(list)  # (is right, is confident)
     for level in (1, 2):
-        for kind, clip in clips(seed, level):
-            shot = Shot("clip", 0.0, len(clip.frames) / FPS, clip.frames, clip.timestamps)
-            camera = estimate_camera(shot)
+        for kind, clip in simulate_clips(seed, level):
+            camera = estimate_camera_motion(clip_to_shot(clip))
             share = share_right(camera, clip.truth.camera_motions)
-            right = share >= 0.8 if kind == "several spans" else share == 1.0
-            least = min(span.confidence for span in camera.spans)
-            rows[kind].append((right, least >= sure))
-            if not right:
-                told = ", ".join(f"{s.start:.1f} {'+'.join(s.motions)} ({s.confidence:.2f})" for s in camera.spans)
-                print(f"wrong, level {level}: {clip.truth.camera_motions} told as {told}", flush=True)
-    print(f"\n| camera | clips | right | 95% interval | confident ({sure:g}) | right of these |\n|" + " - |" * 6)
-    total = [row for kind in (*SINGLE, STATIC_CAMERA) for row in rows[kind]]
-    for kind, some in [*((kind, rows[kind]) for kind in QUOTAS), ("one motion or none, all", total)]:
-        right, kept = sum(a for a, _ in some), [a for a, confident in some if confident]
-        low, high = wilson_interval(right, len(some))
-        print(f"| {kind} | {len(some)} | {right} | {low:.0%} to {high:.0%} | {len(kept)} | {sum(kept)} |")
+            is_right = share >= 0.8 if kind == "several spans" else share == 1.0
+            is_confident = min(span.confidence for span in camera.spans) >= min_confidence
+            by_kind[kind].append((is_right, is_confident))
+            if not is_right:
+                spans = [f"{span.start:.1f} {'+'.join(span.motions)} ({span.confidence:.2f})" for span in camera.spans]
+                print(f"wrong, level {level}: {clip.truth.camera_motions}, estimated {', '.join(spans)}", flush=True)
+    print(f"\n| camera | clips | right | 95% interval | confident ({min_confidence:g}) | right of these |")
+    print("|" + " - |" * 6)
+    single = [clip for kind in (*SINGLE_MOTIONS, STATIC_CAMERA) for clip in by_kind[kind]]
+    for kind, clips in [*((kind, by_kind[kind]) for kind in NUM_CLIPS), ("one motion or none, all", single)]:
+        num_right = sum(is_right for is_right, _ in clips)
+        confident = [is_right for is_right, is_confident in clips if is_confident]
+        low, high = wilson_interval(num_right, len(clips))
+        interval = f"{low:.0%} to {high:.0%}"
+        print(f"| {kind} | {len(clips)} | {num_right} | {interval} | {len(confident)} | {sum(confident)} |")
 
 
 # Speed and memory
 
 
 def write_scene(path: Path, width: int, height: int, seconds: float, rate: int = 30) -> None:
-    """A camera pans over a textured wall before which three things move; with a sensor's noise."""
+    """Write a video with a sensor's noise, in which the camera pans over a textured wall and three objects move."""
     rng = np.random.default_rng(0)
     wall = sum(
         cv2.resize(rng.integers(0, 256, (height // k, 2 * width // k, 3)).astype(np.float32), (2 * width, height)) / 5
@@ -125,7 +129,7 @@ def write_scene(path: Path, width: int, height: int, seconds: float, rate: int =
 
 
 def repeat(source: Path, path: Path, seconds: float) -> None:
-    """`source` again and again, its packets copied."""
+    """Write a video that repeats `source`, by copying its packets, until it has `seconds`."""
     with av.open(str(path), "w") as out:
         shift, stream = 0, None
         while stream is None or shift * stream.time_base < seconds:
@@ -139,28 +143,28 @@ def repeat(source: Path, path: Path, seconds: float) -> None:
                 shift += video.duration
 
 
-ALONE = """
+# Prints the seconds of video in shots, the processor's seconds, and the peak memory in MB before and after.
+READ_SHOTS = """
 import resource, sys, time
-from fourdthinker_hf.data.annotation.shots import shots
+from fourdthinker_hf.data.annotation.shots import read_shots
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.process_time()
-print(sum(shot.end - shot.start for shot in shots(sys.argv[1])), time.process_time() - start, before, peak())
+print(sum(shot.end - shot.start for shot in read_shots(sys.argv[1])), time.process_time() - start, before, peak())
 """
 
 
-def stages(path: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of video looked at, and the processor's seconds by stage."""
-    looked, spent, start = 0.0, Counter(), time.process_time()
-    for shot in shots(path):
-        spent["shots"] += time.process_time() - start
-        looked += shot.end - shot.start
-        for name, stage in (("camera", estimate_camera),):
-            start = time.process_time()
-            stage(shot)
-            spent[name] += time.process_time() - start
+def time_stages(path: Path) -> tuple[float, Counter]:
+    """The seconds of video in shots, and the processor's seconds of each stage."""
+    video_seconds, spent, start = 0.0, Counter(), time.process_time()
+    for shot in read_shots(path):
+        found = time.process_time()
+        estimate_camera_motion(shot)
+        spent["shots"] += found - start
+        spent["camera"] += time.process_time() - found
+        video_seconds += shot.end - shot.start
         start = time.process_time()
     spent["shots"] += time.process_time() - start
-    return looked, spent
+    return video_seconds, spent
 
 
 def measure_speed(seconds: float, long: float) -> None:
@@ -169,25 +173,27 @@ def measure_speed(seconds: float, long: float) -> None:
         for height, width in ((480, 854), (1080, 1920)):
             path = Path(folder) / f"{height}.mp4"
             write_scene(path, width, height, seconds)
-            looked, spent = stages(path)
-            parts = ", ".join(f"{name} {looked / value:.1f}" for name, value in spent.items())
-            print(f"| {height}p, {seconds:g} s | {looked / sum(spent.values()):.1f} | {parts} |", flush=True)
+            video_seconds, spent = time_stages(path)
+            stages = ", ".join(f"{name} {video_seconds / value:.1f}" for name, value in spent.items())
+            print(f"| {height}p, {seconds:g} s | {video_seconds / spent.total():.1f} | {stages} |", flush=True)
         for length in (60.0, long):
             whole = Path(folder) / "long.mp4"
             repeat(path, whole, length)
-            started = time.perf_counter()
-            told = subprocess.run([sys.executable, "-c", ALONE, str(whole)], check=True, capture_output=True).stdout
-            looked, spent, before, after = map(float, told.split())
-            took = f"{looked:.0f} s looked at in {spent:.0f} processor seconds, {time.perf_counter() - started:.0f} s"
+            start = time.perf_counter()
+            command = [sys.executable, "-c", READ_SHOTS, str(whole)]
+            output = subprocess.run(command, check=True, capture_output=True).stdout
+            video_seconds, spent, before, after = map(float, output.split())
+            elapsed = time.perf_counter() - start
+            speed = f"{video_seconds:.0f} s of shots in {spent:.0f} processor seconds, {elapsed:.0f} s"
             memory = f"peak {after:.0f} MB, {before:.0f} of them for imports"
-            print(f"| 1080p, {length:g} s, shots alone | {took} | {memory} |", flush=True)
+            print(f"| 1080p, {length:g} s, shots alone | {speed} | {memory} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["camera", "speed"], help="camera, speed")
     parser.add_argument("--seed", type=int, default=900001)
-    parser.add_argument("--sure", type=float, default=0.5)
+    parser.add_argument("--sure", type=float, default=0.5, help="confidence of the last columns' clips")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--long", type=float, default=7200.0)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Raw videos to training records: shots, camera motion, tracked objects, questions, reasoning."""
+"""Makes training records from raw videos: shots, camera motion, tracked objects, questions, reasoning."""
 
 try:
     import av  # noqa: F401

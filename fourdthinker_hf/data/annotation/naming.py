@@ -1,8 +1,8 @@
-"""Names for objects, from any vision-language model behind an OpenAI-compatible address, in place of "object".
+"""Names tracked objects with a vision-language model, in place of the word "object".
 
-The model is shown one frame a track, the one that shows most of it: whole, with all else greyed as in target frames.
-What it replies is taken if it is a short noun phrase; it is asked again if not, and at last the offline description
-stays, so that one odd reply does not lose a video. A server that cannot be reached is an error (`chat.ChatError`).
+The model is given the frame that shows most of the track, in which all else is dimmed as in target frames. Its reply
+is used if it is a short noun phrase. If it is not, the model is asked again, and after `MAX_TRIES` replies the track
+keeps its description, so that a strange reply does not cost a video. If the server fails, `VLMError` is raised.
 """
 
 import base64
@@ -15,51 +15,55 @@ import numpy as np
 from PIL import Image
 
 from ..media import highlight
-from .description import PLACES
+from .description import POSITION_PHRASES
 from .shots import Shot
 from .tracking import Track
-from .vlm_client import Chat
+from .vlm_client import VLMClient
 
-TRIES = 3
-WORDS = 5  # of a name at most
-ASKED = (
+MAX_TRIES = 3
+MAX_WORDS = 5  # of a name
+PROMPT = (
     "One thing in this picture is in colour, everything else is grey. Name it in one to five English words: its "
     'colour if that tells it from others, then what it is, as in "red car" or "woman in a blue coat". Reply with the '
     "name alone."
 )
 
 
-def name_tracks(shot: Shot, tracks: Sequence[Track], chat: Chat) -> list[Track]:
-    """The tracks, with descriptions such as "the red car on the left"; a name that two would share is left out."""
-    names = [ask_name(shot, track, chat) for track in tracks]
+def name_tracks(shot: Shot, tracks: Sequence[Track], client: VLMClient) -> list[Track]:
+    """The tracks with new descriptions, such as "the red car on the left".
+
+    A track keeps its old description if the model gives no name, or if two tracks would get the same description.
+    """
+    names = [ask_name(shot, track, client) for track in tracks]
     named = [
-        replace(track, description=f"the {name}{_place(track)}") if name else track
+        replace(track, description=f"the {name}{_position_phrase(track)}") if name else track
         for track, name in zip(tracks, names, strict=True)
     ]
-    told = [track.description for track in named]
-    return [new if told.count(new.description) == 1 else old for new, old in zip(named, tracks, strict=True)]
+    descriptions = [track.description for track in named]
+    return [new if descriptions.count(new.description) == 1 else old for new, old in zip(named, tracks, strict=True)]
 
 
-def ask_name(shot: Shot, track: Track, chat: Chat) -> str | None:
-    """A name without article, "red car"; None if the model gives none."""
+def ask_name(shot: Shot, track: Track, client: VLMClient) -> str | None:
+    """The model's name for a track, without article, such as "red car"; None if it gives none."""
     frame = int(np.argmax(track.masks.sum((1, 2))))
-    kept = io.BytesIO()
-    Image.fromarray(highlight(shot.frames[frame], track.masks[frame])).save(kept, "JPEG", quality=92)
-    address = "data:image/jpeg;base64," + base64.b64encode(kept.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": ASKED}]
-    for number in range(TRIES):
-        reply = chat.ask([{"role": "user", "content": content}], temperature=0.7 * (number > 0), max_tokens=64)
-        if name := read_name(reply):
+    jpeg = io.BytesIO()
+    Image.fromarray(highlight(shot.frames[frame], track.masks[frame])).save(jpeg, "JPEG", quality=92)
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT}]
+    for attempt in range(MAX_TRIES):
+        temperature = 0.7 * (attempt > 0)
+        reply = client.complete([{"role": "user", "content": content}], temperature=temperature, max_tokens=64)
+        if name := parse_name(reply):
             return name
     return None
 
 
-def read_name(reply: str) -> str | None:
-    """The name in a reply, lower case, without article and full stop; None if it is no short phrase of plain words."""
+def parse_name(reply: str) -> str | None:
+    """The name in a reply, in lower case, without article or quotes; None if it is no short phrase of plain words."""
     name = reply.strip().strip("\"'`*.").lower()
     name = re.sub(r"^(a|an|the)\s+", "", name)
-    return name if re.fullmatch(rf"[a-z][a-z-]*( [a-z][a-z-]*){{0,{WORDS - 1}}}", name) else None
+    return name if re.fullmatch(rf"[a-z][a-z-]*( [a-z][a-z-]*){{0,{MAX_WORDS - 1}}}", name) else None
 
 
-def _place(track: Track) -> str:
-    return next((place for place in PLACES if track.description.endswith(place)), "")
+def _position_phrase(track: Track) -> str:
+    return next((phrase for phrase in POSITION_PHRASES if track.description.endswith(phrase)), "")

@@ -10,16 +10,16 @@ from ..records import Record
 from ..vocabulary import with_distractors
 from .questions import ANSWERS, TASKS
 
-OFTEN = 1.5
+MAX_ANSWER_RATIO = 1.5  # how often an answer may be kept, relative to the mean over the answers of its task
 
 
 def add_options(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """The records, each with its options, less those whose answer their task has too many of.
+    """Give each record its options, and leave out records whose answer is too frequent in their task.
 
-    As in the simulated benchmark nothing in a question's text should tell its answer: each letter is right equally
-    often; distractors are drawn evenly from the answers that the data set has of the task (where it has less than
-    four, from all); and no answer is kept more often than `OFTEN` times the mean of its task. Which are left out
-    depends on `seed` and the records' ids, not on their order.
+    The text of a question should tell nothing about its answer. Therefore each letter is right equally often, the
+    wrong options are drawn evenly from the answers that the data set has for the task (from all possible ones if it
+    has fewer than four), and no answer is kept more often than `MAX_ANSWER_RATIO` allows. Which records are left out
+    depends on `seed` and on the ids of the records, not on their order.
     """
     by_task = defaultdict(lambda: defaultdict(list))
     for record in sorted(records, key=lambda record: record.id):
@@ -27,18 +27,25 @@ def add_options(records: Sequence[Record], seed: int = 0) -> list[Record]:
     kept = []
     for task, answers in sorted(by_task.items()):
         rng = np.random.default_rng([seed, TASKS.index(task)])
-        most = _most([len(group) for group in answers.values()])
-        known = list(answers) if len(answers) >= 4 else ANSWERS[task]
+        max_kept = _max_kept([len(group) for group in answers.values()])
+        pool = list(answers) if len(answers) >= 4 else ANSWERS[task]
         for _, group in sorted(answers.items()):
-            letters = int(rng.integers(4))
-            for k, number in enumerate(sorted(rng.permutation(len(group))[:most].tolist())):
-                record = group[number]
-                options = with_distractors(rng, record.answer, known, (letters + k) % 4)
+            first_position = int(rng.integers(4))
+            for k, index in enumerate(sorted(rng.permutation(len(group))[:max_kept].tolist())):
+                record = group[index]
+                options = with_distractors(rng, record.answer, pool, (first_position + k) % 4)
                 kept.append(replace(record, options=options))
-    order = {record.id: number for number, record in enumerate(records)}
+    order = {record.id: index for index, record in enumerate(records)}
     return sorted(kept, key=lambda record: order[record.id])
 
 
-def _most(counts: Sequence[int]) -> int:
-    """The largest number of records of an answer that is at most `OFTEN` times the mean of those then kept."""
-    return next(m for m in range(max(counts), 0, -1) if m <= max(1, OFTEN * np.mean(np.minimum(counts, m))))
+def _max_kept(counts: Sequence[int]) -> int:
+    """How many records of each answer to keep at most, given how many there are of each.
+
+    It is the largest number that is at most `MAX_ANSWER_RATIO` times the mean number then kept, but 1 or more.
+    """
+    return next(
+        most
+        for most in range(max(counts), 0, -1)
+        if most <= max(1, MAX_ANSWER_RATIO * np.mean(np.minimum(counts, most)))
+    )

@@ -1,12 +1,12 @@
-"""Raw videos in, training records out: shots, camera, objects, quality, questions, reasoning, records.
+"""Turns raw videos into training records: shots, camera, objects, quality, questions, reasoning, records.
 
-`OUT/parts/` has two files for each video once it is done: its records, and a report of it. A run goes over the videos
-that have none, several at a time, in processes that may die without taking the run along; so a run that is killed, in
-whatever way, loses the videos in hand, and the same command goes on. Shards share nothing but OUT: any number of
-machines may each run `--shard I/N` there, at the same time or not. At its end every run gathers the parts that there
-are to `records.jsonl`, where options are given: they depend on all records.
+`OUT/parts/` has two files for each video that is done: its records and its report. A run annotates the videos that
+have none, several at a time, in processes that may die without ending the run. A run that is killed, in whatever way,
+loses only the videos in progress, and the same command resumes it. Shards share nothing but OUT: any number of
+machines may run `--shard I/N` there, at the same time or not. At its end each run gathers all parts in
+`records.jsonl`. There the records get their options, which depend on all of them.
 
-A video that fails is reported with its stage and cause; what was made of it before stays. The next run tries it again.
+A video that fails is reported with its stage and cause. Its records so far are kept, and the next run tries it again.
 """
 
 import functools
@@ -34,39 +34,26 @@ from tqdm import tqdm
 from ..media import highlight, write_video
 from ..records import Record, read_records, write_records
 from ..vocabulary import STATIC_CAMERA
-from . import reasoning
-from .camera import Camera, estimate_camera
+from .camera import CameraMotion, estimate_camera_motion
 from .options import add_options
-from .questions import Asked, ask
-from .shots import Shot, shots
+from .questions import AnnotatedQuestion, make_questions
+from .reasoning import ReasoningError, rewrite_reasoning, write_reasoning
+from .shots import Shot, read_shots
 from .tracking import Segmenter, Track, find_objects
-from .vlm_client import Chat
+from .vlm_client import VLMClient
 
-SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".avi",
-    ".webm",
-    ".mkv",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".mts",
-    ".wmv",
-    ".flv",
-    ".ogv",
-    ".3gp",
-    ".gif",
-)
+VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .avi .webm .mkv .mpg .mpeg .ts .mts .wmv .flv .ogv .3gp .gif".split())
 STAGES = ("shots", "camera", "objects", "quality", "questions", "reasoning", "records")
-SHARP = 12.0  # median over frames of the Laplacian's variance: grey levels squared; below, a shot is a blur
+MIN_SHARPNESS = 12.0  # median over frames of the variance of the Laplacian, in squared grey levels
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What makes the records, beside the videos. `sam3` is a folder or Hub id; `namer` and `reasoner` are models at
-    the OpenAI-compatible address `server`. With none of them nothing but classical vision is used, offline."""
+class AnnotationSettings:
+    """What determines the records, apart from the videos. By default only classical vision is used, offline.
+
+    `sam3` is the folder or Hub id of a SAM 3 video model that finds the objects. `namer` and `reasoner` are models at
+    the OpenAI-compatible address `server` that name the objects and word the reasoning.
+    """
 
     seed: int = 0
     sam3: str | None = None
@@ -76,37 +63,43 @@ class Settings:
 
     def __post_init__(self) -> None:
         if (self.namer or self.reasoner) and not self.server:
-            raise ValueError("a namer or reasoner is a model at a server: give the server's address as well")
+            raise ValueError("A namer or reasoner is a model on a server, so give the server's address as well.")
         if self.server and not (self.namer or self.reasoner):
-            raise ValueError(f"what is asked of the server {self.server}? Give a namer, a reasoner, or both")
+            raise ValueError(f"Nothing is asked of the server {self.server}. Give a namer, a reasoner, or both.")
 
 
 @dataclass(frozen=True)
-class Job:
+class VideoJob:
+    """A video to annotate, and where its results go."""
+
     video: Path
     name: str  # relative to the folder that was given
     out: Path
-    settings: Settings
+    settings: AnnotationSettings
 
     @property
     def key(self) -> str:
-        """Of the video's name and size: a changed video is another one."""
-        told = f"{self.name}\0{self.video.stat().st_size}"
+        """Identifies the video by its name and size, so that a changed video counts as a new one."""
+        identity = f"{self.name}\0{self.video.stat().st_size}"
         stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.name).stem).strip("-")[:40]
-        return f"{stem or 'video'}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+        return f"{stem or 'video'}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     @property
-    def now(self) -> Path:
-        """Holds the stage that the video is in, while it is in hand."""
-        return self.out / "parts" / f"{self.key}.now"
+    def stage_file(self) -> Path:
+        """Names the stage that the video is in, and exists only while it is being annotated."""
+        return self.out / "parts" / f"{self.key}.stage"
 
     @property
-    def report(self) -> Path:
+    def report_file(self) -> Path:
         return self.out / "parts" / f"{self.key}.json"
 
     @property
-    def done(self) -> bool:
-        return self.report.is_file() and json.loads(self.report.read_text())["cause"] is None
+    def records_file(self) -> Path:
+        return self.out / "parts" / f"{self.key}.jsonl"
+
+    @property
+    def is_done(self) -> bool:
+        return self.report_file.is_file() and json.loads(self.report_file.read_text())["cause"] is None
 
 
 def annotate(
@@ -114,91 +107,92 @@ def annotate(
     out: str | os.PathLike[str],
     shard: tuple[int, int] = (1, 1),
     workers: int | None = None,
-    settings: Settings = Settings(),  # noqa: B008  (frozen)
+    settings: AnnotationSettings = AnnotationSettings(),  # noqa: B008  (frozen)
     progress: bool = True,
 ) -> dict:
-    """Make records of a video, or of every one in a folder and those below, in `out`; returns what came of it.
+    """Make the records of a video, or of all videos in a folder and its subfolders, in `out`, and return the report.
 
-    `shard` (I, N) takes every Nth video, from the Ith. `ValueError` if `source` holds no video, or `out` holds records
-    made with other settings.
+    `shard` (I, N) takes every Nth video from the Ith on; `workers` videos are annotated at a time, by default one for
+    each core. Raises `ValueError` if `source` has no video, or `out` has records made with other settings.
     """
     index, count = shard
     if not 1 <= index <= count:
-        raise ValueError(f"shard {index}/{count}: it must be from 1/{count} to {count}/{count}")
+        raise ValueError(f"Shard {index}/{count} does not exist: it must be from 1/{count} to {count}/{count}.")
     out = Path(out).absolute()
-    videos, others = find_videos(source)
+    videos, num_others = find_videos(source)
     for folder in ("parts", "videos", "images"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    _keep_settings(out, settings)
-    jobs = [Job(path, name, out, settings) for path, name in videos[index - 1 :: count]]
-    todo = [job for job in jobs if not job.done]
+    _check_settings(out, settings)
+    jobs = [VideoJob(path, name, out, settings) for path, name in videos[index - 1 :: count]]
+    todo = [job for job in jobs if not job.is_done]
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video", disable=not progress) as bar:
-        for _ in _run(todo, workers or os.cpu_count() or 1):
+        for _ in _annotate_videos(todo, workers or os.cpu_count() or 1):
             bar.update()
-    return _gather(out, shard, settings.seed, [job.key for job in jobs], others)
+    return _gather(out, shard, settings.seed, jobs, num_others)
 
 
 def find_videos(source: str | os.PathLike[str]) -> tuple[list[tuple[Path, str]], int]:
-    """Videos and their names below `source`, by name; and the number of files there that are none."""
+    """(path, name) of each video at or below `source`, sorted by path, and the number of files that are no videos."""
     source = Path(source)
     if source.is_file():
         return [(source, source.name)], 0
     if not source.is_dir():
         raise ValueError(f"{source}: no such file or folder")
     files = sorted(path for path in source.rglob("*") if path.is_file())
-    videos = [(path, path.relative_to(source).as_posix()) for path in files if path.suffix.lower() in SUFFIXES]
+    videos = [(path, path.relative_to(source).as_posix()) for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
-        raise ValueError(f"{source}: has no video ({', '.join(SUFFIXES)}) among {len(files)} files")
+        raise ValueError(f"{source}: it has no video ({', '.join(VIDEO_SUFFIXES)}) among {len(files)} files")
     return videos, len(files) - len(videos)
 
 
-def _keep_settings(out: Path, settings: Settings) -> None:
-    path, mine = out / "settings.json", asdict(settings)
-    if path.is_file() and (kept := json.loads(path.read_text())) != mine:
-        other = ", ".join(
-            f"{name} {kept.get(name)!r}, not {mine[name]!r}" for name in mine if kept.get(name) != mine[name]
-        )
-        raise ValueError(f"{out} holds records made with other settings ({other}); give another folder")
-    _write(path, mine)
+def _check_settings(out: Path, settings: AnnotationSettings) -> None:
+    """Write the settings to `out`, or raise `ValueError` if its records were made with other settings."""
+    path, wanted = out / "settings.json", asdict(settings)
+    if path.is_file() and (kept := json.loads(path.read_text())) != wanted:
+        changed = [name for name in wanted if kept.get(name) != wanted[name]]
+        differences = ", ".join(f"{name} {kept.get(name)!r}, not {wanted[name]!r}" for name in changed)
+        raise ValueError(f"{out} has records made with other settings ({differences}); give another folder")
+    _write_json(path, wanted)
 
 
-def _write(path: Path, content: object) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1))
-    os.replace(aside, path)
+def _write_json(path: Path, content: object) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
-# Many videos
+# Many videos, in processes
 
 
-def _run(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
-    """Annotate all; if a process dies, those in hand are tried again, each alone, to know which one it was."""
+def _annotate_videos(jobs: Sequence[VideoJob], workers: int) -> Iterator[VideoJob]:
+    """Annotate all videos. If a process dies, the videos in progress are tried again alone, to find the cause."""
     waiting = list(jobs)
     while waiting:
         try:
-            for job in _pool(waiting, workers):
+            for job in _run_in_pool(waiting, workers):
                 waiting.remove(job)
                 yield job
         except BrokenProcessPool:
-            done = [job for job in waiting if job.report.is_file() and not job.now.is_file()]
-            suspects = [job for job in waiting if job.now.is_file()]
+            done = [job for job in waiting if job.report_file.is_file() and not job.stage_file.is_file()]
+            suspects = [job for job in waiting if job.stage_file.is_file()]
             if not suspects:
                 raise
             for job in suspects:
                 try:
-                    list(_pool([job], 1))
+                    list(_run_in_pool([job], 1))
                 except BrokenProcessPool:
-                    cause = "the process died: killed, perhaps for want of memory, or by a library's crash"
-                    _write(job.report, _failed(job, job.now.read_text(), cause))
-                    job.now.unlink()
+                    cause = "the process died: it was killed, perhaps for lack of memory, or a library crashed"
+                    report = _empty_report(job) | {"stage": job.stage_file.read_text(), "cause": cause}
+                    _write_json(job.report_file, report)
+                    job.stage_file.unlink()
             for job in [*done, *suspects]:
                 waiting.remove(job)
                 yield job
 
 
-def _pool(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+def _run_in_pool(jobs: Sequence[VideoJob], workers: int) -> Iterator[VideoJob]:
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
     try:
         futures = {pool.submit(annotate_video, job): job for job in jobs}
         for future in as_completed(futures):
@@ -208,15 +202,72 @@ def _pool(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start() -> None:
-    """In a worker: one core each, and no life beyond the process that started it, however that ended."""
+def _start_worker() -> None:
+    """Let a worker use one core, and end it when the process that started it ends, in whatever way."""
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
 
 
+# One video
+
+
+class StageTimer:
+    """Keeps which stage a video is in, also in a file in case the process dies, and the seconds spent in each."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.stage = file, ""
+        self.seconds: Counter = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self.stage, begin = stage, time.perf_counter()
+        self.file.write_text(stage)
+        yield
+        self.seconds[stage] += time.perf_counter() - begin
+
+
+def _empty_report(job: VideoJob) -> dict:
+    return {
+        "video": job.name,
+        "shots": 0,
+        "video_seconds": 0.0,
+        "refused": Counter(),
+        "records": 0,
+        "stage": None,
+        "cause": None,
+        "seconds": {},
+    }
+
+
+def annotate_video(job: VideoJob) -> None:
+    """Write the records and the report of one video. An error is written in the report, not raised."""
+    timer = StageTimer(job.stage_file)
+    report = _empty_report(job)
+    records: list[Record] = []
+    try:
+        for number, shot in enumerate(_timed(read_shots(job.video), timer)):
+            report["shots"] += 1
+            report["video_seconds"] += shot.end - shot.start
+            records += annotate_shot(job, number, shot, timer, report["refused"])
+    except Exception as error:  # whatever it is, this video has failed and the others go on
+        report |= {"stage": timer.stage, "cause": " ".join(f"{type(error).__name__}: {error}".split())}
+    write_records(job.records_file, records)
+    _write_json(job.report_file, report | {"records": len(records), "seconds": timer.seconds})
+    job.stage_file.unlink(missing_ok=True)
+
+
+def _timed(shots: Iterator[Shot], timer: StageTimer) -> Iterator[Shot]:
+    while True:
+        with timer("shots"):
+            shot = next(shots, None)
+        if shot is None:
+            return
+        yield shot
+
+
 @functools.cache
-def _segmenter(sam3: str | None) -> Segmenter:
+def _get_segmenter(sam3: str | None) -> Segmenter:
     if sam3 is None:
         return find_objects
     from .sam3 import Sam3Segmenter
@@ -224,177 +275,118 @@ def _segmenter(sam3: str | None) -> Segmenter:
     return Sam3Segmenter(sam3)
 
 
-# One video
-
-
-class Stages:
-    """Where a video is and how long it was there, in s; told to the file `now`, should the process die."""
-
-    def __init__(self, now: Path) -> None:
-        self.now, self.name = now, ""
-        self.seconds: Counter = Counter()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.name, begin = name, time.perf_counter()
-        self.now.write_text(name)
-        yield
-        self.seconds[name] += time.perf_counter() - begin
-
-
-def annotate_video(job: Job) -> None:
-    """Make the records and the report of one video. What goes wrong is told in the report, not raised."""
-    stage = Stages(job.now)
-    report = {"video": job.name, "shots": 0, "video_seconds": 0.0, "refused": Counter()}
-    records: list[Record] = []
-    cause = None
-    try:
-        for number, shot in enumerate(_staged(shots(job.video), stage)):
-            report["shots"] += 1
-            report["video_seconds"] += shot.end - shot.start
-            records += annotate_shot(job, number, shot, stage, report["refused"])
-    except Exception as error:  # whatever it is, this video has failed and the rest go on
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-    write_records(job.report.with_suffix(".jsonl"), records)
-    report |= {
-        "records": len(records),
-        "stage": stage.name if cause else None,
-        "cause": cause,
-        "seconds": stage.seconds,
-    }
-    _write(job.report, report)
-    job.now.unlink(missing_ok=True)
-
-
-def _failed(job: Job, stage: str, cause: str) -> dict:
-    return {
-        "video": job.name,
-        "shots": 0,
-        "video_seconds": 0.0,
-        "refused": {},
-        "records": 0,
-        "stage": stage,
-        "cause": cause,
-        "seconds": {},
-    }
-
-
-def _staged(found: Iterator[Shot], stage: Stages) -> Iterator[Shot]:
-    while True:
-        with stage("shots"):
-            shot = next(found, None)
-        if shot is None:
-            return
-        yield shot
-
-
-def annotate_shot(job: Job, number: int, shot: Shot, stage: Stages, refused: Counter) -> list[Record]:
-    """The records of one shot; why questions were refused is counted in `refused`."""
+def annotate_shot(job: VideoJob, number: int, shot: Shot, timer: StageTimer, refused: Counter) -> list[Record]:
+    """The records of one shot. Questions that are refused are counted in `refused`, by their reasons."""
     settings = job.settings
-    with stage("camera"):
-        camera = estimate_camera(shot)
-    with stage("objects"):
-        tracks = _segmenter(settings.sam3)(shot, camera)
+    with timer("camera"):
+        camera = estimate_camera_motion(shot)
+    with timer("objects"):
+        tracks = _get_segmenter(settings.sam3)(shot, camera)
         if settings.namer:
             from .naming import name_tracks
 
-            tracks = name_tracks(shot, tracks, Chat(settings.server, settings.namer))
-    return tell(job, number, shot, camera, tracks, stage, refused)
+            tracks = name_tracks(shot, tracks, VLMClient(settings.server, settings.namer))
+    return make_shot_records(job, number, shot, camera, tracks, timer, refused)
 
 
-def tell(
-    job: Job, number: int, shot: Shot, camera: Camera, tracks: Sequence[Track], stage: Stages, refused: Counter
+def make_shot_records(
+    job: VideoJob,
+    number: int,
+    shot: Shot,
+    camera: CameraMotion,
+    tracks: Sequence[Track],
+    timer: StageTimer,
+    refused: Counter,
 ) -> list[Record]:
-    """The records of one shot of which is known how the camera moves and what is seen."""
+    """The records of one shot whose camera motion and objects are known."""
     settings = job.settings
-    with stage("quality"):
+    with timer("quality"):
         if flaw := find_flaw(shot, camera, tracks):
             refused[f"shot: {flaw}"] += 1
             return []
-    with stage("questions"):
-        asked, why = ask(shot, camera, tracks)
-        refused.update(why)
+    with timer("questions"):
+        questions, reasons = make_questions(shot, camera, tracks)
+        refused.update(reasons)
     rng = np.random.default_rng([settings.seed, number, *job.key.encode()])
-    told = []
-    with stage("reasoning"):
-        for question in asked:
-            text = reasoning.write(question, rng)
+    answered = []
+    with timer("reasoning"):
+        for question in questions:
+            reasoning = write_reasoning(question, rng)
             if settings.reasoner:
+                client = VLMClient(settings.server, settings.reasoner)
                 try:
-                    chat = Chat(settings.server, settings.reasoner)
-                    text = reasoning.rewrite(question, text, chat, int(rng.integers(2**31)))
-                except reasoning.FormatError:
+                    reasoning = rewrite_reasoning(question, reasoning, client, int(rng.integers(2**31)))
+                except ReasoningError:
                     refused[f"{question.task}: reasoning in a wrong format"] += 1
                     continue
-            told.append((question, text))
-    with stage("records"):
-        return _records(job, f"{job.key}-{number:03d}", shot, tracks, told) if told else []
+            answered.append((question, reasoning))
+    with timer("records"):
+        return _write_shot(job, f"{job.key}-{number:03d}", shot, tracks, answered) if answered else []
 
 
-def find_flaw(shot: Shot, camera: Camera, tracks: Sequence[Track]) -> str | None:
-    """Why nothing should be asked about a shot; None if there is no reason."""
+def find_flaw(shot: Shot, camera: CameraMotion, tracks: Sequence[Track]) -> str | None:
+    """The reason why nothing should be asked about a shot; None if there is none."""
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in shot.frames]
-    if np.median([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in greys]) < SHARP:
+    if np.median([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in greys]) < MIN_SHARPNESS:
         return "blurred"
-    still = all(span.motions == (STATIC_CAMERA,) for span in camera.spans)
-    return "nothing moves" if still and not any(track.moving for track in tracks) else None
+    is_static = all(span.motions == (STATIC_CAMERA,) for span in camera.spans)
+    return "nothing moves" if is_static and not any(track.moving for track in tracks) else None
 
 
-def _records(
-    job: Job, name: str, shot: Shot, tracks: Sequence[Track], told: Sequence[tuple[Asked, str]]
+def _write_shot(
+    job: VideoJob, name: str, shot: Shot, tracks: Sequence[Track], answered: Sequence[tuple[AnnotatedQuestion, str]]
 ) -> list[Record]:
-    """Write the clip and the target frames, and say what was asked; the options come with all the records."""
-    height, width = (side // 2 * 2 for side in shot.frames.shape[1:3])  # H.264 wants them even
+    """Write the clip and the target frames of a shot, and return its records, which have no options yet."""
+    height, width = (side // 2 * 2 for side in shot.frames.shape[1:3])  # H.264 needs even sides
     video = str(job.out / "videos" / f"{name}.mp4")
     write_video(video, shot.frames[:, :height, :width], times=shot.times)
     images = {}
-    for track, frame in {look for asked, _ in told for look in asked.looks}:
+    for track, frame in {target for question, _ in answered for target in question.targets}:
         images[track, frame] = str(job.out / "images" / f"{name}-{track}-{frame}.jpg")
         picture = Image.fromarray(highlight(shot.frames[frame], tracks[track].masks[frame]))
         picture.save(images[track, frame], quality=92)
-    made = []
-    for number, (asked, text) in enumerate(told):
+    records = []
+    for number, (question, reasoning) in enumerate(answered):
         source = {
             "generator": "annotate",
             "video": job.name,
             "start": round(shot.start, 3),
             "end": round(shot.end, 3),
-            "span": [asked.start, asked.end],
+            "span": [question.start, question.end],
             "targets": [
-                {"object": asked.names[asked.tracks.index(track)], "time": time}
-                for (track, _), time in zip(asked.looks, asked.times, strict=True)
+                {"object": question.names[question.tracks.index(track)], "time": time}
+                for (track, _), time in zip(question.targets, question.target_times, strict=True)
             ],
         }
-        made.append(
+        records.append(
             Record(
                 id=f"{name}-{number}",
-                question=asked.question,
-                answer=asked.answer,
-                task=asked.task,
-                reasoning=text,
-                imagery=[images[look] for look in asked.looks],
+                question=question.question,
+                answer=question.answer,
+                task=question.task,
+                reasoning=reasoning,
+                imagery=[images[target] for target in question.targets],
                 video=video,
                 source=source,
             )
         )
-    return made
+    return records
 
 
-# What came of it
+# The results of a run
 
 
-def _gather(out: Path, shard: tuple[int, int], seed: int, keys: Sequence[str], others: int) -> dict:
-    """Gather all parts to `records.jsonl`; returns, and writes, a summary of this shard."""
-    parts = sorted((out / "parts").glob("*.jsonl"))
-    found = [record for part in parts for record in read_records(part)]
+def _gather(out: Path, shard: tuple[int, int], seed: int, jobs: Sequence[VideoJob], num_others: int) -> dict:
+    """Gather all parts in `records.jsonl`, then write and return the report of this shard."""
+    found = [record for part in sorted((out / "parts").glob("*.jsonl")) for record in read_records(part)]
     kept = add_options(found, seed)
     name = f"{shard[0]}-of-{shard[1]}"
-    write_records(out / f"records-{name}.jsonl", kept)  # under a name of its own: other shards may end right now
+    write_records(out / f"records-{name}.jsonl", kept)  # a name of its own: other shards may end at the same time
     os.replace(out / f"records-{name}.jsonl", out / "records.jsonl")
-    reports = [json.loads((out / "parts" / f"{key}.json").read_text()) for key in keys]
+    reports = [json.loads(job.report_file.read_text()) for job in jobs]
     summary = {
         "videos": len(reports),
-        "not videos": others,
+        "not videos": num_others,
         "shots": sum(report["shots"] for report in reports),
         "video_seconds": round(sum(report["video_seconds"] for report in reports), 2),
         "records": sum(report["records"] for report in reports),
@@ -406,19 +398,22 @@ def _gather(out: Path, shard: tuple[int, int], seed: int, keys: Sequence[str], o
             {name: report[name] for name in ("video", "stage", "cause")} for report in reports if report["cause"]
         ],
     }
-    _write(out / f"report-{name}.json", summary)
+    _write_json(out / f"report-{name}.json", summary)
     return summary
 
 
-def describe(summary: dict) -> str:
-    """A summary in a few lines."""
-    spent = ", ".join(f"{stage} {summary['seconds'].get(stage, 0):.1f} s" for stage in STAGES)
+def format_summary(summary: dict) -> str:
+    """A summary in a few lines of text."""
+    seconds = ", ".join(f"{stage} {summary['seconds'].get(stage, 0):.1f} s" for stage in STAGES)
+    num_thinned = summary["all records"] - summary["kept"]
     lines = [
         f"{summary['videos']} videos, {summary['shots']} shots of {summary['video_seconds']:.0f} s: "
-        f"{summary['records']} records ({summary['not videos']} other files left out)",
-        f"spent: {spent}",
-        f"records.jsonl: {summary['kept']} of {summary['all records']}, the others' answers being too frequent",
+        f"{summary['records']} records. {summary['not videos']} other files were left out.",
+        f"Seconds by stage: {seconds}.",
+        f"records.jsonl has {summary['kept']} of {summary['all records']} records. {num_thinned} were left out, "
+        "because their answers are too frequent.",
     ]
     lines += [f"refused {num}: {reason}" for reason, num in summary["refused"].items()]
-    lines += [f"failed: {one['video']}, stage {one['stage']}: {one['cause']}" for one in summary["failed"]]
+    for failed in summary["failed"]:
+        lines.append(f"failed: {failed['video']}, stage {failed['stage']}: {failed['cause']}")
     return "\n".join(lines)

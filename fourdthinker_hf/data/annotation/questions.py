@@ -1,22 +1,20 @@
-"""Questions about a real shot, answered from its pixels: camera motion, masks over time, and nothing else.
+"""Asks questions about a real shot and answers them from its pixels: from the camera's motion and masks over time.
 
-| task | what is asked, of a span of the shot | how its answer is read |
+| task | what is asked, of a span of the shot | what the answer is read from |
 | --- | --- | --- |
-| camera_motion | how does the camera move | `Camera`'s own span, if it is sure |
-| object_direction | to which side, toward or away from the camera an object moves | its path |
-| distance_change | how the distance between the camera and an object changes | its size in the picture |
-| speed_change | how the speed of an object changes | its path |
-| faster_object | which of two objects is faster | two paths |
-| spatial_description | on which side of another object an object is | the two centres |
+| camera_motion | how does the camera move | a span of the estimated camera motion |
+| object_direction | does an object move to the left or right, toward or away from the camera | its trajectory |
+| distance_change | how does the distance between the camera and an object change | its size in the picture |
+| speed_change | how does the speed of an object change | its trajectory |
+| faster_object | which of two objects is faster | their trajectories |
+| spatial_description | on which side of another object is an object | the centres of their masks |
 
-A path is known up to its scale: an object's depth is taken to go as one over its size in the picture, once the
-background's motion is taken out of both. What pixels do not tell (the focal length, how large one object is beside
-another, which measure of a mask is its size) is tried over a range, and so is noise, by thresholds both stricter and
-laxer than those of `questions.py`. **A question is asked only if every trial gives the same answer.** The runs of an
-answer, and its words, are those of `questions.py`.
+What pixels do not tell (see `measurement.py`, and the scale of one object relative to another) is tried over a range,
+and so are thresholds that are stricter and laxer than those of simulated questions. **A question is asked only if
+every trial gives the same answer.**
 
-In the simulated benchmark the answer is drawn first, so that a question's text tells nothing of it. Here it cannot be:
-`add_options` sees to it afterwards, over the whole data set.
+In the simulated benchmark the answer is drawn first, so that the text of a question tells nothing about it. Here this
+is not possible. `options.py` balances the answers afterwards, over the whole data set.
 """
 
 import itertools
@@ -38,39 +36,40 @@ from ..vocabulary import (
     format_seconds,
     sequence_text,
 )
-from .camera import Camera, CameraSpan
-from .measurement import MARGIN, WINDOW, Path, Scene
+from .camera import CameraMotion, CameraMotionSpan
+from .measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot, MeasuredTrack
 from .shots import Shot
 from .tracking import Track
 
-# Confidences below which nothing is asked: of a track, of a camera whose motion is taken out, of one that is asked
-# about. On 90 clips of a development seed 61 of 62 single motions above ASKED were right, but 5 of 10 pairs: those
-# need a surer camera than `estimate_camera` is.
-ASKED, PAIR = 0.7, 0.98
-SHORTEST = 1.5  # s of a span
-FEWEST = 6  # frames of a span
-LONG = 5 * WINDOW  # s of a span in which a sudden change of speed is not taken for a slow one
-GAP, PASSING = 3, 16  # frames in a row that may lack a whole mask; the same while one thing passes another
-OFF, GROWN = 0.03, 0.2  # of the longer side, and of log size: so far a landmark may be off what the camera does to it
-SCALES = (0.45, 1.0, 2.2)  # tried: the other object's scale beside the first's
-STRICT = (0.75, 1.3)  # of every change: as if it were smaller, and as if it were larger
-STRAIGHT, MOVED = 22.0, 0.06  # degrees off an axis at most; m per m of depth
-SLOWEST, FAST = (0.01, 0.03), 0.04  # m/s per m of depth: floors of a speed; what a faster object has
-APART = (0.02, 0.06)  # of the width: what is beside something
-STEADIED = ("object_direction", "speed_change", "faster_object")
+# Confidence of a single camera motion that is asked about, and of a pair of motions. On 90 clips of a development seed
+# 61 of 62 single motions above 0.7 were right, but only 5 of 10 pairs.
+MIN_MOTION_CONFIDENCE, MIN_PAIR_CONFIDENCE = 0.7, 0.98
+MIN_FRAMES, MIN_DURATION = 6, 1.5  # of a span; s
+MIN_SPEED_DURATION = 5 * SMOOTHING_RADIUS  # s of a span in which a sudden change of speed does not look gradual
+MAX_GAP, MAX_PASSING_GAP = 3, 16  # frames in a row without a whole mask; the same while one object passes another
+MAX_LANDMARK_SHIFT = 0.03  # of the longer side, once the camera's motion is taken out
+MAX_LANDMARK_GROWTH = 0.2  # of log size, likewise
+MAX_ANGLE = 22.0  # degrees between a displacement and the direction that is its answer
+MIN_DISPLACEMENT = 0.06  # m per m of depth
+MIN_FASTER_SPEED = 0.04  # m/s per m of depth, of the object that is faster
+# Tried: the scale of the other object relative to the first, factors on every change, lower bounds of speeds in m/s
+# per m of depth, and horizontal distances in widths of the picture at which one object is beside another.
+SCALES, STRICTNESS, MIN_SPEEDS, SIDE_DISTANCES = (0.45, 1.0, 2.2), (0.75, 1.3), (0.01, 0.03), (0.02, 0.06)
+COMPENSATED_TASKS = ("object_direction", "speed_change", "faster_object")  # the camera's motion is taken out
 SIDES = ("left", "right")
 
 ANSWERS = {
     "camera_motion": tuple(
         " and ".join(names)
         for names in [(STATIC_CAMERA,), *((name,) for name in CAMERA_MOTIONS), *CAMERA_MOTION_PAIRS]
-        if not any(name.startswith("orbit") for name in names)  # to the eye, truck one way and pan the other
+        if not any(name.startswith("orbit") for name in names)  # an orbit looks like a truck with the opposite pan
     ),
     "object_direction": tuple(OBJECT_DIRECTIONS),
-    "distance_change": tuple(sequence_text(path) for path in all_sequences(CHANGE_WORDS["dis"], 2)),
-    "speed_change": CHANGE_WORDS["spd"],  # throughout: what is smooth cannot tell a sudden change from a slow one
+    "distance_change": tuple(sequence_text(sequence) for sequence in all_sequences(CHANGE_WORDS["dis"], 2)),
+    # One change over the whole span: once it is smoothed, a sudden change cannot be told from a gradual one.
+    "speed_change": CHANGE_WORDS["spd"],
     **{
-        task: tuple(sequence_text(path) for path in ((a,), (b,), (a, b), (b, a)))
+        task: tuple(sequence_text(sequence) for sequence in ((a,), (b,), (a, b), (b, a)))
         for task, (a, b) in (("faster_object", CHANGE_WORDS["spd_comp"][:2]), ("spatial_description", SIDES))
     },
 }
@@ -78,275 +77,305 @@ TASKS = tuple(ANSWERS)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question and its evidence; times in s since the shot's first frame.
-
-    `looks` are (track, frame) to picture, in the order of the reasoning, at `times`; `places` what is read there: x, y
-    and size of the object, shares of the picture's width, height and longer side. Where `steadied`, the camera's
-    motion has been taken out of them. `tracks` are those asked about, or the camera's reference, and `names` theirs.
-    """
+class AnnotatedQuestion:
+    """A question about a span of a shot, with its evidence. Times are in s since the shot's first frame."""
 
     task: str
     question: str
     answer: str
     start: float
     end: float
-    looks: tuple[tuple[int, int], ...]
-    times: tuple[float, ...]
-    places: tuple[tuple[float, float, float], ...]
-    tracks: tuple[int, ...]
-    names: tuple[str, ...]
-    steadied: bool
+    targets: tuple[tuple[int, int], ...]  # (track, frame) of each target frame, in the order of the reasoning
+    target_times: tuple[float, ...]
+    # Of each target: x, y and size of the object, as shares of the picture's width, height and longer side.
+    measurements: tuple[tuple[float, float, float], ...]
+    tracks: tuple[int, ...]  # the tracks that are asked about, or the landmark that shows the camera's motion
+    names: tuple[str, ...]  # of `tracks`
+    camera_compensated: bool  # whether the camera's motion has been taken out of `measurements`
 
 
-def ask(shot: Shot, camera: Camera, tracks: Sequence[Track]) -> tuple[list[Asked], Counter]:
-    """The questions that a shot answers surely, and how often which task was refused, by reason."""
-    seen, refused = Scene.of(shot, camera, tracks), Counter()
-    asked = []
-    for task, write, who in _candidates(seen):
-        found = write(seen, *who)
-        if isinstance(found, Asked):
-            asked.append(found)
+def make_questions(
+    shot: Shot, camera: CameraMotion, tracks: Sequence[Track]
+) -> tuple[list[AnnotatedQuestion], Counter]:
+    """All questions with a certain answer, and how often a question was refused, by "task: reason"."""
+    measured, refused = MeasuredShot.measure(shot, camera, tracks), Counter()
+    questions = []
+    for task, make_question, arguments in _candidate_questions(measured):
+        result = make_question(measured, *arguments)
+        if isinstance(result, AnnotatedQuestion):
+            questions.append(result)
         else:
-            refused[f"{task}: {found}"] += 1
-    return asked, refused
+            refused[f"{task}: {result}"] += 1
+    return questions, refused
 
 
-def _long(scene: Scene, frames: slice) -> bool:
-    count = frames.stop - frames.start
-    return count >= FEWEST and scene.times[frames.stop - 1] - scene.times[frames.start] >= SHORTEST - 1e-6
-
-
-def _spans(scene: Scene, shown: np.ndarray, pieces: np.ndarray, gap: int) -> list[slice]:
-    """Frames to ask about: the longest run of those `shown` (T,) bool of one of the `pieces` (n, T), then its first
-    and its last two thirds."""
-    best, begin, last = slice(0, 0), 0, -gap - 1
-    for t in np.flatnonzero(shown).tolist():
-        if t - last > gap or (pieces[:, t] != pieces[:, last]).any():
-            begin = t
-        last = t
-        best = max(best, slice(begin, t + 1), key=lambda run: run.stop - run.start)
-    third = (best.stop - best.start) // 3
-    parts = [best, slice(best.start, best.stop - third), slice(best.start + third, best.stop)]
-    return [part for part in parts if _long(scene, part)]
-
-
-def _agreed(answers: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    """The answer of all trials, if it is the same."""
-    found = None
-    for answer in answers:
-        if answer is None or (found is not None and answer != found):
-            return None
-        found = answer
-    return found
-
-
-# Which questions, and what each reads
-
-
-def _candidates(scene: Scene) -> Iterator[tuple[str, Callable, tuple]]:
-    movers = [i for i, path in scene.paths.items() if path.moving]
-    for span in scene.spans:
-        yield "camera_motion", _camera, (span,)
+def _candidate_questions(shot: MeasuredShot) -> Iterator[tuple[str, Callable, tuple]]:
+    """(task, function, arguments): the function returns the question, or a str that says why it is refused."""
+    movers = [i for i, track in shot.tracks.items() if track.moving]
+    for span in shot.camera_spans:
+        yield "camera_motion", _camera_motion, (span,)
     for i in movers:
-        yield "object_direction", _direction, (i,)
-        yield "speed_change", _speed, (i,)
-    rests = all(span.motions == (STATIC_CAMERA,) for span in scene.spans)
-    for i in movers if rests else scene.paths:  # between what rests and what rests nothing changes
-        yield "distance_change", _distance, (i,)
-    for i, j in itertools.combinations(scene.paths, 2):
-        if scene.touching[i, j].mean() > 0.5 or not (i in movers or j in movers):
-            continue  # what always touches may be a part of the other: a wheel and its car
-        one, other = (i, j) if i in movers else (j, i)
-        yield "spatial_description", _side, (one, other)
-        if other in movers:
-            yield "faster_object", _faster, (one, other)
+        yield "object_direction", _object_direction, (i,)
+        yield "speed_change", _speed_change, (i,)
+    is_static = all(span.motions == (STATIC_CAMERA,) for span in shot.camera_spans)
+    for i in movers if is_static else shot.tracks:  # the distance between a static camera and a landmark never changes
+        yield "distance_change", _distance_change, (i,)
+    for i, j in itertools.combinations(shot.tracks, 2):
+        if shot.touching[i, j].mean() > 0.5 or not (i in movers or j in movers):
+            continue  # tracks that mostly touch may be parts of one object, such as a wheel and its car
+        first, second = (i, j) if i in movers else (j, i)
+        yield "spatial_description", _spatial_description, (first, second)
+        if second in movers:
+            yield "faster_object", _faster_object, (first, second)
 
 
-def _camera(scene: Scene, span: CameraSpan) -> Asked | str:
-    if span.confidence < (PAIR if len(span.motions) > 1 else ASKED):
+# One function for each task
+
+
+def _camera_motion(shot: MeasuredShot, span: CameraMotionSpan) -> AnnotatedQuestion | str:
+    if span.confidence < (MIN_PAIR_CONFIDENCE if len(span.motions) > 1 else MIN_MOTION_CONFIDENCE):
         return "unsure"
-    inner = scene.times - span.start >= MARGIN * (span.start > scene.times[0] + MARGIN)
-    inner &= span.end - scene.times >= MARGIN * (span.end < scene.times[-1] - MARGIN)
-    frames = slice(int(inner.argmax()), len(inner) - int(inner[::-1].argmax())) if inner.any() else slice(0, 0)
-    if not _long(scene, frames):
+    inside = shot.times - span.start >= SPAN_MARGIN * (span.start > shot.times[0] + SPAN_MARGIN)
+    inside &= span.end - shot.times >= SPAN_MARGIN * (span.end < shot.times[-1] - SPAN_MARGIN)
+    if not inside.any():
         return "too short"
-    rests = {i: path for i, path in scene.paths.items() if not path.moving}
-    shown = {i: np.flatnonzero(path.seen[frames]) + frames.start for i, path in rests.items()}
-    shown = {i: moments for i, moments in shown.items() if len(moments) > 1}
-    if not shown:
+    frames = slice(int(inside.argmax()), len(inside) - int(inside[::-1].argmax()))
+    if not _is_long_enough(shot, frames):
+        return "too short"
+    visible = {
+        i: np.flatnonzero(track.visible[frames]) + frames.start for i, track in shot.tracks.items() if not track.moving
+    }
+    visible = {i: moments for i, moments in visible.items() if len(moments) > 1}
+    if not visible:
         return "no landmark to tell it by"
-    best = max(shown, key=lambda i: shown[i][-1] - shown[i][0])  # longest in sight
-    names = next((pair for pair in CAMERA_MOTION_PAIRS if set(pair) == set(span.motions)), span.motions)
-    looks = [(best, int(frame)) for frame in shown[best][[0, -1]]]
-    if not _agrees(scene, scene.paths[best], slice(looks[0][1], looks[1][1] + 1)):
+    landmark = max(visible, key=lambda i: visible[i][-1] - visible[i][0])  # the one that is visible for longest
+    first, last = visible[landmark][[0, -1]].tolist()
+    if not _landmark_agrees(shot, shot.tracks[landmark], slice(first, last + 1)):
         return "its landmark says otherwise"
-    return _asked(
-        scene, "camera_motion", "How does the camera move {span}?", " and ".join(names), frames, (best,), looks
-    )
+    names = next((pair for pair in CAMERA_MOTION_PAIRS if set(pair) == set(span.motions)), span.motions)
+    targets = [(landmark, first), (landmark, last)]
+    text = "How does the camera move {span}?"
+    return _make_question(shot, "camera_motion", text, " and ".join(names), frames, (landmark,), targets)
 
 
-def _agrees(scene: Scene, landmark: Path, frames: slice) -> bool:
-    """Whether a landmark stays where it is once the camera's motion is taken out, or nearly: it may stand out of what
-    the homographies describe."""
-    centres, sizes = scene.steady(landmark, frames)
-    seen = np.linalg.norm(np.subtract(*landmark.centres[[frames.start, frames.stop - 1]]))
-    off, grown = np.linalg.norm(centres[-1] - centres[0]), np.abs(sizes[-1, 0] - sizes[0, 0])
-    return off <= max(OFF * max(scene.size), seen / 2) and not grown > GROWN  # its size is NaN if it is not whole
+def _landmark_agrees(shot: MeasuredShot, landmark: MeasuredTrack, frames: slice) -> bool:
+    """Whether a landmark stays in its place once the camera's motion is taken out.
+
+    Small deviations are allowed, since it may stand out of the plane that the homographies describe.
+    """
+    centres, log_sizes = shot.compensate_camera(landmark, frames)
+    shift_in_picture = np.linalg.norm(np.subtract(*landmark.centres[[frames.start, frames.stop - 1]]))
+    shift = np.linalg.norm(centres[-1] - centres[0])
+    growth = np.abs(log_sizes[-1, 0] - log_sizes[0, 0])  # NaN, and then ignored, if the landmark is not whole
+    return shift <= max(MAX_LANDMARK_SHIFT * max(shot.size), shift_in_picture / 2) and not growth > MAX_LANDMARK_GROWTH
 
 
-def _direction(scene: Scene, i: int) -> Asked | str:
-    def read(frames: slice) -> tuple[str, ...] | None:
-        trials = scene.trials(*scene.steady(scene.paths[i], frames))
-        return _agreed(_way(step) for path in trials for step in _steps(path))
+def _object_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
+    def answer(frames: slice) -> tuple[str, ...] | None:
+        trajectories = shot.possible_trajectories(*shot.compensate_camera(shot.tracks[i], frames))
+        return _unanimous(_direction(step) for trajectory in trajectories for step in _displacements(trajectory))
 
-    return _first(scene, "object_direction", "{seen}, in which direction does {x} move {span}?", (i,), read)
+    text = "{viewpoint}, in which direction does {x} move {span}?"
+    return _object_question(shot, "object_direction", text, (i,), answer)
 
 
-def _steps(path: np.ndarray) -> list[np.ndarray]:
-    """The whole way, and twice its halves: right, down, ahead."""
-    first, middle, last = path[0], path[len(path) // 2], path[-1]
+def _displacements(trajectory: np.ndarray) -> list[np.ndarray]:
+    """The displacement (3,) over a whole trajectory, and twice that of each half."""
+    first, middle, last = trajectory[0], trajectory[len(trajectory) // 2], trajectory[-1]
     return [last - first, 2 * (middle - first), 2 * (last - middle)]
 
 
-def _way(step: np.ndarray) -> tuple[str, ...] | None:
-    """Which of `DIRECTIONS` a step over level ground goes. The camera looks on the ground from above: what goes away
-    goes up in the picture, and what goes down without coming nearer falls."""
-    right, down, ahead = step.tolist()
+def _direction(displacement: np.ndarray) -> tuple[str, ...] | None:
+    """The one of `OBJECT_DIRECTIONS` that a displacement over level ground has; None if that is unclear.
+
+    The camera looks on the ground from above. Therefore an object that moves away moves up in the picture, and one
+    that moves down without coming nearer falls.
+    """
+    right, down, ahead = displacement.tolist()
     to_left, to_right, toward, away = OBJECT_DIRECTIONS
     upright = math.hypot(down, ahead)
     angle = math.degrees(math.atan2(upright, abs(right)))
-    if math.hypot(right, upright) < MOVED:
+    if math.hypot(right, upright) < MIN_DISPLACEMENT:
         return None
-    if angle < STRAIGHT:
+    if angle < MAX_ANGLE:
         return (to_right if right > 0 else to_left,)
-    if angle > 90 - STRAIGHT and down * ahead <= 0 and abs(ahead) > abs(down) / 2:
+    if angle > 90 - MAX_ANGLE and down * ahead <= 0 and abs(ahead) > abs(down) / 2:
         return (away if ahead > 0 else toward,)
     return None
 
 
-def _distance(scene: Scene, i: int) -> Asked | str:
-    path = scene.paths[i]
+def _distance_change(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
+    track = shot.tracks[i]
 
-    def read(frames: slice) -> tuple[str, ...] | None:
-        logs = [
-            np.log(np.linalg.norm(trial, axis=-1)) for trial in scene.trials(path.centres[frames], path.sizes[frames])
-        ]
-        return _agreed(find_changes(log * strict, "dis") for log in logs for strict in STRICT)
+    def answer(frames: slice) -> tuple[str, ...] | None:
+        trajectories = shot.possible_trajectories(track.centres[frames], track.log_sizes[frames])
+        log_distances = [np.log(np.linalg.norm(trajectory, axis=-1)) for trajectory in trajectories]
+        return _unanimous(find_changes(logs * factor, "dis") for logs in log_distances for factor in STRICTNESS)
 
-    return _first(
-        scene,
-        "distance_change",
-        "Seen from the camera as it moves, how does the distance to {x} change {span}?",
-        (i,),
-        read,
-    )
+    text = "Seen from the camera as it moves, how does the distance to {x} change {span}?"
+    return _object_question(shot, "distance_change", text, (i,), answer)
 
 
-def _speed(scene: Scene, i: int) -> Asked | str:
-    def read(frames: slice) -> tuple[str, ...] | None:
-        if np.ptp(scene.times[frames]) < LONG:
+def _speed_change(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
+    def answer(frames: slice) -> tuple[str, ...] | None:
+        times = shot.times[frames]
+        if np.ptp(times) < MIN_SPEED_DURATION:
             return None
-        trials = scene.trials(*scene.steady(scene.paths[i], frames))
-        logs = [np.log(np.maximum(_speeds(path, scene.times[frames]), low)) for path in trials for low in SLOWEST]
-        return _agreed(find_changes(log * strict, "spd") for log in logs for strict in STRICT)
+        trajectories = shot.possible_trajectories(*shot.compensate_camera(shot.tracks[i], frames))
+        speeds = [_speeds(trajectory, times) for trajectory in trajectories]
+        log_speeds = [np.log(np.maximum(speed, floor)) for speed in speeds for floor in MIN_SPEEDS]
+        return _unanimous(find_changes(logs * factor, "spd") for logs in log_speeds for factor in STRICTNESS)
 
-    return _first(scene, "speed_change", "{seen}, how does the speed of {x} change {span}?", (i,), read)
-
-
-def _speeds(path: np.ndarray, times: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(np.gradient(path, times, axis=0), axis=-1)
+    text = "{viewpoint}, how does the speed of {x} change {span}?"
+    return _object_question(shot, "speed_change", text, (i,), answer)
 
 
-def _faster(scene: Scene, i: int, j: int) -> Asked | str:
-    def read(frames: slice) -> tuple[str, ...] | None:
-        times = scene.times[frames]
-        one, two = (
-            [_speeds(path, times) for path in scene.trials(*scene.steady(scene.paths[k], frames))] for k in (i, j)
+def _speeds(trajectory: np.ndarray, times: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(np.gradient(trajectory, times, axis=0), axis=-1)
+
+
+def _faster_object(shot: MeasuredShot, i: int, j: int) -> AnnotatedQuestion | str:
+    def answer(frames: slice) -> tuple[str, ...] | None:
+        times = shot.times[frames]
+        speeds = []
+        for k in (i, j):
+            trajectories = shot.possible_trajectories(*shot.compensate_camera(shot.tracks[k], frames))
+            speeds.append([_speeds(trajectory, times) for trajectory in trajectories])
+        trials = itertools.product(zip(*speeds, strict=True), SCALES)
+        return _unanimous(
+            find_runs(_faster_labels(first / math.sqrt(scale), second * math.sqrt(scale)))
+            for (first, second), scale in trials
         )
-        trials = itertools.product(zip(one, two, strict=True), SCALES)
-        return _agreed(
-            find_runs(_leads(first / math.sqrt(scale), second * math.sqrt(scale))) for (first, second), scale in trials
-        )
 
-    question = "{seen}, which is faster {span}: first, {x}, or second, {y}?"
-    return _first(scene, "faster_object", question, (i, j), read)
+    text = "{viewpoint}, which is faster {span}: first, {x}, or second, {y}?"
+    return _object_question(shot, "faster_object", text, (i, j), answer)
 
 
-def _leads(one: np.ndarray, two: np.ndarray) -> list[str | None]:
-    first, second, _ = CHANGE_WORDS["spd_comp"]
-    ratio = np.maximum(one, SLOWEST[0]) / np.maximum(two, SLOWEST[0])
-    fast = np.maximum(one, two) > FAST
+def _faster_labels(first: np.ndarray, second: np.ndarray) -> list[str | None]:
+    """For each frame which of two speeds (T,) is higher; None where that is unclear."""
+    first_faster, second_faster, _ = CHANGE_WORDS["spd_comp"]
+    ratios = np.maximum(first, MIN_SPEEDS[0]) / np.maximum(second, MIN_SPEEDS[0])
+    fast_enough = np.maximum(first, second) > MIN_FASTER_SPEED
     return [
-        None if not ok or 1 / FASTER_RATIO < r < FASTER_RATIO else first if r > 1 else second
-        for ok, r in zip(fast.tolist(), ratio.tolist(), strict=True)
+        None if not fast or 1 / FASTER_RATIO < ratio < FASTER_RATIO else first_faster if ratio > 1 else second_faster
+        for fast, ratio in zip(fast_enough.tolist(), ratios.tolist(), strict=True)
     ]
 
 
-def _side(scene: Scene, i: int, j: int) -> Asked | str:
-    def read(frames: slice) -> tuple[str, ...] | None:
-        if any("roll" in name for span in scene.within(frames) for name in span.motions):
-            return None  # left in the picture is then not left on the ground
-        x = (scene.paths[i].centres[frames, 0] - scene.paths[j].centres[frames, 0]) / scene.size[0]
-        if not np.abs(x[[0, -1]]).min() > APART[-1]:
+def _spatial_description(shot: MeasuredShot, i: int, j: int) -> AnnotatedQuestion | str:
+    def answer(frames: slice) -> tuple[str, ...] | None:
+        if any("roll" in name for span in shot.camera_spans_in(frames) for name in span.motions):
+            return None  # while the camera rolls, left in the picture is not left on the ground
+        offsets = (shot.tracks[i].centres[frames, 0] - shot.tracks[j].centres[frames, 0]) / shot.size[0]
+        if not np.abs(offsets[[0, -1]]).min() > SIDE_DISTANCES[-1]:
             return None
-        return _agreed(
-            find_runs([SIDES[step > 0] if abs(step) > apart else None for step in x.tolist()]) for apart in APART
+        return _unanimous(
+            find_runs([SIDES[offset > 0] if abs(offset) > distance else None for offset in offsets.tolist()])
+            for distance in SIDE_DISTANCES
         )
 
-    question = "Seen from the camera as it moves, on which side of {y} is {x} {span}?"
-    return _first(scene, "spatial_description", question, (i, j), read)
+    text = "Seen from the camera as it moves, on which side of {y} is {x} {span}?"
+    return _object_question(shot, "spatial_description", text, (i, j), answer)
 
 
-def _first(
-    scene: Scene, task: str, question: str, who: tuple[int, ...], read: Callable[[slice], tuple[str, ...] | None]
-) -> Asked | str:
-    """The question about the first of the spans in which `who` are seen whose answer `read` tells."""
-    side = task == "spatial_description"  # for which a centre will do
-    shown = np.logical_and.reduce([scene.paths[i].seen if side else scene.paths[i].whole for i in who])
-    pieces = np.stack([scene.paths[i].piece for i in who])
-    spans = _spans(scene, shown, pieces, PASSING if side else GAP)
+# What the tasks share
+
+
+def _object_question(
+    shot: MeasuredShot,
+    task: str,
+    text: str,
+    tracks: tuple[int, ...],
+    answer: Callable[[slice], tuple[str, ...] | None],
+) -> AnnotatedQuestion | str:
+    """The question about the first span for which `answer` gives one; else the reason why it is refused."""
+    is_spatial = task == "spatial_description"  # its answer needs the centres only, so the masks need not be whole
+    usable = np.logical_and.reduce([shot.tracks[i].visible if is_spatial else shot.tracks[i].whole for i in tracks])
+    segments = np.stack([shot.tracks[i].segment for i in tracks])
+    spans = _candidate_spans(shot, usable, segments, MAX_PASSING_GAP if is_spatial else MAX_GAP)
     if not spans:
         return "not seen long enough"
-    if task in STEADIED:
-        spans = [frames for frames in spans if scene.sure(frames)]
+    if task in COMPENSATED_TASKS:
+        spans = [frames for frames in spans if shot.is_camera_known(frames)]
     if not spans:
         return "unsure of the camera"
     for frames in spans:
-        answer = read(frames)
-        if answer is None or sequence_text(answer) not in ANSWERS[task]:
+        sequence = answer(frames)
+        if sequence is None or sequence_text(sequence) not in ANSWERS[task]:
             continue
-        num = 3 if len(answer) > 1 or task == "speed_change" else 2
-        known = np.flatnonzero(shown[frames]) + frames.start
-        moments = [int(known[np.abs(known - at).argmin()]) for at in np.linspace(frames.start, frames.stop - 1, num)]
-        looks = [(i, frame) for i in who for frame in moments]
-        return _asked(scene, task, question, sequence_text(answer), frames, who, looks)
+        num_targets = 3 if len(sequence) > 1 or task == "speed_change" else 2  # for each track
+        known = np.flatnonzero(usable[frames]) + frames.start
+        wanted = np.linspace(frames.start, frames.stop - 1, num_targets)
+        targets = [(i, int(known[np.abs(known - frame).argmin()])) for i in tracks for frame in wanted]
+        return _make_question(shot, task, text, sequence_text(sequence), frames, tracks, targets)
     return "unsure"
 
 
-def _asked(
-    scene: Scene,
+def _candidate_spans(shot: MeasuredShot, usable: np.ndarray, segments: np.ndarray, max_gap: int) -> list[slice]:
+    """The longest run of usable frames, then its first and its last two thirds, as far as they are long enough.
+
+    `usable` is (T,) bool; a run may have gaps of `max_gap` frames, and `segments` (tracks, T) do not change within it.
+    """
+    longest, start, last = slice(0, 0), 0, -max_gap - 1
+    for t in np.flatnonzero(usable).tolist():
+        if t - last > max_gap or (segments[:, t] != segments[:, last]).any():
+            start = t
+        last = t
+        longest = max(longest, slice(start, t + 1), key=lambda run: run.stop - run.start)
+    third = (longest.stop - longest.start) // 3
+    parts = [longest, slice(longest.start, longest.stop - third), slice(longest.start + third, longest.stop)]
+    return [part for part in parts if _is_long_enough(shot, part)]
+
+
+def _is_long_enough(shot: MeasuredShot, frames: slice) -> bool:
+    num_frames = frames.stop - frames.start
+    return num_frames >= MIN_FRAMES and shot.times[frames.stop - 1] - shot.times[frames.start] >= MIN_DURATION - 1e-6
+
+
+def _unanimous(answers: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """The answer of all trials if they agree, else None. It stops at the first that does not."""
+    agreed = None
+    for answer in answers:
+        if answer is None or (agreed is not None and answer != agreed):
+            return None
+        agreed = answer
+    return agreed
+
+
+def _make_question(
+    shot: MeasuredShot,
     task: str,
-    question: str,
+    text: str,
     answer: str,
     frames: slice,
-    who: tuple[int, ...],
-    looks: list[tuple[int, int]],
-) -> Asked:
-    steadied = task in STEADIED and not scene.static(frames)
-    start, end = (round(float(scene.times[k]), 1) for k in (frames.start, frames.stop - 1))
-    names = tuple(scene.paths[i].name for i in who)
+    tracks: tuple[int, ...],
+    targets: list[tuple[int, int]],
+) -> AnnotatedQuestion:
+    """Fill in `text`, in which {x} and {y} are the objects, and measure the targets."""
+    compensated = task in COMPENSATED_TASKS and not shot.is_camera_static(frames)
+    start, end = (round(float(shot.times[k]), 1) for k in (frames.start, frames.stop - 1))
+    names = tuple(shot.tracks[i].name for i in tracks)
     words = dict(zip("xy", (f"the {name}" for name in names), strict=False))
-    words["seen"] = f"Seen from where the camera is at {format_seconds(start)}"
+    words["viewpoint"] = f"Seen from where the camera is at {format_seconds(start)}"
     words["span"] = f"from {format_seconds(start)} to {format_seconds(end)}"
-    places = []
-    for i, frame in looks:
-        path = scene.paths[i]
-        centre, extent = path.centres[frame], path.extents[frame]
-        if steadied:
-            centres, sizes = scene.steady(path, frames)
-            centre, extent = centres[frame - frames.start], sizes[frame - frames.start, 0]
-        places.append((*(centre / scene.size).tolist(), float(np.exp(extent) / max(scene.size))))
-    times = tuple(round(float(scene.times[frame]), 1) for _, frame in looks)
-    text = question.format(**words)
-    return Asked(task, text, answer, start, end, tuple(looks), times, tuple(places), who, names, steadied)
+    measurements = []
+    for i, frame in targets:
+        track = shot.tracks[i]
+        centre, log_size = track.centres[frame], track.log_visible_size[frame]
+        if compensated:
+            centres, log_sizes = shot.compensate_camera(track, frames)
+            centre, log_size = centres[frame - frames.start], log_sizes[frame - frames.start, 0]
+        measurements.append((*(centre / shot.size).tolist(), float(np.exp(log_size) / max(shot.size))))
+    return AnnotatedQuestion(
+        task,
+        text.format(**words),
+        answer,
+        start,
+        end,
+        tuple(targets),
+        tuple(round(float(shot.times[frame]), 1) for _, frame in targets),
+        tuple(measurements),
+        tracks,
+        names,
+        compensated,
+    )

@@ -1,8 +1,9 @@
-"""The reasoning of a question about a real shot: it follows the evidence, and pictures it on the way.
+"""Writes the reasoning of a question about a real shot: it follows the evidence and pictures it on the way.
 
-Locate the span, choose what to go by, picture it, read the change, conclude: with one `<output_image>` for each of the
-question's looks, in their order, and the figures that were measured there. `write` does so offline, of phrases drawn
-anew each time; `rewrite` has a language model say the same in words of its own, and keeps only what passes `check`.
+The reasoning names the span, says which object to watch, pictures it (one `<output_image>` for each target frame, in
+their order), states what is measured there, and concludes. [`write_reasoning`] does so offline with phrases drawn at
+random. [`rewrite_reasoning`] has a language model say the same in its own words, and keeps only a reply that passes
+[`check_reasoning`].
 """
 
 import re
@@ -12,17 +13,17 @@ import numpy as np
 
 from ...processing_fourdthinker import OUTPUT_IMAGE
 from ..vocabulary import format_seconds
-from .questions import Asked
-from .vlm_client import Chat
+from .questions import AnnotatedQuestion
+from .vlm_client import VLMClient
 
-TRIES, LONGEST = 3, 1500  # replies asked for; characters of one
-
-
-class FormatError(ValueError):
-    """A reasoning that is not what it has to be; the message says why."""
+MAX_TRIES, MAX_LENGTH = 3, 1500  # replies of the language model; characters of a reasoning
 
 
-LOCATE = (
+class ReasoningError(ValueError):
+    """A text is not an acceptable reasoning of its question. The message says why."""
+
+
+SPAN_PHRASES = (
     "The question is about the span {span}.",
     "What counts is what happens {span}.",
     "I only look at the part {span}.",
@@ -30,50 +31,50 @@ LOCATE = (
     "I go through the clip {span}.",
     "The span to look at runs {span}.",
 )
-REFERENCE = (
+LANDMARK_PHRASES = (
     "To tell how the camera moves I need something to go by: the {x}.",
     "The {x} is a good mark to read the camera's motion from.",
     "I take the {x} as my reference and watch how it shifts in the picture.",
     "If the camera moves, the {x} has to shift in the picture.",
 )
-WATCH = (
+OBJECT_PHRASES = (
     "The object to follow is the {x}.",
     "I keep my eyes on the {x}.",
     "It is the {x} that matters here.",
     "Let me follow the {x}.",
 )
-WATCH_TWO = (
+TWO_OBJECTS_PHRASES = (
     "Two objects matter: the {x} and the {y}.",
     "I have to hold the {x} against the {y}.",
     "Let me follow both the {x} and the {y}.",
     "I compare two things, the {x} and the {y}.",
 )
-PICTURE = (
+PICTURE_PHRASES = (
     "At {time} I picture the {name}: {image}.",
     "This is the {name} at {time}: {image}.",
     "I imagine the {name} as it is at {time}: {image}.",
     "The {name} at {time} looks like this: {image}.",
     "Now the moment {time}, with the {name}: {image}.",
 )
-PLACES = (
+MEASUREMENT_PHRASES = (
     "The {name} is {places}.",
     "I read where the {name} is: {places}.",
     "In these pictures the {name} is {places}.",
     "Measured in shares of the picture, the {name} is {places}.",
 )
-STEADY = (
+COMPENSATION_PHRASES = (
     "With the camera's own motion taken out:",
     "Leaving aside what the camera does itself:",
     "As it would look if the camera had kept still:",
 )
-CONCLUDE = (
+CONCLUSION_PHRASES = (
     "So the answer is: {answer}.",
     "Therefore: {answer}.",
     "This means: {answer}.",
     "From this I conclude: {answer}.",
     "All in all: {answer}.",
 )
-EFFECTS = {
+CAMERA_SIGNS = {  # what each camera motion looks like
     "static": ("the background keeps its place", "nothing of the background shifts"),
     "pan left": ("near and far shift right alike", "the whole view slides to the right"),
     "pan right": ("near and far shift left alike", "the whole view slides to the left"),
@@ -88,7 +89,7 @@ EFFECTS = {
     "pedestal up": ("near things sink more than far ones", "the foreground drops"),
     "pedestal down": ("near things rise more than far ones", "the foreground comes up"),
 }
-LOOKS = {  # what an answer's part looks like
+ANSWER_SIGNS = {  # what each part of the other answers looks like
     "grows": ("it gets smaller, so it gets farther", "its size shrinks with the distance"),
     "shrinks": ("it gets larger, so it comes nearer", "its size grows as it comes closer"),
     "stays the same": ("its size hardly changes, nor does the distance", "it stays as large as it is, and as far"),
@@ -106,79 +107,83 @@ LOOKS = {  # what an answer's part looks like
 }
 
 
-def write(asked: Asked, rng: np.random.Generator) -> str:
-    """Reasoning of phrases drawn by `rng`."""
+def write_reasoning(question: AnnotatedQuestion, rng: np.random.Generator) -> str:
+    """The reasoning of a question, in phrases drawn by `rng`."""
 
     def draw(phrases: Sequence[str]) -> str:
         return phrases[rng.integers(len(phrases))]
 
-    names = dict(zip("xy", asked.names, strict=False))
-    reference = REFERENCE if asked.task == "camera_motion" else WATCH if len(asked.names) == 1 else WATCH_TWO
-    said = [
-        draw(LOCATE).format(span=f"from {format_seconds(asked.start)} to {format_seconds(asked.end)}"),
-        draw(reference),
-    ]
-    style = draw(PICTURE)
-    for (track, _), time in zip(asked.looks, asked.times, strict=True):
-        name = asked.names[asked.tracks.index(track)]
-        said.append(style.format(name=name, time=format_seconds(time), image=OUTPUT_IMAGE))
-    if asked.steadied:
-        said.append(draw(STEADY))
-    style = draw(PLACES)
-    for track, name in zip(asked.tracks, asked.names, strict=True):
-        moments = [k for k, (i, _) in enumerate(asked.looks) if i == track]
-        places = ", then ".join(_place(asked.places[k]) for k in dict.fromkeys(moments))
-        said.append(style.format(name=name, places=places))
-    camera = asked.task == "camera_motion"
-    parts = asked.answer.split(" and ") if camera else asked.answer.split(", then ")
-    signs = (" and " if camera else ", then ").join(draw((EFFECTS if camera else LOOKS)[part]) for part in parts)
-    said += [signs[0].upper() + signs[1:] + ".", draw(CONCLUDE).format(answer=asked.answer)]
-    return " ".join(said).replace("{x}", names["x"]).replace("{y}", names.get("y", ""))
+    is_camera = question.task == "camera_motion"
+    names = dict(zip("xy", question.names, strict=False))
+    watch = LANDMARK_PHRASES if is_camera else OBJECT_PHRASES if len(question.names) == 1 else TWO_OBJECTS_PHRASES
+    span = f"from {format_seconds(question.start)} to {format_seconds(question.end)}"
+    sentences = [draw(SPAN_PHRASES).format(span=span), draw(watch)]
+    phrase = draw(PICTURE_PHRASES)
+    for (track, _), time in zip(question.targets, question.target_times, strict=True):
+        name = question.names[question.tracks.index(track)]
+        sentences.append(phrase.format(name=name, time=format_seconds(time), image=OUTPUT_IMAGE))
+    if question.camera_compensated:
+        sentences.append(draw(COMPENSATION_PHRASES))
+    phrase = draw(MEASUREMENT_PHRASES)
+    for track, name in zip(question.tracks, question.names, strict=True):
+        measured = [
+            _format_measurement(values)
+            for (i, _), values in zip(question.targets, question.measurements, strict=True)
+            if i == track
+        ]
+        sentences.append(phrase.format(name=name, places=", then ".join(measured)))
+    conjunction, signs = (" and ", CAMERA_SIGNS) if is_camera else (", then ", ANSWER_SIGNS)
+    seen = conjunction.join(draw(signs[part]) for part in question.answer.split(conjunction))
+    sentences += [seen[0].upper() + seen[1:] + ".", draw(CONCLUSION_PHRASES).format(answer=question.answer)]
+    return " ".join(sentences).replace("{x}", names["x"]).replace("{y}", names.get("y", ""))
 
 
-def _place(place: tuple[float, float, float]) -> str:
-    x, y, size = (round(100 * value) for value in place)
+def _format_measurement(measurement: tuple[float, float, float]) -> str:
+    x, y, size = (round(100 * value) for value in measurement)
     return f"{x}% across, {y}% down and {size}% large"
 
 
-def rewrite(asked: Asked, text: str, chat: Chat, seed: int = 0) -> str:
-    """The reasoning `text` in the words of a language model; FormatError if none of `TRIES` replies passes
-    `check`, ChatError if there is none."""
-    order = (
+def rewrite_reasoning(question: AnnotatedQuestion, text: str, client: VLMClient, seed: int = 0) -> str:
+    """The reasoning `text` in the words of a language model.
+
+    Raises `ReasoningError` if none of `MAX_TRIES` replies passes [`check_reasoning`], `VLMError` if the server fails.
+    """
+    prompt = (
         "Rewrite the reasoning below, about a question on a video clip, in your own words: a person who thinks aloud. "
         "Keep its order: the span, what to go by, the pictures, what is read from them, the conclusion. "
-        f"Keep every {OUTPUT_IMAGE} exactly as it is written, {len(asked.looks)} in all, each right after the object "
-        "and the time that it shows. Keep the times. Add no fact. End with the answer, word for word. "
-        f"Reply with the reasoning alone.\n\nQuestion: {asked.question}\nAnswer: {asked.answer}\nReasoning: {text}"
+        f"Keep every {OUTPUT_IMAGE} exactly as it is written, {len(question.targets)} in all, each right after the "
+        "object and the time that it shows. Keep the times. Add no fact. End with the answer, word for word. "
+        "Reply with the reasoning alone.\n\n"
+        f"Question: {question.question}\nAnswer: {question.answer}\nReasoning: {text}"
     )
-    messages = [{"role": "user", "content": order}]
-    for number in range(TRIES):
-        reply = " ".join(chat.ask(messages, temperature=0.8, seed=seed + number).split())
+    messages = [{"role": "user", "content": prompt}]
+    for attempt in range(MAX_TRIES):
+        reply = " ".join(client.complete(messages, temperature=0.8, seed=seed + attempt).split())
         try:
-            check(asked, reply)
+            check_reasoning(question, reply)
             return reply
-        except FormatError as error:
-            wrong = str(error)
+        except ReasoningError as error:
+            reason = str(error)
             messages = [
                 messages[0],
                 {"role": "assistant", "content": reply},
-                {"role": "user", "content": f"Not yet: {wrong}. Write it again."},
+                {"role": "user", "content": f"Not yet: {reason}. Write it again."},
             ]
-    raise FormatError(f"{chat.model} failed {TRIES} times to write a reasoning: {wrong}")
+    raise ReasoningError(f"{client.model} wrote no acceptable reasoning in {MAX_TRIES} tries; of the last, {reason}")
 
 
-def check(asked: Asked, text: str) -> None:
-    """FormatError if `text` is no reasoning of the question: its pictures, its times, its answer at the end."""
-    if len(text) > LONGEST:
-        raise FormatError(f"it has {len(text)} characters, at most {LONGEST} are allowed")
+def check_reasoning(question: AnnotatedQuestion, text: str) -> None:
+    """Raise `ReasoningError` unless `text` has the question's images, each after its time, and ends in the answer."""
+    if len(text) > MAX_LENGTH:
+        raise ReasoningError(f"it has {len(text)} characters, at most {MAX_LENGTH} are allowed")
     *before, end = text.split(OUTPUT_IMAGE)
-    if len(before) != len(asked.looks):
-        raise FormatError(f"it has {len(before)} {OUTPUT_IMAGE}, it must have {len(asked.looks)}")
+    if len(before) != len(question.targets):
+        raise ReasoningError(f"it has {len(before)} {OUTPUT_IMAGE}, it must have {len(question.targets)}")
     if found := re.search(r"</?\w[^>]*>", "".join([*before, end])):
-        raise FormatError(f"it has a {found[0]}, no tag but {OUTPUT_IMAGE} is allowed")
-    for number, (part, time) in enumerate(zip(before, asked.times, strict=True), start=1):
+        raise ReasoningError(f"it has a {found[0]}, no tag but {OUTPUT_IMAGE} is allowed")
+    for number, (part, time) in enumerate(zip(before, question.target_times, strict=True), start=1):
         if not re.search(rf"(?<![\d.]){re.escape(f'{time:g}')}(?![\d]|\.\d)", part):
-            raise FormatError(f"the time {format_seconds(time)} is missing before {OUTPUT_IMAGE} number {number}")
+            raise ReasoningError(f"the time {format_seconds(time)} is missing before {OUTPUT_IMAGE} number {number}")
     tail = end.rstrip(" .!").lower()
-    if not tail.endswith(asked.answer.lower()):
-        raise FormatError(f"it must end with the answer, {asked.answer!r}, word for word")
+    if not tail.endswith(question.answer.lower()):
+        raise ReasoningError(f"it must end with the answer, {question.answer!r}, word for word")

@@ -1,18 +1,17 @@
-"""Finds what moves in a shot by itself, and one thing that rests: a mask for each frame, and words for it.
+"""Tracks the objects of a shot that move by themselves, and one that does not: masks over time and a description.
 
-No network, no labels. What does not move as the camera's motion would have it seeds an object, and the colours that
-set it apart from its surroundings carry its mask through the shot, forward and backward: a track is one thing because
-it is one mask that was carried, not because masks of many frames were linked.
+No network and no labels are needed. An object is first noticed because it does not move with the camera, and is then
+tracked by the colours that set it apart from its surroundings, forward and backward from where it was noticed.
 
-1. Neighbouring frames are warped by the camera's homographies; the flow that is left (OpenCV's DIS) belongs to what
-   moves, or stands out of the plane that the homographies describe.
-2. Seeds are parts of the picture where flow is left both ways, and parts whose colours are found nowhere else. Each is
-   cut out by its colours; the best is followed; seeds on what is followed already are dropped; and so on.
-3. A thing moves if both its centre and its foot leave where the homographies take them. Parallax displaces the centre
-   of what stands on the ground as well, but not its foot.
+1. Neighbouring frames are warped by the camera's homographies. The optical flow that remains (OpenCV's DIS) belongs to
+   what moves, or to what stands out of the plane that the homographies describe.
+2. Seeds are regions with remaining flow to both neighbours, and regions whose colours occur nowhere else in the frame.
+   Each is segmented by its colours. The best seed is tracked, seeds on tracked objects are dropped, and so on.
+3. An object moves by itself if both its centre and its foot leave the places where the homographies take them.
+   Parallax shifts the centre of what stands on the ground as well, but not its foot.
 
-All is done on pictures of `AREA` pixels, so its cost does not depend on the video's size. Thresholds were chosen on
-simulated clips (`bench/accuracy/tracking.py` measures on others); lengths in pixels are of those pictures.
+All of this is done on pictures of `AREA` pixels, so that the cost does not depend on the size of the video. Thresholds
+were chosen on simulated clips (`bench/accuracy/tracking.py` measures on others); pixels are those of these pictures.
 """
 
 from collections.abc import Sequence
@@ -22,195 +21,202 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from .camera import Camera
-from .description import centre, describe
+from .camera import CameraMotion
+from .description import describe_object, mask_centre
 from .shots import Shot
 
 AREA = 224 * 224
-EVERY = 4  # frames between those in which seeds are sought
-GAP = 3  # frames over which slow motion is sought
-DRIFT = 0.7  # pixels of flow, and times the picture's median, below which nothing moves
-NOISE = 5.0
-PLACE = 0.1  # standard deviation of where a colour is found, over the picture's side, for it to be in one place
-TRIED = 6  # regions of a frame, the largest
-SMALLEST, LARGEST = 1 / 800, 0.4  # of the picture
-LEVELS = 16  # of red, green and blue, in histograms
-RARE = 1e-3  # share of pixels that a colour never seen is taken to have
-CONTRAST = (
-    1.5  # mean log ratio of a colour's share in a thing and around it; below, it is not told from its background
-)
-GROWN = 1.15  # times its area: what grows so in a frame is looked at again
-HIDDEN = 6  # frames that a thing may be hidden for
-FEWEST = 4  # frames of a track
-SPAN = 16  # frames over which a thing's way is measured
-WAY = 0.15  # of its own size (the root of its area): what gets further, moves
+MIN_AREA, MAX_AREA = 1 / 800, 0.4  # of an object, as shares of the picture
+
+# Seeds.
+SEED_INTERVAL = 4  # frames between those in which seeds are sought
+SLOW_MOTION_GAP = 3  # frames over which slow motion is sought
+MIN_FLOW, MIN_FLOW_RATIO = 0.7, 5.0  # of what moves: pixels, and times the median of the picture
+MAX_COLOUR_DEVIATION = 0.1  # standard deviation of the places of a colour that occurs in one place, in sides
+MAX_REGIONS = 6  # the largest ones of a frame that are tried
+
+# Segmentation by colour.
+COLOUR_LEVELS = 16  # of red, green and blue, in histograms
+MIN_COLOUR_SHARE = 1e-3  # of pixels, which is assumed of colours that were not seen
+MIN_CONTRAST = 1.5  # mean log ratio of the shares of a colour in an object and around it
+REGROWTH = 1.15  # ratio of areas: an object that grows by more within a frame is segmented again
+
+# Tracking.
+MAX_HIDDEN_FRAMES = 6  # frames in a row for which an object may be hidden
+MIN_FRAMES = 4  # frames of a track
+MOTION_SPAN = 16  # frames over which the displacement of an object is measured
+MIN_DISPLACEMENT = 0.15  # of an object that moves by itself, in roots of its area
 
 
 @dataclass(frozen=True)
 class Track:
-    """One thing through a shot."""
+    """One object through a shot."""
 
-    masks: np.ndarray  # (T, H, W) bool, empty where it is not seen
-    description: str  # "the large red object on the left"
-    confidence: float  # 0 to 1: that it is one thing, and that `moving` is right
-    moving: bool  # of itself; what rests is a landmark
+    masks: np.ndarray  # (T, H, W) bool, empty where it is not visible
+    description: str  # for example "the large red object on the left"
+    confidence: float  # 0 to 1: that it is one object, and that `moving` is right
+    moving: bool  # by itself; an object that does not is a landmark
 
 
 class Segmenter(Protocol):
-    """What finds objects: `find_objects`, or `sam3.Sam3Segmenter`."""
+    """A function that finds objects: [`find_objects`] or [`Sam3Segmenter`]."""
 
-    def __call__(self, shot: Shot, camera: Camera) -> list[Track]:
-        """What moves, the surest first, then at most one landmark."""
+    def __call__(self, shot: Shot, camera: CameraMotion) -> list[Track]:
+        """The objects that move, by descending confidence, then at most one landmark."""
 
 
-def find_objects(shot: Shot, camera: Camera) -> list[Track]:
-    """What moves in a shot, the surest first, then at most one landmark."""
-    if cv2 is None:
-        raise ImportError('finding objects needs OpenCV: pip install "fourdthinker-hf[annotate]"')
-    view = View(shot.frames, camera.homographies)
-    paths: list[Path] = []
+def find_objects(shot: Shot, camera: CameraMotion) -> list[Track]:
+    """The objects of a shot that move, by descending confidence, then at most one landmark."""
+    scaled = ScaledShot(shot.frames, camera.homographies)
+    candidates: list[CandidateTrack] = []
     failed: list[np.ndarray] = []
-    for frame, mask in _seeds(view):
-        if any(_covers(path.masks[frame], mask) for path in paths) or any(
-            _alike(masks[frame], mask) for masks in failed
-        ):
+    for frame, mask in _find_seeds(scaled):
+        if any(_overlaps(candidate.masks[frame], mask) for candidate in candidates):
             continue
-        masks, sure = _follow(view, frame, mask)
-        if sure == 0:
+        if any(_is_same_mask(masks[frame], mask) for masks in failed):
+            continue
+        masks, confidence = _track_seed(scaled, frame, mask)
+        if confidence == 0:
             failed.append(masks)
-        elif not any(same_thing(masks, path.masks) for path in paths):
-            paths.append(Path(masks, view.returned(masks), sure))
-    return choose_tracks(view, paths)
+        elif not any(is_same_object(masks, candidate.masks) for candidate in candidates):
+            candidates.append(CandidateTrack(masks, scaled.to_full_size(masks), confidence))
+    return choose_tracks(scaled, candidates)
 
 
 @dataclass(frozen=True)
-class Path:
-    """A thing followed; `sure` is 0 to 1: that it is one."""
+class CandidateTrack:
+    """An object that was tracked, before it is known whether it moves by itself."""
 
-    masks: np.ndarray  # (T, h, w) bool, in the view's size
-    given: np.ndarray  # (T, H, W) bool, the same in the shot's size
-    sure: float
-    name: str = "object"
+    masks: np.ndarray  # (T, h, w) bool, in the size of the scaled shot
+    full_masks: np.ndarray  # (T, H, W) bool, in the size of the shot
+    confidence: float  # 0 to 1: that it is one object
+    noun: str = "object"
 
 
-class View:
-    """A shot of T frames as it is worked on, (h, w) of about `AREA` pixels, and what moves beside the camera."""
+class ScaledShot:
+    """A shot scaled to (h, w) of about `AREA` pixels, and the flow that remains without the camera's motion."""
 
     def __init__(self, frames: np.ndarray, homographies: np.ndarray) -> None:
-        self.given = frames.shape[1:3]
-        scale = (AREA / (self.given[0] * self.given[1])) ** 0.5
-        self.height, self.width = (max(16, round(side * scale)) for side in self.given)
-        way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        self.frames = [cv2.resize(frame, (self.width, self.height), interpolation=way) for frame in frames]
+        self.full_size = frames.shape[1:3]  # H, W
+        scale = (AREA / (self.full_size[0] * self.full_size[1])) ** 0.5
+        self.height, self.width = (max(16, round(side * scale)) for side in self.full_size)
+        interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        self.frames = [cv2.resize(frame, (self.width, self.height), interpolation=interpolation) for frame in frames]
         self.grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in self.frames]
-        self.codes = [
-            (frame // (256 // LEVELS)).astype(np.int32) @ np.array([LEVELS**2, LEVELS, 1], np.int32)
+        self.colours = [  # (h, w) int32: the index of each pixel's colour in histograms
+            (frame // (256 // COLOUR_LEVELS)).astype(np.int32)
+            @ np.array([COLOUR_LEVELS**2, COLOUR_LEVELS, 1], np.int32)
             for frame in self.frames
         ]
-        x, y = self.width / self.given[1], self.height / self.given[0]
-        grow = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])  # centres of pixels are whole numbers
-        self.steps = grow @ homographies @ np.linalg.inv(grow)
-        self.length, self.least = len(frames), SMALLEST * self.height * self.width
-        self.pixels = np.stack(np.meshgrid(np.arange(self.width), np.arange(self.height)), -1).astype(np.float32)
-        self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self.places: dict[tuple[int, int], np.ndarray] = {}
+        x, y = self.width / self.full_size[1], self.height / self.full_size[0]
+        to_scaled = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])  # pixel centres are integers
+        self.homographies = to_scaled @ homographies @ np.linalg.inv(to_scaled)
+        self.num_frames, self.min_area = len(frames), MIN_AREA * self.height * self.width
+        self._pixels = np.stack(np.meshgrid(np.arange(self.width), np.arange(self.height)), -1).astype(np.float32)
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._origins: dict[tuple[int, int], np.ndarray] = {}
 
-    def camera(self, s: int, t: int) -> np.ndarray:
-        """Homography (3, 3) from frame s to frame t."""
+    def homography(self, s: int, t: int) -> np.ndarray:
+        """The homography (3, 3) of the background from frame s to frame t."""
         matrix = np.eye(3)
-        for step in self.steps[min(s, t) : max(s, t)]:
+        for step in self.homographies[min(s, t) : max(s, t)]:
             matrix = step @ matrix
         return matrix if s <= t else np.linalg.inv(matrix)
 
-    def residual(self, s: int, t: int) -> np.ndarray:
-        """Motion (h, w, 2) of frame s's pixels until frame t, beside the camera's, in pixels of frame s."""
-        matrix, size = self.camera(s, t), (self.width, self.height)
+    def remaining_flow(self, s: int, t: int) -> np.ndarray:
+        """The flow (h, w, 2) from frame s to frame t, without the camera's, in pixels of frame s."""
+        matrix, size = self.homography(s, t), (self.width, self.height)
         warped = cv2.warpPerspective(
             self.grey[t], matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
         )
-        seen = cv2.warpPerspective(
+        inside = cv2.warpPerspective(
             np.ones_like(self.grey[t]), matrix, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         )
-        return self.dis.calc(self.grey[s], warped, None) * seen[..., None]
+        return self._flow.calc(self.grey[s], warped, None) * inside[..., None]
 
     def motion(self, t: int) -> np.ndarray:
-        """Pixels (h, w) that things move beside the camera, the least of both ways: what gets uncovered has no match
-        one way; the larger of a short and a long step."""
+        """How far each pixel (h, w) of frame t moves without the camera, in pixels.
+
+        It is the smaller of the flows to the frames before and after, since a background that gets uncovered has no
+        match on one side, and the larger of a short and a long step.
+        """
         steps = [
-            np.minimum.reduce([np.linalg.norm(self.residual(t, u), axis=-1) for u in neighbours])
-            for gap in (1, GAP)
-            if (neighbours := [u for u in (t - gap, t + gap) if 0 <= u < self.length])
+            np.minimum.reduce([np.linalg.norm(self.remaining_flow(t, u), axis=-1) for u in neighbours])
+            for gap in (1, SLOW_MOTION_GAP)
+            if (neighbours := [u for u in (t - gap, t + gap) if 0 <= u < self.num_frames])
         ]
         return np.maximum.reduce(steps)
 
-    def carried(self, mask: np.ndarray, s: int, t: int) -> np.ndarray:
-        """Frame s's mask (h, w) in frame t, next to it, by the flow."""
-        if (s, t) not in self.places:
-            points = (self.pixels + self.residual(t, s)).reshape(1, -1, 2)
-            places = cv2.perspectiveTransform(points, self.camera(t, s))
-            self.places[s, t] = places.reshape(self.height, self.width, 2)
-        return cv2.remap(mask.view(np.uint8), self.places[s, t], None, cv2.INTER_NEAREST).view(bool)
+    def warp_by_flow(self, mask: np.ndarray, s: int, t: int) -> np.ndarray:
+        """The mask (h, w) of frame s in the neighbouring frame t, where the flow takes it."""
+        if (s, t) not in self._origins:
+            points = (self._pixels + self.remaining_flow(t, s)).reshape(1, -1, 2)
+            origins = cv2.perspectiveTransform(points, self.homography(t, s))
+            self._origins[s, t] = origins.reshape(self.height, self.width, 2)
+        return cv2.remap(mask.view(np.uint8), self._origins[s, t], None, cv2.INTER_NEAREST).view(bool)
 
-    def moved(self, mask: np.ndarray, s: int, t: int, by: np.ndarray) -> np.ndarray:
-        """Frame s's mask (h, w) in frame t, had it moved with the camera and `by` (x, y) pixels."""
-        shift = np.array([[1, 0, by[0]], [0, 1, by[1]], [0, 0, 1]])
-        size = (self.width, self.height)
-        moved = cv2.warpPerspective(mask.view(np.uint8), shift @ self.camera(s, t), size, flags=cv2.INTER_NEAREST)
-        return moved.view(bool)
+    def warp_by_camera(self, mask: np.ndarray, s: int, t: int, shift: np.ndarray) -> np.ndarray:
+        """The mask (h, w) of frame s in frame t, if it moves with the camera and then by `shift` (x, y) pixels."""
+        translation = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]])
+        matrix, size = translation @ self.homography(s, t), (self.width, self.height)
+        return cv2.warpPerspective(mask.view(np.uint8), matrix, size, flags=cv2.INTER_NEAREST).view(bool)
 
-    def returned(self, masks: np.ndarray) -> np.ndarray:
-        """Masks (T, h, w) in the shot's size."""
-        if self.given == (self.height, self.width):
+    def to_full_size(self, masks: np.ndarray) -> np.ndarray:
+        """Masks (T, h, w) in the size of the shot, (T, H, W)."""
+        if self.full_size == (self.height, self.width):
             return masks
-        way = cv2.INTER_AREA if self.given[0] < self.height else cv2.INTER_LINEAR
-        shares = (cv2.resize(mask.astype(np.float32), self.given[::-1], interpolation=way) for mask in masks)
+        interpolation = cv2.INTER_AREA if self.full_size[0] < self.height else cv2.INTER_LINEAR
+        size = self.full_size[::-1]
+        shares = (cv2.resize(mask.astype(np.float32), size, interpolation=interpolation) for mask in masks)
         return np.stack([share >= 0.5 for share in shares])
 
 
 # Seeds
 
 
-def _seeds(view: View) -> list[tuple[int, np.ndarray]]:
-    """(frame, mask) of what may be a thing, the most promising first."""
+def _find_seeds(shot: ScaledShot) -> list[tuple[int, np.ndarray]]:
+    """(frame, mask) of regions that may be objects, the most promising first."""
     found = []
-    for t in range(0, view.length, EVERY):
-        motion = view.motion(t)
-        moved = motion > max(DRIFT, NOISE * float(np.median(motion)))
-        for evidence in (moved, _confined(view.codes[t])):
-            shown = cv2.morphologyEx(evidence.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-            _, labels, stats, _ = cv2.connectedComponentsWithStats(shown)
+    for t in range(0, shot.num_frames, SEED_INTERVAL):
+        motion = shot.motion(t)
+        moves = motion > max(MIN_FLOW, MIN_FLOW_RATIO * float(np.median(motion)))
+        for evidence in (moves, _has_local_colour(shot.colours[t])):
+            opened = cv2.morphologyEx(evidence.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
             areas = stats[1:, cv2.CC_STAT_AREA]
-            for k in np.argsort(-areas)[:TRIED]:
-                if not view.least <= areas[k] <= LARGEST * view.height * view.width:
+            for k in np.argsort(-areas)[:MAX_REGIONS]:
+                if not shot.min_area <= areas[k] <= MAX_AREA * shot.height * shot.width:
                     continue
                 region = labels == k + 1
-                mask, contrast = _cut_out(view, t, region)
+                mask, contrast = _segment_region(shot, t, region)
                 area = np.count_nonzero(mask)
-                if area < view.least or contrast < CONTRAST / 2 or _is_background(mask):
+                if area < shot.min_area or contrast < MIN_CONTRAST / 2 or _is_background(mask):
                     continue
-                agreed = np.count_nonzero(mask & region) / np.count_nonzero(mask | region)
-                promise = contrast * _fill(mask) ** 2 * agreed * (area / view.least) ** 0.25
-                promise *= (0.5 + moved[mask].mean()) * (0.7 if _at_border(mask) else 1.0)
-                found.append((promise, t, mask))
+                overlap = np.count_nonzero(mask & region) / np.count_nonzero(mask | region)
+                score = contrast * _solidity(mask) ** 2 * overlap * (area / shot.min_area) ** 0.25
+                score *= (0.5 + moves[mask].mean()) * (0.7 if _touches_border(mask) else 1.0)
+                found.append((score, t, mask))
     return [(t, mask) for _, t, mask in sorted(found, key=lambda seed: -seed[0])]
 
 
-def _confined(codes: np.ndarray) -> np.ndarray:
-    """Pixels (h, w) of colours that are found in one place of the picture only."""
-    y, x = np.indices(codes.shape) / np.array(codes.shape)[:, None, None]
+def _has_local_colour(colours: np.ndarray) -> np.ndarray:
+    """Pixels (h, w) bool whose colour occurs in one place of the picture only."""
+    y, x = np.indices(colours.shape) / np.array(colours.shape)[:, None, None]
     weights = (np.ones_like(x), x, y, x * x + y * y)
-    count, x, y, square = (_spread(np.bincount(codes.reshape(-1), w.reshape(-1), LEVELS**3)) for w in weights)
+    count, x, y, square = (
+        _blur_histogram(np.bincount(colours.reshape(-1), weight.reshape(-1), COLOUR_LEVELS**3)) for weight in weights
+    )
     count = np.maximum(count, 1e-9)
-    return (square / count - (x / count) ** 2 - (y / count) ** 2 < PLACE**2)[codes]
+    return (square / count - (x / count) ** 2 - (y / count) ** 2 < MAX_COLOUR_DEVIATION**2)[colours]
 
 
-def _cut_out(view: View, t: int, region: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mask and contrast of what a region of frame t shows: what has the colours of the region's core."""
+def _segment_region(shot: ScaledShot, t: int, region: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mask and the contrast of the object that a region of frame t shows: of the colours of the region's core."""
     depth = cv2.distanceTransform(region.view(np.uint8), cv2.DIST_L2, 3)
     mask, contrast = depth > min(3.0, depth.max() / 2), 0.0
     for share in (0.3, 0.2, 0.2):
         size = np.count_nonzero(mask) ** 0.5
-        mask, contrast = _cut(view, t, mask, None, share * size + 2, 1.5 * size)
+        mask, contrast = _segment_near(shot, t, mask, None, share * size + 2, 1.5 * size)
         if not mask.any():
             break
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
@@ -218,42 +224,43 @@ def _cut_out(view: View, t: int, region: np.ndarray) -> tuple[np.ndarray, float]
     return mask, contrast
 
 
-def _fill(mask: np.ndarray) -> float:
-    """Share of its convex hull that a mask fills."""
-    edges, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    hull = cv2.convexHull(np.concatenate(edges))
-    around = cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1  # through the pixels' centres; Pick's theorem
-    return np.count_nonzero(mask) / around
+def _solidity(mask: np.ndarray) -> float:
+    """The share of its convex hull that a mask fills."""
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = cv2.convexHull(np.concatenate(contours))
+    # The hull runs through the centres of pixels. By Pick's theorem this is the number of pixels that it holds.
+    hull_area = cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
+    return np.count_nonzero(mask) / hull_area
 
 
 def _sides(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return mask[0], mask[-1], mask[:, 0], mask[:, -1]
 
 
-def _at_border(mask: np.ndarray) -> bool:
+def _touches_border(mask: np.ndarray) -> bool:
     return any(side.any() for side in _sides(mask))
 
 
 def _is_background(mask: np.ndarray) -> bool:
-    """Whether it reaches from side to side, or lies along them: a sky, a wall, a floor."""
+    """Whether a mask reaches from side to side or lies along the sides, like a sky, a wall or a floor."""
     top, bottom, left, right = (np.count_nonzero(side) for side in _sides(mask))
-    along = top + bottom + left + right
-    return bool(top and bottom or left and right) or along > max(
-        1.8 * np.count_nonzero(mask) ** 0.5, 0.4 * min(mask.shape)
-    )
+    max_on_sides = max(1.8 * np.count_nonzero(mask) ** 0.5, 0.4 * min(mask.shape))
+    return bool(top and bottom or left and right) or top + bottom + left + right > max_on_sides
 
 
-def _covers(mask: np.ndarray, other: np.ndarray) -> bool:
-    least = min(np.count_nonzero(mask), np.count_nonzero(other))
-    return np.count_nonzero(mask & other) > 0.3 * max(least, 1)
+def _overlaps(mask: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two masks share 30% of the smaller one."""
+    smaller = min(np.count_nonzero(mask), np.count_nonzero(other))
+    return np.count_nonzero(mask & other) > 0.3 * max(smaller, 1)
 
 
-def _alike(mask: np.ndarray, other: np.ndarray) -> bool:
+def _is_same_mask(mask: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the intersection of two masks is more than half of their union."""
     return np.count_nonzero(mask & other) > 0.5 * np.count_nonzero(mask | other)
 
 
-def same_thing(masks: np.ndarray, others: np.ndarray) -> bool:
-    """Whether one covers half of the other in a third of the frames that show both."""
+def is_same_object(masks: np.ndarray, others: np.ndarray) -> bool:
+    """Whether masks (T, h, w) share half of the smaller one in more than a third of the frames that have both."""
     both = np.nonzero(masks.any((1, 2)) & others.any((1, 2)))[0]
     shared = [
         np.count_nonzero(masks[t] & others[t]) > 0.5 * min(np.count_nonzero(masks[t]), np.count_nonzero(others[t]))
@@ -262,170 +269,187 @@ def same_thing(masks: np.ndarray, others: np.ndarray) -> bool:
     return bool(shared) and bool(np.mean(shared) > 1 / 3)
 
 
-# Cutting out, and following
+# Segmentation and tracking
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    """Values (LEVELS ** 3,) by colour, each spread a little to the neighbouring colours: by (1, 2, 1) / 4 each way."""
-    cube = values.reshape((LEVELS,) * 3).astype(np.float64)
+def _blur_histogram(values: np.ndarray) -> np.ndarray:
+    """Values (COLOUR_LEVELS ** 3,) of colours, blurred by (1, 2, 1) / 4 along red, green and blue."""
+    cube = values.reshape((COLOUR_LEVELS,) * 3).astype(np.float64)
     for axis in range(3):
         lines = np.moveaxis(cube, axis, 0)
-        spread = 0.5 * lines
-        spread[1:] += 0.25 * lines[:-1]
-        spread[:-1] += 0.25 * lines[1:]
-        spread[0] += 0.25 * lines[0]
-        spread[-1] += 0.25 * lines[-1]
-        cube = np.moveaxis(spread, 0, axis)
+        blurred = 0.5 * lines
+        blurred[1:] += 0.25 * lines[:-1]
+        blurred[:-1] += 0.25 * lines[1:]
+        blurred[0] += 0.25 * lines[0]
+        blurred[-1] += 0.25 * lines[-1]
+        cube = np.moveaxis(blurred, 0, axis)
     return cube.reshape(-1)
 
 
-def _histogram(codes: np.ndarray) -> np.ndarray:
-    """Shares (LEVELS ** 3,) of the colours of some pixels."""
-    return _spread(np.bincount(codes, minlength=LEVELS**3)) / max(len(codes), 1)
+def _histogram(colours: np.ndarray) -> np.ndarray:
+    """The shares (COLOUR_LEVELS ** 3,) of the colours (N,) of some pixels, blurred."""
+    return _blur_histogram(np.bincount(colours, minlength=COLOUR_LEVELS**3)) / max(len(colours), 1)
 
 
-def _cut(
-    view: View, t: int, guess: np.ndarray, colours: np.ndarray | None, band: float, wide: float
+def _segment_near(
+    shot: ScaledShot, t: int, guess: np.ndarray, histogram: np.ndarray | None, band: float, surroundings: float
 ) -> tuple[np.ndarray, float]:
-    """The mask (h, w) near `guess` of what has its `colours`, by default those in the guess, rather than those up to
-    `wide` pixels around; and the contrast of the two. Within `band` pixels of the guess's outline colour decides."""
-    x, y, w, h = cv2.boundingRect(guess.view(np.uint8))
-    margin = int(3 * band + wide) + 4
-    box = (slice(max(0, y - margin), y + h + margin), slice(max(0, x - margin), x + w + margin))
-    near, codes = guess[box].astype(np.uint8), view.codes[t][box]
+    """The mask (h, w) in frame t near `guess`, by colour, and its contrast.
+
+    Pixels are compared with `histogram`, by default that of the guess, and with the histogram of the pixels up to
+    `surroundings` pixels around it. Colour decides within `band` pixels of the guess's outline, distance beyond it.
+    """
+    x, y, width, height = cv2.boundingRect(guess.view(np.uint8))
+    margin = int(3 * band + surroundings) + 4
+    box = (slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin))
+    near, colours = guess[box].astype(np.uint8), shot.colours[t][box]
     inside = cv2.distanceTransform(near, cv2.DIST_L2, 3)
     outside = cv2.distanceTransform(1 - near, cv2.DIST_L2, 3)
-    own = _histogram(codes[near > 0]) if colours is None else colours
-    around = _histogram(codes[outside > band / 2])
-    ratio = np.log((own + RARE) / (around + RARE))
-    votes = np.clip(ratio, -4, 4)[codes].astype(np.float32)
+    own = _histogram(colours[near > 0]) if histogram is None else histogram
+    around = _histogram(colours[outside > band / 2])
+    ratio = np.log((own + MIN_COLOUR_SHARE) / (around + MIN_COLOUR_SHARE))
+    votes = np.clip(ratio, -4, 4)[colours].astype(np.float32)
     votes += np.clip(2 * (inside - outside) / band, -8, 1.5)
-    cut = (cv2.GaussianBlur(votes, (0, 0), 1.0) > 0).astype(np.uint8)
-    cut = cv2.morphologyEx(cut, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    count, labels = cv2.connectedComponents(cut)
-    if count > 2:  # what is hidden in the middle has parts; what lies beside the guess is something else
+    segment = (cv2.GaussianBlur(votes, (0, 0), 1.0) > 0).astype(np.uint8)
+    segment = cv2.morphologyEx(segment, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    count, labels = cv2.connectedComponents(segment)
+    if count > 2:  # keep the parts of an object that is hidden in its middle, but not what lies beside the guess
         shared = np.bincount(labels[near > 0], minlength=count)
         shared[0] = 0
-        cut = (shared > 0.25 * shared.max())[labels]
-    mask = np.zeros((view.height, view.width), bool)
-    mask[box] = cut
-    pixels = codes[cut > 0]
+        segment = (shared > 0.25 * shared.max())[labels]
+    mask = np.zeros((shot.height, shot.width), bool)
+    mask[box] = segment
+    pixels = colours[segment > 0]
     return mask, float(ratio[pixels].mean()) if len(pixels) else -np.inf
 
 
-def _follow(view: View, start: int, seed: np.ndarray) -> tuple[np.ndarray, float]:
-    """Carry the seed of frame `start` to both ends of the shot: masks (T, h, w), and how sure they show one thing."""
-    colours, contrasts = _histogram(view.codes[start][seed]), []
-    masks = np.zeros((view.length, view.height, view.width), bool)
+def _track_seed(shot: ScaledShot, start: int, seed: np.ndarray) -> tuple[np.ndarray, float]:
+    """Track the seed of frame `start` to both ends of the shot.
+
+    Returns masks (T, h, w) and the confidence that they show one object, 0 if tracking failed.
+    """
+    seed_histogram, contrasts = _histogram(shot.colours[start][seed]), []
+    masks = np.zeros((shot.num_frames, shot.height, shot.width), bool)
     masks[start] = seed
-    for way in (1, -1):
-        mask, model, seen, pace = seed, colours, start, np.zeros(2)
-        t = start + way
-        while 0 <= t < view.length and abs(t - seen) <= HIDDEN:
-            if found := _find(view, mask, model, seen, t, pace):
-                now, contrast = found
-                moved = centre(now) - centre(view.moved(mask, seen, t, np.zeros(2)))
-                pace = (pace + moved / abs(t - seen)) / 2
-                masks[t] = mask = now
-                seen = t
-                model = 0.9 * model + 0.05 * colours + 0.05 * _histogram(view.codes[t][now])
+    for step in (1, -1):
+        mask, histogram, last, velocity = seed, seed_histogram, start, np.zeros(2)  # velocity in pixels a frame
+        t = start + step
+        while 0 <= t < shot.num_frames and abs(t - last) <= MAX_HIDDEN_FRAMES:
+            if found := _find_in_frame(shot, mask, histogram, last, t, velocity):
+                new_mask, contrast = found
+                moved = mask_centre(new_mask) - mask_centre(shot.warp_by_camera(mask, last, t, np.zeros(2)))
+                velocity = (velocity + moved / abs(t - last)) / 2
+                masks[t] = mask = new_mask
+                last = t
+                histogram = 0.9 * histogram + 0.05 * seed_histogram + 0.05 * _histogram(shot.colours[t][new_mask])
                 contrasts.append(contrast)
-                if len(contrasts) >= SPAN and np.mean(contrasts) < CONTRAST:
+                if len(contrasts) >= MOTION_SPAN and np.mean(contrasts) < MIN_CONTRAST:
                     return masks, 0.0
-            t += way
-    contrast = float(np.mean(contrasts)) if len(contrasts) >= FEWEST - 1 else 0.0
-    shown = masks[masks.any((1, 2))]
-    if contrast < CONTRAST or np.mean([_is_background(mask) for mask in shown]) > 0.3:
+            t += step
+    contrast = float(np.mean(contrasts)) if len(contrasts) >= MIN_FRAMES - 1 else 0.0
+    visible = masks[masks.any((1, 2))]
+    if contrast < MIN_CONTRAST or np.mean([_is_background(mask) for mask in visible]) > 0.3:
         return masks, 0.0
-    return masks, min(1.0, contrast / (2 * CONTRAST))
+    return masks, min(1.0, contrast / (2 * MIN_CONTRAST))
 
 
-def _find(
-    view: View, mask: np.ndarray, colours: np.ndarray, s: int, t: int, pace: np.ndarray
+def _find_in_frame(
+    shot: ScaledShot, mask: np.ndarray, histogram: np.ndarray, s: int, t: int, velocity: np.ndarray
 ) -> tuple[np.ndarray, float] | None:
-    """Frame s's thing in frame t, and its contrast: where the flow, or its pace of late, has it; None if not there."""
-    lag, area = abs(t - s), np.count_nonzero(mask)
-    guesses = [view.moved(mask, s, t, lag * pace)]
-    if lag == 1:
-        guesses.append(view.carried(mask, s, t))
+    """Find the object of frame s in frame t, near where its recent velocity or the flow takes it.
+
+    Returns its mask and contrast, or None if it is not there.
+    """
+    gap, area = abs(t - s), np.count_nonzero(mask)
+    guesses = [shot.warp_by_camera(mask, s, t, gap * velocity)]
+    if gap == 1:
+        guesses.append(shot.warp_by_flow(mask, s, t))
     found = []
     for guess in guesses:
         size = np.count_nonzero(guess) ** 0.5
-        if size**2 < view.least / 2:
+        if size**2 < shot.min_area / 2:
             continue
-        band = (0.02 + 0.1 * lag) * size + 2
-        now, contrast = _cut(view, t, guess, colours, band, 0.7 * size)
-        grown = np.count_nonzero(now)
-        before = size**2
-        for _ in range(3):  # it comes out from behind something, by more than the band
-            if grown < GROWN * before:
+        band = (0.02 + 0.1 * gap) * size + 2
+        new_mask, contrast = _segment_near(shot, t, guess, histogram, band, 0.7 * size)
+        new_area = np.count_nonzero(new_mask)
+        old_area = size**2
+        for _ in range(3):  # it may come out from behind another object, by more than the band
+            if new_area < REGROWTH * old_area:
                 break
-            before = grown
-            now, contrast = _cut(view, t, now, colours, band, 0.7 * before**0.5)
-            grown = np.count_nonzero(now)
-        if max(view.least / 2, 0.4 * area) <= grown <= 3 * area + view.least and contrast > CONTRAST / 3:
-            found.append((contrast * min(grown, area) / max(grown, area), now, contrast))
+            old_area = new_area
+            new_mask, contrast = _segment_near(shot, t, new_mask, histogram, band, 0.7 * old_area**0.5)
+            new_area = np.count_nonzero(new_mask)
+        is_plausible = max(shot.min_area / 2, 0.4 * area) <= new_area <= 3 * area + shot.min_area
+        if is_plausible and contrast > MIN_CONTRAST / 3:
+            found.append((contrast * min(new_area, area) / max(new_area, area), new_mask, contrast))
     return max(found, key=lambda one: one[0])[1:] if found else None
 
 
-# What moves, and what to call it
+# What moves, and the landmark
 
 
-def choose_tracks(view: View, paths: Sequence[Path]) -> list[Track]:
-    """Tracks of what moves, the surest first, then of one thing that rests: well told apart, textured, long seen."""
-    moving, resting = [], []
-    for k, path in enumerate(paths):
-        way = _way(view, path.masks, [other.masks for j, other in enumerate(paths) if j != k])
-        clear = min(1.0, abs(np.log(max(way, 1e-3) / WAY)) / np.log(3))
-        words = describe(view.frames, path.masks, path.name)
-        track = Track(path.given, words, round(float(path.sure * clear), 3), way > WAY)
+def choose_tracks(shot: ScaledShot, candidates: Sequence[CandidateTrack]) -> list[Track]:
+    """The tracks of objects that move, by descending confidence, then of the best landmark among the others."""
+    moving, landmarks = [], []
+    for k, candidate in enumerate(candidates):
+        others = [other.masks for j, other in enumerate(candidates) if j != k]
+        displacement = _own_displacement(shot, candidate.masks, others)
+        certainty = min(1.0, abs(np.log(max(displacement, 1e-3) / MIN_DISPLACEMENT)) / np.log(3))
+        description = describe_object(shot.frames, candidate.masks, candidate.noun)
+        confidence = round(float(candidate.confidence * certainty), 3)
+        track = Track(candidate.full_masks, description, confidence, displacement > MIN_DISPLACEMENT)
         if track.moving:
             moving.append(track)
         else:
-            resting.append((_worth(view, path) * track.confidence, track))
+            landmarks.append((_landmark_quality(shot, candidate.masks) * track.confidence, track))
     moving.sort(key=lambda track: -track.confidence)
-    return moving + [max(resting, key=lambda one: one[0])[1]] if resting else moving
+    return moving + [max(landmarks, key=lambda one: one[0])[1]] if landmarks else moving
 
 
-def _way(view: View, masks: np.ndarray, others: Sequence[np.ndarray]) -> float:
-    """How far a thing gets in `SPAN` frames, or as long as it is seen, from where the camera's motion takes it: in its
-    own size, the lesser of its centre's and its foot's way, 90% of the time. Frames in which the border or another
-    thing cuts it off do not count, unless there are no others: then two thirds of the way do not."""
+def _own_displacement(shot: ScaledShot, masks: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    """How far an object gets from where the camera's motion takes it, in roots of its area.
+
+    It is measured over `MOTION_SPAN` frames, or as long as the object is visible, as the lesser displacement of its
+    centre and its foot, and the quantile of 0.9 is taken. Frames in which the object is cut off by the border or by
+    another one are left out. If too few are left, all frames are used, and a third of the result is returned.
+    """
     areas = np.array([np.count_nonzero(mask) for mask in masks])
-    seen = np.nonzero(areas)[0]
-    clear = [t for t in seen.tolist() if not _at_border(masks[t]) and not _is_hidden(masks, areas, others, t)]
-    trust = 1.0 if len(clear) >= FEWEST else 1 / 3
-    times = np.array(clear if len(clear) >= FEWEST else seen)
-    ways = []
+    visible = np.nonzero(areas)[0]
+    whole = [
+        t for t in visible.tolist() if not _touches_border(masks[t]) and not _is_occluded(masks, areas, others, t)
+    ]
+    trust = 1.0 if len(whole) >= MIN_FRAMES else 1 / 3
+    times = np.array(whole if len(whole) >= MIN_FRAMES else visible)
+    displacements = []
     for s in times.tolist():
-        t = int(times[(times <= s + SPAN)][-1])
-        if t - s < 0.6 * min(SPAN, times[-1] - times[0]):
+        t = int(times[(times <= s + MOTION_SPAN)][-1])
+        if t - s < 0.6 * min(MOTION_SPAN, times[-1] - times[0]):
             continue
-        before, after = _marks(masks[s]), _marks(masks[t])
-        taken = cv2.perspectiveTransform(before[None], view.camera(s, t))[0]
-        ways.append(np.linalg.norm(after - taken, axis=-1).min() / max(areas[s], areas[t]) ** 0.5)
-    return trust * float(np.quantile(ways, 0.9)) if ways else 0.0
+        before, after = _centre_and_foot(masks[s]), _centre_and_foot(masks[t])
+        expected = cv2.perspectiveTransform(before[None], shot.homography(s, t))[0]
+        displacements.append(np.linalg.norm(after - expected, axis=-1).min() / max(areas[s], areas[t]) ** 0.5)
+    return trust * float(np.quantile(displacements, 0.9)) if displacements else 0.0
 
 
-def _is_hidden(masks: np.ndarray, areas: np.ndarray, others: Sequence[np.ndarray], t: int) -> bool:
-    """Whether a thing touches another in frame t, and is smaller than it was or will be within a second."""
-    if areas[t] > 0.9 * areas[max(0, t - SPAN // 2) : t + SPAN // 2 + 1].max():
+def _is_occluded(masks: np.ndarray, areas: np.ndarray, others: Sequence[np.ndarray], t: int) -> bool:
+    """Whether an object touches another one in frame t, and is smaller than it was or will be within a second."""
+    if areas[t] > 0.9 * areas[max(0, t - MOTION_SPAN // 2) : t + MOTION_SPAN // 2 + 1].max():
         return False
-    wide = cv2.dilate(masks[t].view(np.uint8), np.ones((5, 5), np.uint8)).view(bool)
-    return any((wide & other[t]).any() for other in others)
+    dilated = cv2.dilate(masks[t].view(np.uint8), np.ones((5, 5), np.uint8)).view(bool)
+    return any((dilated & other[t]).any() for other in others)
 
 
-def _marks(mask: np.ndarray) -> np.ndarray:
-    """Centre and foot (2, 2) float32 of a mask: (x, y) of its middle, and of the middle of its lowest twentieth."""
+def _centre_and_foot(mask: np.ndarray) -> np.ndarray:
+    """The (x, y) of a mask's centre, and of the middle of its lowest twentieth, (2, 2) float32."""
     y, x = np.nonzero(mask)
     return np.float32([[x.mean(), y.mean()], [x[y >= np.quantile(y, 0.95)].mean(), y.max()]])
 
 
-def _worth(view: View, path: Path) -> float:
-    """Of a landmark: the share of the frames that show it, times its texture, the slope of grey levels in a mask."""
-    seen = np.nonzero(path.masks.any((1, 2)))[0]
+def _landmark_quality(shot: ScaledShot, masks: np.ndarray) -> float:
+    """The share of the frames in which a landmark is visible, times its texture: the mean slope of its grey levels."""
+    visible = np.nonzero(masks.any((1, 2)))[0]
     slopes = []
-    for t in seen[:: max(1, len(seen) // 8)]:
-        x, y = (cv2.Sobel(view.grey[t], cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
-        slopes.append(np.hypot(x, y)[path.masks[t]].mean())
-    return len(seen) / view.length * float(np.mean(slopes))
+    for t in visible[:: max(1, len(visible) // 8)]:
+        x, y = (cv2.Sobel(shot.grey[t], cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+        slopes.append(np.hypot(x, y)[masks[t]].mean())
+    return len(visible) / shot.num_frames * float(np.mean(slopes))

@@ -1,4 +1,4 @@
-"""Asks a language model behind any OpenAI-compatible address (vLLM, llama.cpp, Ollama, a paid service), over HTTP."""
+"""Client of a (vision-)language model behind an OpenAI-compatible address: vLLM, llama.cpp, Ollama, a paid service."""
 
 import os
 import time
@@ -6,18 +6,21 @@ from dataclasses import dataclass
 
 import httpx
 
-TRIES, PAUSE = 4, 2.0  # requests; s before the second, twice as many before each after it
-BUSY = (408, 429, 500, 502, 503, 504)  # statuses that may pass
+MAX_TRIES, PAUSE = 4, 2.0  # requests; s before the second request, twice as long before each one after it
+RETRY_STATUSES = (408, 429, 500, 502, 503, 504)  # HTTP statuses of a server that may answer later
 
 
-class ChatError(ValueError):
-    """The server is not there, refuses, or answers something else than it should; the message says which."""
+class VLMError(ValueError):
+    """The server cannot be reached, refuses the request, or does not reply with text. The message says which."""
 
 
 @dataclass(frozen=True)
-class Chat:
-    """`url` is what comes before `/chat/completions`: `http://127.0.0.1:8000/v1`. A key, where the server wants one,
-    is read from the environment variable OPENAI_API_KEY."""
+class VLMClient:
+    """`url` is what comes before `/chat/completions`, for example `http://127.0.0.1:8000/v1`.
+
+    If the environment variable OPENAI_API_KEY is set, its value is sent as the key. Raises `ValueError` if `url` is no
+    HTTP address.
+    """
 
     url: str
     model: str
@@ -25,35 +28,38 @@ class Chat:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"a server's address begins with http:// or https://, not {self.url!r}")
+            raise ValueError(f"The address of a server begins with http:// or https://, but it is {self.url!r}.")
 
-    def ask(self, messages: list[dict], **options: object) -> str:
-        """The reply to `messages`, as the API has them; `options` of the request, as `temperature` or `seed`."""
+    def complete(self, messages: list[dict], **options: object) -> str:
+        """The model's reply to `messages`, in the format of the chat completions API.
+
+        `options` are further fields of the request, such as `temperature` or `seed`. Raises `VLMError`.
+        """
         key = os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         body = {"model": self.model, "messages": messages, **options}
         address = f"{self.url.rstrip('/')}/chat/completions"
-        for number in range(TRIES):
-            if number:
-                time.sleep(PAUSE * 2 ** (number - 1))
+        for attempt in range(MAX_TRIES):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                reply = httpx.post(address, json=body, headers=headers, timeout=self.timeout)
+                response = httpx.post(address, json=body, headers=headers, timeout=self.timeout)
             except httpx.TransportError as error:
                 cause = str(error) or type(error).__name__
                 continue
-            if reply.is_success:
-                return _text(address, reply)
-            cause = f"status {reply.status_code}: {reply.text[:200]}"
-            if reply.status_code not in BUSY:
+            if response.is_success:
+                return _reply_text(address, response)
+            cause = f"status {response.status_code}: {response.text[:200]}"
+            if response.status_code not in RETRY_STATUSES:
                 break
-        raise ChatError(f"{address}: {cause}")
+        raise VLMError(f"{address}: {cause}")
 
 
-def _text(address: str, reply: httpx.Response) -> str:
+def _reply_text(address: str, response: httpx.Response) -> str:
     try:
-        text = reply.json()["choices"][0]["message"]["content"]
+        text = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise ChatError(f"{address}: answers what is no chat completion: {reply.text[:200]}") from None
+        raise VLMError(f"{address}: the response is no chat completion: {response.text[:200]}") from None
     if not isinstance(text, str) or not text.strip():
-        raise ChatError(f"{address}: its reply is empty")
+        raise VLMError(f"{address}: the reply is empty")
     return text

@@ -1,4 +1,4 @@
-"""A textured ground and a far sky, seen by a camera whose path is known: the picture of a plane is a homography."""
+"""Camera motion: a textured ground is rendered for known motions of the camera, by homographies."""
 
 import itertools
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 cv2 = pytest.importorskip("cv2")
 
-from fourdthinker_hf.data.annotation.camera import ABSENT, SWITCH, _path, estimate_camera  # noqa: E402
-from fourdthinker_hf.data.annotation.shots import RATE, Shot  # noqa: E402
+from fourdthinker_hf.data.annotation.camera import ABSENT_PENALTY, SWITCH_PENALTY, _best_path, estimate_camera_motion  # noqa: E402
+from fourdthinker_hf.data.annotation.shots import FRAME_RATE, Shot  # noqa: E402
 from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC_CAMERA  # noqa: E402
 
 HEIGHT, WIDTH, FOCAL, PITCH = 180, 240, 230.0, np.radians(22)
@@ -19,7 +19,7 @@ TEXTURE = cv2.resize(np.random.default_rng(0).integers(40, 216, (200, 200, 3)).a
 SCALE = 50.0  # texture pixels a m
 UP, RIGHT = np.array([0, -np.cos(PITCH), -np.sin(PITCH)]), np.array([1.0, 0, 0])  # x right, y down, z ahead
 AHEAD = np.array([0.0, 0, 1])
-MOVES = {  # an axis to turn about by degrees a second, or a way to travel in m/s
+MOVES = {  # an axis to rotate about in degrees a second, or a direction to travel in at m/s
     "pan right": ("turn", -UP, 6),
     "pan left": ("turn", -UP, -6),
     "tilt up": ("turn", RIGHT, 4),
@@ -36,8 +36,8 @@ MOVES = {  # an axis to turn about by degrees a second, or a way to travel in m/
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "in": "out", "out": "in"}
 
 
-def ground(moves, time):
-    """Texture to picture (3, 3), after `time` s of `moves`."""
+def ground_homography(moves, time):
+    """The homography (3, 3) from the texture to the picture, after `time` s of `moves`."""
     rotation, place = np.eye(3), np.zeros(3)
     for name in moves:
         kind, axis, rate = MOVES[name]
@@ -51,47 +51,49 @@ def ground(moves, time):
     return INTRINSIC @ rotation.T @ plane
 
 
-def film(moves, times, thing=None):
-    """Frames (T, H, W, 3); `thing(time)` gives the place and size (x, y, w, h) of something that moves by itself."""
+def render(moves, times, mover=None):
+    """Frames (T, H, W, 3); `mover(time)` gives the place and size (x, y, w, h) of an object that moves by itself."""
     frames = []
     for time in times:
-        frame = cv2.warpPerspective(TEXTURE, ground(moves, time), (WIDTH, HEIGHT), flags=cv2.INTER_AREA)
-        if thing:
-            x, y, w, h = map(int, thing(time))
+        frame = cv2.warpPerspective(TEXTURE, ground_homography(moves, time), (WIDTH, HEIGHT), flags=cv2.INTER_AREA)
+        if mover:
+            x, y, w, h = map(int, mover(time))
             frame[y : y + h, x : x + w] = TEXTURE[: 4 * h : 4, : 4 * w : 4] // 2 + 60
         frames.append(frame)
     return np.stack(frames)
 
 
 def shot(frames, times=None):
-    times = np.arange(len(frames)) / RATE if times is None else times
-    return Shot("clip.mp4", float(times[0]), float(times[-1] + 1 / RATE), frames, times)
+    times = np.arange(len(frames)) / FRAME_RATE if times is None else times
+    return Shot("clip.mp4", float(times[0]), float(times[-1] + 1 / FRAME_RATE), frames, times)
 
 
-def told(frames, times=None):
-    return [span.motions for span in estimate_camera(shot(frames, times)).spans]
+def estimated_motions(frames, times=None):
+    return [span.motions for span in estimate_camera_motion(shot(frames, times)).spans]
 
 
-TIMES = np.arange(17) / RATE
+TIMES = np.arange(17) / FRAME_RATE
 
 
-def test_names_are_the_simulators():
+def test_names_are_those_of_the_simulator():
     assert {*MOVES} == {name for name in CAMERA_MOTIONS if not name.startswith("orbit")}
 
 
 @pytest.mark.parametrize("name", MOVES)
 def test_each_motion_backwards_and_mirrored(name):
-    frames = film([name], TIMES)
-    camera = estimate_camera(shot(frames))
+    frames = render([name], TIMES)
+    camera = estimate_camera_motion(shot(frames))
     (span,) = camera.spans
     assert span.motions == (name,) and span.confidence > 0.5
-    assert (span.start, span.end) == (0.0, 17 / RATE)
+    assert (span.start, span.end) == (0.0, 17 / FRAME_RATE)
     what, way = name.split()
-    assert told(frames[::-1]) == [(f"{what} {OPPOSITE[way]}",)]
-    assert told(frames[:, :, ::-1]) == [(f"{what} {OPPOSITE[way]}" if way in ("left", "right") else name,)]
+    assert estimated_motions(frames[::-1]) == [(f"{what} {OPPOSITE[way]}",)]
+    assert estimated_motions(frames[:, :, ::-1]) == [
+        (f"{what} {OPPOSITE[way]}" if way in ("left", "right") else name,)
+    ]
     points = np.array([[x, y, 1.0] for x in (20, 120, 220) for y in (100, 170)]).T
     for t in range(16):  # every ground point goes where its homography takes it
-        true = ground([name], TIMES[t + 1]) @ np.linalg.inv(ground([name], TIMES[t])) @ points
+        true = ground_homography([name], TIMES[t + 1]) @ np.linalg.inv(ground_homography([name], TIMES[t])) @ points
         found = camera.homographies[t] @ points
         errors = np.abs(true[:2] / true[2] - found[:2] / found[2])
         assert errors.mean() < 0.15 and errors.max() < 0.8  # at the picture's corners
@@ -101,31 +103,31 @@ def crossing(time):
     return 10 + 50 * time, 60, 90, 80  # a sixth of the picture, and a third of what has texture
 
 
-def test_moving_things_do_not_fool_it():
-    assert told(film([], TIMES, crossing)) == [(STATIC_CAMERA,)]
+def test_moving_objects_are_ignored():
+    assert estimated_motions(render([], TIMES, crossing)) == [(STATIC_CAMERA,)]
     for name in ("pan left", "dolly in", "tilt up"):
-        assert told(film([name], TIMES, crossing)) == [(name,)]
+        assert estimated_motions(render([name], TIMES, crossing)) == [(name,)]
 
 
 @pytest.mark.parametrize(
     "pair", [("roll left", "truck right"), ("pan left", "truck right"), ("dolly in", "pan right")]
 )
 def test_pairs(pair):
-    assert told(film(pair, TIMES)) == [pair]
+    assert estimated_motions(render(pair, TIMES)) == [pair]
 
 
 def test_spans_and_times_of_the_source():
-    """Twice as long between frames, and the clip is from within a video; a motion that ends is told with its end."""
-    times = 60 + np.arange(32) / RATE
-    moved = film(["truck left"], np.minimum(times - 60, 2))
-    first, second = estimate_camera(shot(moved, times)).spans
+    """The clip starts at 60 s of its video. A motion that ends is reported with its end."""
+    times = 60 + np.arange(32) / FRAME_RATE
+    moved = render(["truck left"], np.minimum(times - 60, 2))
+    first, second = estimate_camera_motion(shot(moved, times)).spans
     assert (first.start, first.motions) == (60.0, ("truck left",)) and abs(first.end - 62) < 0.3
     assert (second.start, second.end, second.motions) == (first.end, 64.0, (STATIC_CAMERA,))
 
 
 @pytest.mark.parametrize("level", [0, 128])
 def test_nothing_to_follow(level):
-    camera = estimate_camera(shot(np.full((17, 60, 80, 3), level, np.uint8)))
+    camera = estimate_camera_motion(shot(np.full((17, 60, 80, 3), level, np.uint8)))
     assert [(span.motions, span.confidence) for span in camera.spans] == [((STATIC_CAMERA,), 0.0)]
     assert np.allclose(camera.homographies, np.eye(3))
 
@@ -144,24 +146,26 @@ def swarm(rng):
 def test_what_has_no_camera_motion_is_not_trusted(kind):
     rng = np.random.default_rng(1)
     frames = swarm(rng) if kind == "swarm" else rng.integers(0, 256, (17, 90, 120, 3)).astype(np.uint8)
-    assert all(span.confidence < 0.15 for span in estimate_camera(shot(frames)).spans)
+    assert all(span.confidence < 0.15 for span in estimate_camera_motion(shot(frames)).spans)
 
 
 def test_homographies_of_a_fast_turn():
-    """50 degrees a second, 6 a frame: a flow taken to be where it begins would be 0.5 pixels off."""
-    frames = film(["roll right"], 10 * TIMES[:5])
+    """50 degrees a second, 6 a frame. If a flow were placed where it begins, the error would be 0.5 pixels."""
+    frames = render(["roll right"], 10 * TIMES[:5])
     points = np.array([[x, y, 1.0] for x in (20, 120, 220) for y in (100, 170)]).T
-    for t, homography in enumerate(estimate_camera(shot(frames)).homographies):
+    for t, homography in enumerate(estimate_camera_motion(shot(frames)).homographies):
         true = (
-            ground(["roll right"], 10 * TIMES[t + 1]) @ np.linalg.inv(ground(["roll right"], 10 * TIMES[t])) @ points
+            ground_homography(["roll right"], 10 * TIMES[t + 1])
+            @ np.linalg.inv(ground_homography(["roll right"], 10 * TIMES[t]))
+            @ points
         )
         found = homography @ points
         assert np.abs(true[:2] / true[2] - found[:2] / found[2]).mean() < 0.15
 
 
 def test_one_frame_is_refused():
-    with pytest.raises(ValueError, match="clip.mp4: .*two frames or more, not in 1"):
-        estimate_camera(shot(film([], [0.0])))
+    with pytest.raises(ValueError, match="clip.mp4: .*fewer than two frames, and the shot has 1"):
+        estimate_camera_motion(shot(render([], [0.0])))
 
 
 names = st.sampled_from([("a",), ("b",), ("a", "b")])
@@ -174,11 +178,13 @@ tables = st.lists(
 @given(tables)
 def test_path_is_the_best_of_all(tables):
     def total(path):
-        scores = [table.get(name, table[(STATIC_CAMERA,)] - ABSENT) for table, name in zip(tables, path, strict=True)]
-        return sum(scores) - SWITCH * sum(a != b for a, b in itertools.pairwise(path))
+        scores = [
+            table.get(name, table[(STATIC_CAMERA,)] - ABSENT_PENALTY) for table, name in zip(tables, path, strict=True)
+        ]
+        return sum(scores) - SWITCH_PENALTY * sum(a != b for a, b in itertools.pairwise(path))
 
     every = itertools.product({name for table in tables for name in table}, repeat=len(tables))
-    assert total(_path(tables)) == pytest.approx(max(map(total, every)))
+    assert total(_best_path(tables)) == pytest.approx(max(map(total, every)))
 
 
 @pytest.mark.slow
@@ -190,7 +196,7 @@ def test_simulated_clips():
         clip = simulation.simulate_clip(7, "rel_dis", index, 1, mask_frames=())
         true = clip.truth.camera_motions[0][2]
         if true != (STATIC_CAMERA,) and not true[0].startswith("orbit"):
-            right += told(clip.frames) == [true]
+            right += estimated_motions(clip.frames) == [true]
             num += 1
         if num == 20:
             break

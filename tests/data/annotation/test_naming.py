@@ -1,4 +1,4 @@
-"""Names: what the model is shown, which replies are taken, and what stays when none is."""
+"""Names: what the model is given, which replies are accepted, and what is kept if none is."""
 
 import base64
 import io
@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from fourdthinker_hf.data.annotation import vlm_client
-from fourdthinker_hf.data.annotation.naming import TRIES, name_tracks, read_name
+from fourdthinker_hf.data.annotation.naming import MAX_TRIES, name_tracks, parse_name
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track
-from fourdthinker_hf.data.annotation.vlm_client import Chat, ChatError
+from fourdthinker_hf.data.annotation.vlm_client import VLMClient, VLMError
 
 
 @pytest.fixture
 def server():
-    """A server that speaks the API: it gives `replies` in turn, an int being a status, and keeps the requests."""
+    """A server with the API: it gives `replies` in turn, of which an int is an HTTP status, and keeps the requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -47,8 +47,8 @@ def server():
 
 
 @pytest.fixture
-def asked(server):
-    return Chat(f"http://127.0.0.1:{server.server_port}/v1", "some-vlm")
+def client(server):
+    return VLMClient(f"http://127.0.0.1:{server.server_port}/v1", "some-vlm")
 
 
 def make_shot():
@@ -65,19 +65,19 @@ def make_shot():
     return Shot("a.mp4", 0.0, 1.0, frames, np.arange(8) / 8), tracks
 
 
-def test_tracks_get_names_and_keep_their_places(server, asked):
+def test_tracks_get_names_and_keep_their_places(server, client):
     shot, tracks = make_shot()
     server.replies += ["A red car.", "Traffic cone"]
-    named = name_tracks(shot, tracks, asked)
+    named = name_tracks(shot, tracks, client)
     assert [track.description for track in named] == ["the red car on the left", "the traffic cone"]
     assert [(track.confidence, track.moving) for track in named] == [(0.9, True), (0.8, False)]
     assert all(new.masks is old.masks for new, old in zip(named, tracks, strict=True))
 
 
-def test_the_model_sees_the_frame_that_shows_most_with_all_else_grey(server, asked):
+def test_the_model_sees_the_frame_that_shows_most_with_all_else_grey(server, client):
     shot, tracks = make_shot()
     server.replies.append("box")
-    name_tracks(shot, tracks[:1], asked)
+    name_tracks(shot, tracks[:1], client)
     ((path, body),) = server.requests
     assert path == "/v1/chat/completions" and body["model"] == "some-vlm" and body["temperature"] == 0
     image, text = body["messages"][0]["content"]
@@ -88,34 +88,34 @@ def test_the_model_sees_the_frame_that_shows_most_with_all_else_grey(server, ask
     assert (coloured == tracks[0].masks[5]).mean() > 0.97
 
 
-def test_an_odd_reply_is_asked_again_and_at_last_left_out(server, asked):
+def test_an_odd_reply_is_asked_again_and_at_last_left_out(server, client):
     shot, tracks = make_shot()
-    server.replies += ["I see 2 things here: a car, and a person who stands beside it.", "car", *["???"] * TRIES]
-    named = name_tracks(shot, tracks, asked)
+    server.replies += ["I see 2 things here: a car, and a person who stands beside it.", "car", *["???"] * MAX_TRIES]
+    named = name_tracks(shot, tracks, client)
     assert [track.description for track in named] == ["the car on the left", "the small orange object"]
-    assert len(server.requests) == 2 + TRIES
+    assert len(server.requests) == 2 + MAX_TRIES
     assert [body["temperature"] for _, body in server.requests[:2]] == [0, 0.7]
 
 
-def test_one_name_for_two_is_none(server, asked):
+def test_one_name_for_two_is_none(server, client):
     shot, tracks = make_shot()
     tracks[0] = Track(tracks[0].masks, "the orange object", 0.9, True)
     server.replies += ["car", "car"]
-    assert name_tracks(shot, tracks, asked) == tracks
+    assert name_tracks(shot, tracks, client) == tracks
 
 
-def test_a_server_that_refuses_is_an_error_with_its_cause(server, asked):
+def test_a_server_that_refuses_is_an_error_with_its_cause(server, client):
     shot, tracks = make_shot()
     server.replies.append(401)
-    with pytest.raises(ChatError, match="status 401"):
-        name_tracks(shot, tracks, asked)
+    with pytest.raises(VLMError, match="status 401"):
+        name_tracks(shot, tracks, client)
 
 
 def test_a_server_that_is_not_there_is_an_error(server, monkeypatch):
     monkeypatch.setattr(vlm_client, "PAUSE", 0.0)
     shot, tracks = make_shot()
-    with pytest.raises(ChatError, match="127.0.0.1:9/v1"):
-        name_tracks(shot, tracks, Chat("http://127.0.0.1:9/v1", "some-vlm"))
+    with pytest.raises(VLMError, match="127.0.0.1:9/v1"):
+        name_tracks(shot, tracks, VLMClient("http://127.0.0.1:9/v1", "some-vlm"))
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_a_server_that_is_not_there_is_an_error(server, monkeypatch):
     ],
 )
 def test_replies(reply, name):
-    assert read_name(reply) == name
+    assert parse_name(reply) == name

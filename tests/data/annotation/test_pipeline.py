@@ -1,4 +1,4 @@
-"""The pipeline on real files and in real processes: what it writes, what fails, and what a kill costs."""
+"""The annotation pipeline on real files and in real processes: what it writes, what fails, and what a kill loses."""
 
 import json
 import os
@@ -18,8 +18,15 @@ from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.annotation import pipeline
-from fourdthinker_hf.data.annotation.camera import Camera, CameraSpan
-from fourdthinker_hf.data.annotation.pipeline import Job, Settings, annotate, annotate_video, find_flaw, find_videos
+from fourdthinker_hf.data.annotation.camera import CameraMotion, CameraMotionSpan
+from fourdthinker_hf.data.annotation.pipeline import (
+    AnnotationSettings,
+    VideoJob,
+    annotate,
+    annotate_video,
+    find_flaw,
+    find_videos,
+)
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.records import read_records
@@ -30,7 +37,7 @@ GROUND = cv2.GaussianBlur(np.random.default_rng(0).integers(40, 200, (400, 600, 
 
 
 def slide(seconds=4.0, speed=3.0, seed=0, size=(160, 224)):
-    """A red box goes right over a textured ground, 8 frames a second; (T, H, W, 3)."""
+    """Frames (T, H, W, 3), 8 a second, in which a red box moves to the right over a textured ground."""
     height, width = size
     frames = np.repeat(GROUND[None, seed : seed + height, seed : seed + width], round(8 * seconds), 0).copy()
     for k, frame in enumerate(frames):
@@ -41,7 +48,7 @@ def slide(seconds=4.0, speed=3.0, seed=0, size=(160, 224)):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_video):
-    """Three videos, one of them below, one that is none but named so, and a text."""
+    """Three videos, one of them in a subfolder, a file that only has the name of a video, and a text file."""
     path = tmp_path_factory.mktemp("videos")
     write_video(path / "one.mp4", slide())
     (path / "below").mkdir()
@@ -61,7 +68,7 @@ def made(folder, tmp_path_factory):
 def test_videos_become_records(made):
     out, summary = made
     assert (summary["videos"], summary["not videos"], summary["shots"]) == (4, 1, 3)
-    records = read_records(out / "records.jsonl")  # refuses what one cannot train on
+    records = read_records(out / "records.jsonl")  # raises an error for records that cannot be trained on
     assert len(records) == summary["kept"] >= 1
     for record in records:
         assert record.reasoning.count(OUTPUT_IMAGE) == len(record.imagery) >= 2
@@ -83,13 +90,13 @@ def test_a_clip_has_its_times_and_a_target_shows_its_object(made):
         assert picture[outside].mean() < 0.5 * frame[outside].mean()
 
 
-def test_what_fails_is_told_with_stage_and_cause_and_the_rest_go_on(made):
+def test_a_failure_is_reported_with_stage_and_cause_and_the_others_go_on(made):
     out, summary = made
     (failed,) = summary["failed"]
     assert failed["video"] == "broken.mp4" and failed["stage"] == "shots"
     assert failed["cause"].startswith("VideoError: ") and "not a video" in failed["cause"]
     assert json.loads((out / "report-1-of-1.json").read_text()) == summary
-    assert not list((out / "parts").glob("*.now")) and not list(out.rglob("*.tmp"))
+    assert not list((out / "parts").glob("*.stage")) and not list(out.rglob("*.tmp"))
 
 
 def test_a_second_run_makes_nothing_again(made, folder):
@@ -111,8 +118,8 @@ def test_shards_make_the_same(made, folder, tmp_path):
     assert (tmp_path / "records.jsonl").read_bytes() == (made[0] / "records.jsonl").read_bytes()
 
 
-def test_a_changed_video_is_another_one(folder, tmp_path):
-    job = Job(folder / "one.mp4", "one.mp4", tmp_path, Settings())
+def test_a_changed_video_counts_as_a_new_one(folder, tmp_path):
+    job = VideoJob(folder / "one.mp4", "one.mp4", tmp_path, AnnotationSettings())
     other = tmp_path / "one.mp4"
     other.write_bytes((folder / "one.mp4").read_bytes() + b"0")
     assert job.key != replace(job, video=other).key
@@ -122,7 +129,7 @@ def test_a_changed_video_is_another_one(folder, tmp_path):
 
 def test_other_settings_need_another_folder(made, folder):
     with pytest.raises(ValueError, match=r"made with other settings \(seed 0, not 1\)"):
-        annotate(folder, made[0], settings=Settings(seed=1))
+        annotate(folder, made[0], settings=AnnotationSettings(seed=1))
 
 
 def test_bad_requests_are_refused(folder, tmp_path):
@@ -130,12 +137,12 @@ def test_bad_requests_are_refused(folder, tmp_path):
         find_videos(tmp_path / "nothing")
     with pytest.raises(ValueError, match="has no video .* among 0 files"):
         find_videos(tmp_path)
-    with pytest.raises(ValueError, match="shard 0/2: it must be from 1/2 to 2/2"):
+    with pytest.raises(ValueError, match="Shard 0/2 does not exist: it must be from 1/2 to 2/2"):
         annotate(folder, tmp_path, (0, 2))
     with pytest.raises(ValueError, match="give the server's address"):
-        Settings(namer="some-model")
-    with pytest.raises(ValueError, match="what is asked of the server"):
-        Settings(server="http://127.0.0.1:1/v1")
+        AnnotationSettings(namer="some-model")
+    with pytest.raises(ValueError, match="Nothing is asked of the server"):
+        AnnotationSettings(server="http://127.0.0.1:1/v1")
 
 
 def test_the_command(folder, tmp_path):
@@ -150,14 +157,23 @@ def test_the_command(folder, tmp_path):
 
 def test_a_server_that_is_not_there_fails_the_video_at_its_stage(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fourdthinker_hf.data.annotation.vlm_client.PAUSE", 0.0)
-    settings = Settings(server="http://127.0.0.1:9/v1", reasoner="some-model")
-    job = Job(folder / "one.mp4", "one.mp4", tmp_path, settings)
+    settings = AnnotationSettings(server="http://127.0.0.1:9/v1", reasoner="some-model")
+    job = VideoJob(folder / "one.mp4", "one.mp4", tmp_path, settings)
     for name in ("parts", "videos", "images"):
         (tmp_path / name).mkdir()
     annotate_video(job)
-    report = json.loads(job.report.read_text())
-    assert report["stage"] == "reasoning" and "ChatError: http://127.0.0.1:9/v1" in report["cause"]
-    assert not job.done and read_records(job.report.with_suffix(".jsonl")) == []
+    report = json.loads(job.report_file.read_text())
+    assert report["stage"] == "reasoning" and "VLMError: http://127.0.0.1:9/v1" in report["cause"]
+    assert not job.is_done and read_records(job.records_file) == []
+
+
+def test_without_opencv_the_command_names_what_to_install(folder, tmp_path):
+    code = "import sys; sys.modules['cv2'] = None; from fourdthinker_hf.cli import app; app()"
+    command = [sys.executable, "-c", code, "annotate", str(folder), "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert 'pip install "fourdthinker-hf[annotate]"' in line
 
 
 # Quality
@@ -168,7 +184,7 @@ def a_shot(frames):
 
 
 def a_camera(motion):
-    return Camera([CameraSpan(0.0, 4.0, (motion,), 0.9)], np.tile(np.eye(3), (31, 1, 1)))
+    return CameraMotion([CameraMotionSpan(0.0, 4.0, (motion,), 0.9)], np.tile(np.eye(3), (31, 1, 1)))
 
 
 def test_flaws():
@@ -228,7 +244,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 @pytest.mark.slow
 @pytest.mark.timeout(2000)
 @needs_proc
-def test_a_killed_run_loses_the_video_in_hand_alone(many, tmp_path):
+def test_a_killed_run_loses_only_the_video_in_progress(many, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     expected = annotate(many, whole, workers=1, progress=False)
     process = start(many, out)
@@ -241,11 +257,11 @@ def test_a_killed_run_loses_the_video_in_hand_alone(many, tmp_path):
     done = {path: path.stat().st_mtime_ns for path in (out / "parts").glob("*.json")}
     assert len(reports) <= len(done) < 5 and not (out / "records.jsonl").exists()
     process = start(many, out)
-    told, errors = process.communicate(timeout=900)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
-    assert "5 videos" in told
+    assert "5 videos" in output
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list((out / "parts").glob("*.json"))) == 5 and not list((out / "parts").glob("*.now"))
+    assert len(list((out / "parts").glob("*.json"))) == 5 and not list((out / "parts").glob("*.stage"))
     assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
     assert expected["failed"] == []
 
@@ -256,17 +272,17 @@ def test_a_killed_run_loses_the_video_in_hand_alone(many, tmp_path):
 def test_a_video_that_kills_its_process_is_reported_and_the_rest_go_on(many, tmp_path):
     out = tmp_path / "out"
     process = start(many, out)
-    for _ in range(2):  # it is tried again alone
-        until(lambda: list((out / "parts").glob("0-*.now")))
+    for _ in range(2):  # the second time it is tried alone
+        until(lambda: list((out / "parts").glob("0-*.stage")))
         (worker,) = until(lambda: [pid for pid in children(process.pid) if b"spawn_main" in _command(pid)])
         os.kill(worker, signal.SIGKILL)
         until(lambda pid=worker: not Path(f"/proc/{pid}/cmdline").exists() or not _command(pid))
-    told, errors = process.communicate(timeout=900)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     summary = json.loads((out / "report-1-of-1.json").read_text())
     (failed,) = summary["failed"]
     assert failed["video"] == "0.mp4" and failed["stage"] in pipeline.STAGES and "the process died" in failed["cause"]
-    assert f"failed: 0.mp4, stage {failed['stage']}: the process died" in told
+    assert f"failed: 0.mp4, stage {failed['stage']}: the process died" in output
     assert summary["videos"] == 5 and len(list((out / "parts").glob("*.json"))) == 5
     counts = Counter(record.source["video"] for record in read_records(out / "records.jsonl"))
     assert "0.mp4" not in counts and len(counts) >= 1

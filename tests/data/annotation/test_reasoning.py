@@ -1,4 +1,4 @@
-"""Reasoning: its parts and their order, how varied it is, and what of a language model's is taken."""
+"""Reasoning: its parts and their order, how varied it is, and which replies of a language model are accepted."""
 
 import json
 import threading
@@ -10,25 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourdthinker_hf.data.annotation import reasoning, vlm_client
-from fourdthinker_hf.data.annotation.questions import ANSWERS, Asked
-from fourdthinker_hf.data.annotation.reasoning import FormatError, check, rewrite, write
-from fourdthinker_hf.data.annotation.vlm_client import Chat, ChatError
+from fourdthinker_hf.data.annotation.questions import ANSWERS, AnnotatedQuestion
+from fourdthinker_hf.data.annotation.reasoning import (
+    ReasoningError,
+    check_reasoning,
+    rewrite_reasoning,
+    write_reasoning,
+)
+from fourdthinker_hf.data.annotation.vlm_client import VLMClient, VLMError
 
 IMAGE = "<output_image>"
-LEFT = Asked(
+LEFT = AnnotatedQuestion(
     task="object_direction",
     question="Seen from where the camera is at 0.5 s, in which direction does the red object move from 0.5 s to 3 s?",
     answer="to the left",
     start=0.5,
     end=3.0,
-    looks=((1, 4), (1, 24)),
-    times=(0.5, 3.0),
-    places=((0.7, 0.5, 0.1), (0.304, 0.5, 0.104)),
+    targets=((1, 4), (1, 24)),
+    target_times=(0.5, 3.0),
+    measurements=((0.7, 0.5, 0.1), (0.304, 0.5, 0.104)),
     tracks=(1,),
     names=("red object",),
-    steadied=False,
+    camera_compensated=False,
 )
-SIDE = Asked(
+SIDE = AnnotatedQuestion(
     "spatial_description",
     "On which side?",
     "left, then right",
@@ -44,18 +49,20 @@ SIDE = Asked(
 GOOD = f"From 0.5 s to 3 s. At 0.5 s the red object: {IMAGE}. At 3 s: {IMAGE}. It goes left. So it is to the left."
 
 
-def any_asked(task, answer):
-    """A question of a task, with as many objects as it has."""
+def any_question(task, answer):
+    """A question of a task, with as many objects as the task has."""
     two = task in ("faster_object", "spatial_description")
-    looks = ((0, 0), (0, 16), (1, 0), (1, 16)) if two else ((0, 0), (0, 16))
-    places = ((0.1, 0.2, 0.3),) * len(looks)
+    targets = ((0, 0), (0, 16), (1, 0), (1, 16)) if two else ((0, 0), (0, 16))
+    measurements = ((0.1, 0.2, 0.3),) * len(targets)
     names = ("red object", "blue object")[: 1 + two]
-    times = (0.0, 2.0) * (1 + two)
-    return Asked(task, "?", answer, 0.0, 2.0, looks, times, places, (0, 1)[: 1 + two], names, not two)
+    target_times = (0.0, 2.0) * (1 + two)
+    return AnnotatedQuestion(
+        task, "?", answer, 0.0, 2.0, targets, target_times, measurements, (0, 1)[: 1 + two], names, not two
+    )
 
 
 def test_reasoning_follows_the_evidence():
-    text = write(LEFT, np.random.default_rng(0))
+    text = write_reasoning(LEFT, np.random.default_rng(0))
     before, middle, after = text.split(IMAGE)
     assert "from 0.5 s to 3 s" in before and "red object" in before and "0.5 s" in before and "3 s" in middle
     assert "70% across, 50% down and 10% large, then 30% across, 50% down and 10% large" in after
@@ -63,11 +70,11 @@ def test_reasoning_follows_the_evidence():
 
 
 def test_two_objects_each_have_their_places():
-    text = write(SIDE, np.random.default_rng(1))
+    text = write_reasoning(SIDE, np.random.default_rng(1))
     assert text.count(IMAGE) == 4
     after = text.rsplit(IMAGE, 1)[1]
     assert after.index("20% across") < after.index("80% across") < after.index("50% across")
-    assert any(phrase in text for phrase in reasoning.STEADY)
+    assert any(phrase in text for phrase in reasoning.COMPENSATION_PHRASES)
     assert after.rstrip(".").endswith("left, then right")
 
 
@@ -76,18 +83,18 @@ def test_two_objects_each_have_their_places():
     st.sampled_from([(task, answer) for task, answers in ANSWERS.items() for answer in answers]), st.integers(0, 99)
 )
 def test_every_answer_has_a_reasoning_that_passes_the_check(case, seed):
-    asked = any_asked(*case)
-    text = write(asked, np.random.default_rng(seed))
-    check(asked, text)
+    question = any_question(*case)
+    text = write_reasoning(question, np.random.default_rng(seed))
+    check_reasoning(question, text)
     assert "{" not in text and "  " not in text
 
 
 @pytest.mark.parametrize("task", ANSWERS)
 def test_wording_varies(task):
-    asked = any_asked(task, ANSWERS[task][0])
-    texts = {write(asked, np.random.default_rng(seed)) for seed in range(200)}
+    question = any_question(task, ANSWERS[task][0])
+    texts = {write_reasoning(question, np.random.default_rng(seed)) for seed in range(200)}
     assert len(texts) > 180
-    assert len({text.split(".")[0] for text in texts}) == len(reasoning.LOCATE)
+    assert len({text.split(".")[0] for text in texts}) == len(reasoning.SPAN_PHRASES)
 
 
 BAD = {
@@ -102,30 +109,30 @@ BAD = {
 
 
 def test_a_good_reasoning_passes():
-    check(LEFT, GOOD)
+    check_reasoning(LEFT, GOOD)
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_check_refuses(name):
     text, reason = BAD[name]
-    with pytest.raises(FormatError, match=reason):
-        check(LEFT, text)
+    with pytest.raises(ReasoningError, match=reason):
+        check_reasoning(LEFT, text)
 
 
 # A server that speaks the protocol
 
 
 class Server:
-    """Answers requests with `replies` in turn (texts, or statuses), and keeps what it was asked."""
+    """Answers requests with `replies` in turn (texts, or HTTP statuses), and keeps the requests."""
 
     def __init__(self, *replies):
-        self.replies, self.asked, self.headers = list(replies), [], []
+        self.replies, self.requests, self.headers = list(replies), [], []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append((self.path, body))
+                outer.requests.append((self.path, body))
                 outer.headers.append(self.headers)
                 reply = outer.replies.pop(0)
                 status = reply if isinstance(reply, int) else 200
@@ -149,8 +156,8 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
 
-    def chat(self):
-        return Chat(self.url, "some-model")
+    def client(self):
+        return VLMClient(self.url, "some-model")
 
 
 @pytest.fixture(autouse=True)
@@ -160,56 +167,64 @@ def at_once(monkeypatch):
 
 def test_rewrite_takes_a_good_reply():
     with Server(f"  {GOOD}\n") as server:
-        assert rewrite(LEFT, "the template", server.chat(), seed=7) == GOOD
-    ((path, body),) = server.asked
+        assert rewrite_reasoning(LEFT, "the template", server.client(), seed=7) == GOOD
+    ((path, body),) = server.requests
     assert path == "/v1/chat/completions" and body["model"] == "some-model" and body["seed"] == 7
     (message,) = body["messages"]
     assert LEFT.question in message["content"] and "the template" in message["content"]
 
 
-def test_rewrite_tells_what_is_wrong_and_tries_again():
+def test_rewrite_says_what_is_wrong_and_tries_again():
     bad = BAD["one picture"][0]
     with Server(bad, GOOD) as server:
-        assert rewrite(LEFT, "the template", server.chat()) == GOOD
-    roles = [message["role"] for message in server.asked[1][1]["messages"]]
+        assert rewrite_reasoning(LEFT, "the template", server.client()) == GOOD
+    roles = [message["role"] for message in server.requests[1][1]["messages"]]
     assert roles == ["user", "assistant", "user"]
-    assert "it has 1 <output_image>" in server.asked[1][1]["messages"][2]["content"]
+    assert "it has 1 <output_image>" in server.requests[1][1]["messages"][2]["content"]
 
 
 def test_rewrite_gives_up():
     bad = BAD["another answer"][0]
-    with Server(bad, bad, bad) as server, pytest.raises(FormatError, match="some-model failed 3 times.*to the left"):
-        rewrite(LEFT, "the template", server.chat())
+    with (
+        Server(bad, bad, bad) as server,
+        pytest.raises(ReasoningError, match="some-model wrote .* in 3 tries.*to the left"),
+    ):
+        rewrite_reasoning(LEFT, "the template", server.client())
 
 
 def test_a_busy_server_is_asked_again():
     with Server(503, 429, GOOD) as server:
-        assert rewrite(LEFT, "the template", server.chat()) == GOOD
+        assert rewrite_reasoning(LEFT, "the template", server.client()) == GOOD
 
 
 @pytest.mark.parametrize(
     ("replies", "reason"),
-    [((404,), "status 404"), ((503,) * 4, "status 503"), ((b"<html>",), "no chat completion"), ((" ",), "is empty")],
+    [
+        ((404,), "status 404"),
+        ((503,) * 4, "status 503"),
+        ((b"<html>",), "is no chat completion"),
+        ((" ",), "reply is empty"),
+    ],
 )
 def test_a_server_that_does_not_answer_is_named(replies, reason):
-    with Server(*replies) as server, pytest.raises(ChatError, match=f"{server.url}/chat/completions: .*{reason}"):
-        server.chat().ask([])
+    with Server(*replies) as server, pytest.raises(VLMError, match=f"{server.url}/chat/completions: .*{reason}"):
+        server.client().complete([])
     assert server.replies == []
 
 
 def test_no_server_there():
     with Server() as server:
         pass
-    with pytest.raises(ChatError, match="chat/completions: "):
-        server.chat().ask([])
+    with pytest.raises(VLMError, match="chat/completions: "):
+        server.client().complete([])
     with pytest.raises(ValueError, match="begins with http"):
-        Chat("localhost:8000", "some-model")
+        VLMClient("localhost:8000", "some-model")
 
 
 def test_the_key_is_sent_if_there_is_one(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with Server(GOOD, GOOD) as server:
-        server.chat().ask([])
+        server.client().complete([])
         monkeypatch.delenv("OPENAI_API_KEY")
-        server.chat().ask([])
+        server.client().complete([])
     assert [headers["Authorization"] for headers in server.headers] == ["Bearer k", None]

@@ -1,4 +1,4 @@
-"""SAM 3's video model, real code with tiny random weights: loaded from a folder, it follows things through a shot."""
+"""SAM 3's video model, real code with tiny random weights, is loaded from a folder and tracks objects in a shot."""
 
 import string
 
@@ -14,11 +14,11 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from fourdthinker_hf.data.annotation.camera import Camera
+from fourdthinker_hf.data.annotation.camera import CameraMotion
 from fourdthinker_hf.data.annotation.sam3 import Sam3Segmenter
 from fourdthinker_hf.data.annotation.shots import Shot
 
-PATCH, SIDE, WIDE = 14, 8, 128  # WIDE: the tracker's memory of 64 channels has to be less than that, and divide it
+PATCH, SIDE, WIDE = 14, 8, 128  # WIDE must be a multiple of the 64 channels of the tracker's memory, and larger
 NOUNS = ("person", "ball")
 
 
@@ -78,7 +78,7 @@ def make_config() -> Sam3VideoConfig:
         "memory_fuser_intermediate_dim": 32,
         "memory_fuser_num_layers": 1,
     }
-    # Random weights are sure of nothing: all detections count, and each is the thing that was followed there.
+    # Random weights have no confidence: all detections count, and each is the object that was tracked there.
     bars = dict.fromkeys(
         ("score_threshold_detection", "new_det_thresh", "assoc_iou_thresh", "trk_assoc_iou_thresh"), 0.0
     )
@@ -91,7 +91,7 @@ def folder(tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Sam3VideoModel(make_config())
-    with torch.no_grad():  # what is followed is there
+    with torch.no_grad():  # a tracked object is always visible
         model.tracker_model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(10.0)
     model.save_pretrained(path)
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
@@ -115,25 +115,25 @@ def frames():
 
 @pytest.fixture(scope="module")
 def found(segmenter, frames):
-    return segmenter.follow(frames)
+    return segmenter.track(frames)
 
 
-def test_follows_things_from_frame_to_frame(found, frames):
+def test_objects_are_tracked_from_frame_to_frame(found, frames):
     assert found
     for noun, score, masks in found:
         assert noun in NOUNS and 0 < score < 1
         assert masks.dtype == bool and masks.shape == frames.shape[:3]
-    assert any(masks.any((1, 2)).all() for _, _, masks in found), "none is followed from first to last"
+    assert any(masks.any((1, 2)).all() for _, _, masks in found), "no object is tracked from first to last"
 
 
-def test_what_is_followed_depends_on_the_frames(segmenter, frames, found):
-    again = segmenter.follow(frames)
-    other = segmenter.follow(frames[::-1].copy())
+def test_tracks_depend_on_the_frames(segmenter, frames, found):
+    again = segmenter.track(frames)
+    other = segmenter.track(frames[::-1].copy())
     assert all(np.array_equal(a[2], b[2]) for a, b in zip(found, again, strict=True))
     assert len(found) != len(other) or any(not np.array_equal(a[2], b[2]) for a, b in zip(found, other, strict=True))
 
 
-def test_the_folders_weights_are_what_follows(segmenter, folder):
+def test_the_weights_are_those_of_the_folder(segmenter, folder):
     kept = Sam3VideoModel.from_pretrained(folder).state_dict()
     for name, value in segmenter.model.state_dict().items():
         assert torch.equal(value, kept[name]), name
@@ -141,7 +141,7 @@ def test_the_folders_weights_are_what_follows(segmenter, folder):
 
 def test_tracks_carry_the_masks_and_nouns(segmenter, frames, found):
     shot = Shot("noise.mp4", 0.0, 0.75, frames, np.arange(6) / 8)
-    tracks = segmenter(shot, Camera([], np.tile(np.eye(3), (5, 1, 1))))
+    tracks = segmenter(shot, CameraMotion([], np.tile(np.eye(3), (5, 1, 1))))
     assert tracks and sum(not track.moving for track in tracks) <= 1
     for track in tracks:
         noun = next(noun for noun, _, masks in found if np.array_equal(masks, track.masks))

@@ -1,4 +1,4 @@
-"""Objects: what moves and what rests is told apart, cut out, kept one thing, and described."""
+"""Tracking: objects that move are told from landmarks, segmented, kept apart from each other, and described."""
 
 import cv2
 import numpy as np
@@ -6,28 +6,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data.annotation.camera import Camera
-from fourdthinker_hf.data.annotation.description import colour_name, describe
+from fourdthinker_hf.data.annotation.camera import CameraMotion
+from fourdthinker_hf.data.annotation.description import colour_name, describe_object
 from fourdthinker_hf.data.annotation.shots import Shot
-from fourdthinker_hf.data.annotation.tracking import Path, View, choose_tracks, find_objects, same_thing
+from fourdthinker_hf.data.annotation.tracking import (
+    CandidateTrack,
+    ScaledShot,
+    choose_tracks,
+    find_objects,
+    is_same_object,
+)
 from fourdthinker_hf.data.simulation.generation import simulate_clip
 
 HEIGHT, WIDTH, LENGTH = 112, 160, 16
 RED, BLUE, GREEN = (200, 30, 30), (30, 40, 200), (20, 160, 40)
 
 
-def make_shot(things, pan=0.0, length=LENGTH):
-    """Shot, camera and the things' masks (n, T, H, W). A thing is (colour, path), path(t) the (x, y, w, h) of its box
-    in the first frame's pixels; later ones cover earlier ones. All stand before a grey wall that pans to the left."""
+def make_shot(objects, pan=0.0, length=LENGTH):
+    """A shot, its camera motion and the objects' masks (N, T, H, W), before a grey wall that the camera pans along.
+
+    An object is (colour, path), where path(t) is the (x, y, w, h) of its box in pixels of the first frame. Later
+    objects cover earlier ones.
+    """
     rng = np.random.default_rng(0)
     wall = cv2.GaussianBlur(rng.uniform(0, 255, (HEIGHT, WIDTH + 200)).astype(np.float32), (0, 0), 2)
     wall = 90 + 5 * (wall - wall.mean()) / wall.std()
     frames = np.empty((length, HEIGHT, WIDTH, 3), np.uint8)
-    masks = np.zeros((len(things), length, HEIGHT, WIDTH), bool)
+    masks = np.zeros((len(objects), length, HEIGHT, WIDTH), bool)
     for t in range(length):
         left = round(pan * t)
         frames[t] = wall[:, left : left + WIDTH, None]
-        for k, (colour, path) in enumerate(things):
+        for k, (colour, path) in enumerate(objects):
             x, y, w, h = (round(value) for value in path(t))
             box = (slice(max(y, 0), max(y + h, 0)), slice(max(x - left, 0), max(x - left + w, 0)))
             frames[t][box] = colour
@@ -35,7 +44,7 @@ def make_shot(things, pan=0.0, length=LENGTH):
             masks[(k, t, *box)] = True
     step = np.array([[1, 0, -round(pan)], [0, 1, 0], [0, 0, 1.0]])
     shot = Shot("wall.mp4", 0.0, length / 8, frames, np.arange(length) / 8)
-    return shot, Camera([], np.tile(step, (length - 1, 1, 1))), masks
+    return shot, CameraMotion([], np.tile(step, (length - 1, 1, 1))), masks
 
 
 def overlap(track, masks):
@@ -72,7 +81,7 @@ def test_what_gets_hidden_stays_one_thing():
     movers = [track for track in find_objects(shot, camera) if track.moving]
     (mover,) = movers
     hidden = np.nonzero(~masks[0].any((1, 2)))[0]
-    before, after = np.arange(20) < hidden[0], np.arange(20) > hidden[-1] + 4  # it is whole after half a second
+    before, after = np.arange(20) < hidden[0], np.arange(20) > hidden[-1] + 4  # half a second later it is whole again
     for part in (before, after):
         assert (mover.masks & masks[0])[part].sum() > 0.85 * (mover.masks | masks[0])[part].sum()
 
@@ -96,13 +105,13 @@ def test_any_size_and_length(shape):
     rng = np.random.default_rng(1)
     frames = rng.integers(0, 256, (*shape, 3), np.uint8)
     shot = Shot("noise.mp4", 0.0, 2.0, frames, np.linspace(0, 2, shape[0]))
-    for track in find_objects(shot, Camera([], np.tile(np.eye(3), (shape[0] - 1, 1, 1)))):
+    for track in find_objects(shot, CameraMotion([], np.tile(np.eye(3), (shape[0] - 1, 1, 1)))):
         assert track.masks.shape == shape and 0 <= track.confidence <= 1
 
 
 def test_a_real_ground_and_moving_camera():
     """A simulated clip: on a checked ground, before a camera that rises and tilts, a ball rolls. (Its other clips, and
-    how many of their objects are found, are measured by bench/accuracy/camera.py.)"""
+    how many of their objects are found, are measured by bench/accuracy/tracking.py.)"""
     clip = simulate_clip(7101, "abs_dir", 0, level=2)
     truth, size = clip.truth, clip.frames.shape[1]
     focal = size / 2 / np.tan(np.radians(clip.scene.fov / 2))
@@ -112,7 +121,7 @@ def test_a_real_ground_and_moving_camera():
     steps = np.stack([after @ np.linalg.inv(before) for before, after in zip(ground[:-1], ground[1:], strict=True)])
     shot = Shot("clip.mp4", 0.0, 3.0, clip.frames[:24], clip.timestamps[:24])
     ball = clip.masks[:24] == 1 + [thing.name for thing in clip.scene.objects].index("yellow ball")
-    track = max(find_objects(shot, Camera([], steps)), key=lambda track: overlap(track, ball))
+    track = max(find_objects(shot, CameraMotion([], steps)), key=lambda track: overlap(track, ball))
     assert track.moving and overlap(track, ball) > 0.9
     assert "yellow object" in track.description
 
@@ -120,76 +129,76 @@ def test_a_real_ground_and_moving_camera():
 # Parts
 
 
-def view_of(length=LENGTH, steps=None, height=HEIGHT, width=WIDTH):
+def make_scaled_shot(length=LENGTH, steps=None, height=HEIGHT, width=WIDTH):
     frames = np.full((length, height, width, 3), 90, np.uint8)
-    return View(frames, np.tile(np.eye(3), (length - 1, 1, 1)) if steps is None else steps)
+    return ScaledShot(frames, np.tile(np.eye(3), (length - 1, 1, 1)) if steps is None else steps)
 
 
-def boxes(view, places):
+def boxes(scaled, places):
     """Masks (T, h, w) of boxes (x, y, w, h)."""
-    masks = np.zeros((view.length, view.height, view.width), bool)
+    masks = np.zeros((scaled.num_frames, scaled.height, scaled.width), bool)
     for mask, (x, y, w, h) in zip(masks, places, strict=True):
         mask[y : y + h, x : x + w] = True
     return masks
 
 
-def chosen(view, *paths):
-    return choose_tracks(view, [Path(masks, view.returned(masks), 1.0) for masks in paths])
+def chosen(scaled, *paths):
+    return choose_tracks(scaled, [CandidateTrack(masks, scaled.to_full_size(masks), 1.0) for masks in paths])
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(-3, 3), st.integers(-2, 2), st.integers(12, 40))
 def test_what_goes_with_the_camera_rests_and_what_does_not_moves(x, y, side):
     step = np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
-    view = view_of(steps=np.tile(step, (LENGTH - 1, 1, 1)))
-    grown = view.camera(0, 1)[:2, 2]
+    scaled = make_scaled_shot(steps=np.tile(step, (LENGTH - 1, 1, 1)))
+    grown = scaled.homography(0, 1)[:2, 2]
     places = [(110 + t * grown[0], 80 + t * grown[1], side, side) for t in range(LENGTH)]
-    with_camera = boxes(view, np.round(places).astype(int))
-    still = boxes(view, [(110, 80, side, side)] * LENGTH)
+    with_camera = boxes(scaled, np.round(places).astype(int))
+    still = boxes(scaled, [(110, 80, side, side)] * LENGTH)
     far = np.hypot(*grown) * (LENGTH - 1) / side
-    assert not chosen(view, with_camera)[0].moving
-    (track,) = chosen(view, still)
+    assert not chosen(scaled, with_camera)[0].moving
+    (track,) = chosen(scaled, still)
     assert track.moving == (far > 0.15) or abs(far - 0.15) < 0.05
 
 
 def test_parallax_of_what_stands_on_the_ground_is_no_motion():
-    view = view_of()
-    leaning = np.zeros((LENGTH, view.height, view.width), bool)
+    scaled = make_scaled_shot()
+    leaning = np.zeros((LENGTH, scaled.height, scaled.width), bool)
     for t, mask in enumerate(leaning):  # its top goes 30 pixels, its foot none
         corners = np.array([[100, 120], [130, 120], [130 + 2 * t, 60], [100 + 2 * t, 60]], np.int32)
         mask[:] = cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), corners, 1) > 0
-    assert not chosen(view, leaning)[0].moving
+    assert not chosen(scaled, leaning)[0].moving
 
 
 def test_what_another_thing_hides_has_not_moved():
-    view = view_of()
-    cover = boxes(view, [(40 + 8 * t, 40, 40, 120) for t in range(LENGTH)])
-    post = boxes(view, [(100, 60, 30, 60)] * LENGTH) & ~cover
-    cover_track, post_track = chosen(view, cover, post)
+    scaled = make_scaled_shot()
+    cover = boxes(scaled, [(40 + 8 * t, 40, 40, 120) for t in range(LENGTH)])
+    post = boxes(scaled, [(100, 60, 30, 60)] * LENGTH) & ~cover
+    cover_track, post_track = chosen(scaled, cover, post)
     assert (cover_track.moving, post_track.moving) == (True, False)
 
 
 def test_one_landmark_textured_and_long_seen():
     frames = np.full((LENGTH, HEIGHT, WIDTH, 3), 90, np.uint8)
     frames[:, 20:50, 20:50] = np.indices((30, 30)).sum(0)[..., None] % 2 * 200
-    view = View(frames, np.tile(np.eye(3), (LENGTH - 1, 1, 1)))
-    factor = view.width / WIDTH
+    scaled = ScaledShot(frames, np.tile(np.eye(3), (LENGTH - 1, 1, 1)))
+    factor = scaled.width / WIDTH
     textured, plain = (
-        boxes(view, [tuple(round(value * factor) for value in box)] * LENGTH)
+        boxes(scaled, [tuple(round(value * factor) for value in box)] * LENGTH)
         for box in ((20, 20, 30, 30), (100, 20, 30, 30))
     )
     brief = textured.copy()
     brief[LENGTH // 4 :] = False
-    tracks = chosen(view, plain, brief, textured)
-    assert len(tracks) == 1 and np.array_equal(tracks[0].masks, view.returned(textured))
+    tracks = chosen(scaled, plain, brief, textured)
+    assert len(tracks) == 1 and np.array_equal(tracks[0].masks, scaled.to_full_size(textured))
 
 
 def test_same_thing():
-    view = view_of(4)
-    left, right = boxes(view, [(10, 10, 20, 20)] * 4), boxes(view, [(60, 10, 20, 20)] * 4)
-    part = boxes(view, [(10, 10, 10, 20)] * 4)
-    assert same_thing(left, part) and same_thing(part, left)
-    assert not same_thing(left, right) and not same_thing(left, np.zeros_like(left))
+    scaled = make_scaled_shot(4)
+    left, right = boxes(scaled, [(10, 10, 20, 20)] * 4), boxes(scaled, [(60, 10, 20, 20)] * 4)
+    part = boxes(scaled, [(10, 10, 10, 20)] * 4)
+    assert is_same_object(left, part) and is_same_object(part, left)
+    assert not is_same_object(left, right) and not is_same_object(left, np.zeros_like(left))
 
 
 @settings(max_examples=30, deadline=None)
@@ -200,26 +209,26 @@ def test_camera_steps_add_up(s, t, u, seed):
         [0.02, 0.02, 2],
         [1e-5, 1e-5, 0],
     ]
-    view = view_of(steps=steps)
-    assert np.allclose(view.camera(t, u) @ view.camera(s, t), view.camera(s, u))
+    scaled = make_scaled_shot(steps=steps)
+    assert np.allclose(scaled.homography(t, u) @ scaled.homography(s, t), scaled.homography(s, u))
 
 
 def test_homographies_are_of_the_centres_of_pixels():
     step = np.array([[1.1, 0.05, 3], [-0.05, 0.9, -2], [1e-4, 2e-4, 1]])
-    view = view_of(2, steps=step[None])
+    scaled = make_scaled_shot(2, steps=step[None])
     points = np.float32([[[0, 0], [159, 111], [40, 70]]])
     moved = cv2.perspectiveTransform(points, step)
-    grow = [view.width / WIDTH, view.height / HEIGHT]
+    grow = [scaled.width / WIDTH, scaled.height / HEIGHT]
     at, to = ((there + 0.5) * grow - 0.5 for there in (points, moved))
-    assert np.allclose(cv2.perspectiveTransform(at, view.camera(0, 1)), to, atol=1e-3)
+    assert np.allclose(cv2.perspectiveTransform(at, scaled.homography(0, 1)), to, atol=1e-3)
 
 
 @pytest.mark.parametrize("height, width", [(112, 112), (224, 224), (270, 480), (480, 270)])
 def test_masks_return_in_the_size_they_came_in(height, width):
-    view = view_of(2, height=height, width=width)
-    mask = np.zeros((view.height, view.width), bool)
-    mask[: view.height // 2, : view.width // 4] = True
-    (back, _) = view.returned(np.stack([mask, ~mask]))
+    scaled = make_scaled_shot(2, height=height, width=width)
+    mask = np.zeros((scaled.height, scaled.width), bool)
+    mask[: scaled.height // 2, : scaled.width // 4] = True
+    (back, _) = scaled.to_full_size(np.stack([mask, ~mask]))
     assert back.shape == (height, width)
     assert back.mean() == pytest.approx(1 / 8, abs=0.01)
 
@@ -256,6 +265,6 @@ def test_colour_names(rgb, word):
     ],
 )
 def test_descriptions(places, words):
-    view = view_of(4)
-    assert (view.height, view.width) == (187, 268)
-    assert describe(view.frames, boxes(view, places), "object") == words
+    scaled = make_scaled_shot(4)
+    assert (scaled.height, scaled.width) == (187, 268)
+    assert describe_object(scaled.frames, boxes(scaled, places), "object") == words
