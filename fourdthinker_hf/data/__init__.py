@@ -2,5 +2,6 @@
 
 `records` reads and writes records; `contact_sheet` draws them on one picture; `simulation/` makes them from simulated
 scenes and `annotation/` from real videos. Both use `media` (target frames, video files), `vocabulary` (words of tasks,
-answers and options) and `changes` (reads a value measured over time as a sequence of changes).
+answers and options) and `changes` (reads a value measured over time as a sequence of changes). `ground_truth` checks
+annotation on simulated clips.
 """
