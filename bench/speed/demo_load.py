@@ -1,10 +1,10 @@
-"""The demo under load and under damaged files, with the bundled checkpoint, server and visitors on this machine.
+"""Measures the demo under load and with damaged files, with the bundled checkpoint. Server and clients run here.
 
-    python bench/speed/demo_load.py [--seconds 120] [--clients 32] [--mutants 200]
+    python bench/speed/demo_load.py [--seconds 120] [--clients 32] [--damaged 200]
 
-Prints, as JSON: the time to the first streamed word; how many questions the clients, each with a clip and a question
-of its own, had answered, how long they waited, and how many answers differ from those of asking one after another;
-what became of the damaged files; and the server's memory after it all against that after 20 requests. Needs `[sim]`.
+Prints JSON with the time to the first streamed text; how many questions were answered while each client asked about a
+clip of its own, how long that took, and how many answers differ from those without load; what became of damaged files;
+and the server's memory after 20 requests, after the load, and after the damaged files. Needs the extra `sim`.
 """
 
 import argparse
@@ -29,17 +29,17 @@ PORT = 7899
 URL = f"http://127.0.0.1:{PORT}"
 
 
-def memory(pid: int) -> float:
-    """Resident MB."""
-    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def connect() -> Client:
     deadline = time.monotonic() + 300
     while True:
         try:
-            return Client(URL, verbose=False, httpx_kwargs={"timeout": 600})  # 5 s are too few on a busy machine
+            return Client(URL, verbose=False, httpx_kwargs={"timeout": 600})  # the default 5 s are too few under load
         except Exception:
             if time.monotonic() > deadline:
                 raise
@@ -51,7 +51,7 @@ def ask(client: Client, record) -> dict:
     return client.predict(handle_file(record.video), record.question, options, api_name="/answer")
 
 
-def first_word(client: Client, record) -> float:
+def seconds_to_first_text(client: Client, record) -> float:
     start = time.monotonic()
     job = client.submit(handle_file(record.video), record.question, "\n".join(record.options), api_name="/answer")
     while not any(answer["reasoning"] for answer in job.outputs()):
@@ -61,19 +61,19 @@ def first_word(client: Client, record) -> float:
     return seconds
 
 
-def visit(record, expected: dict, until: float) -> list[tuple[float, bool]]:
-    """One client's questions until then: how long each took, and whether the answer was the expected one."""
-    client, done = connect(), []
-    while time.monotonic() < until:
+def ask_until(record, expected: dict, deadline: float) -> list[tuple[float, bool]]:
+    """One client's questions: how many seconds each took, and whether the answer was the expected one."""
+    client, results = connect(), []
+    while time.monotonic() < deadline:
         start = time.monotonic()
         answer = ask(client, record)
-        same = answer["answer"] == expected["answer"] and answer["reasoning"] == expected["reasoning"]
-        done.append((time.monotonic() - start, same))
-    return done
+        is_same = answer["answer"] == expected["answer"] and answer["reasoning"] == expected["reasoning"]
+        results.append((time.monotonic() - start, is_same))
+    return results
 
 
-def mutants(source: bytes, num: int, rng: np.random.Generator):
-    """Damaged files, each `(name, bytes)`: flipped bits, cut short, zeroed stretches, and in a wrong container."""
+def damaged_files(source: bytes, num: int, rng: np.random.Generator):
+    """Yields `(name, bytes)`: with flipped bits, cut short, with zeroed stretches, and in a wrong container."""
     for i in range(num):
         data = bytearray(source)
         kind = ("flip", "cut", "zero", "wrong")[i % 4]
@@ -85,83 +85,79 @@ def mutants(source: bytes, num: int, rng: np.random.Generator):
         elif kind == "zero":
             start = int(rng.integers(0, len(data) - 100))
             data[start : start + 100] = bytes(100)
-        else:  # another container's first bytes before this one's
+        else:  # the first bytes of another container
             head = (b"\x1a\x45\xdf\xa3", b"RIFF\0\0\0\0AVI LIST", b"OggS\0\2", b"FLV\1\5")[i // 4 % 4]
             data[: len(head)] = head
         yield f"{kind}-{i}.mp4", bytes(data)
+
+
+def ask_about_damaged_files(client: Client, record, num: int, folder: Path) -> dict:
+    """How many were refused with a reason and how many answered; any other outcome in full."""
+    outcomes = {"refused": 0, "answered": 0, "other": []}
+    for name, data in damaged_files(Path(record.video).read_bytes(), num, np.random.default_rng(0)):
+        path = folder / name
+        path.write_bytes(data)
+        try:
+            client.predict(handle_file(path), record.question, "", api_name="/answer")
+            outcomes["answered"] += 1
+        except Exception as error:
+            if any(reason in str(error) for reason in ("cannot be read", "not a video", "415")):
+                outcomes["refused"] += 1
+            else:
+                outcomes["other"].append(f"{name}: {str(error)[:200]}")
+        path.unlink()
+    return outcomes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--mutants", type=int, default=200)
+    parser.add_argument("--damaged", type=int, default=200)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         records = read_records(simulate(args.clients, 31, f"{scratch}/split", progress=False))
         qa = VideoQA.from_pretrained()
-        expected = [vars(qa.ask(r.video, r.question, r.options)) for r in records]
+        expected = [vars(qa.ask(record.video, record.question, record.options)) for record in records]
         env = os.environ | {"GRADIO_SERVER_PORT": str(PORT), "GRADIO_ANALYTICS_ENABLED": "False"}
-        env["MALLOC_ARENA_MAX"] = "2"  # as `make demo` sets it
+        env |= {"GRADIO_TEMP_DIR": f"{scratch}/cache", "MALLOC_ARENA_MAX": "2"}  # the second as in `make demo`
         log = Path(scratch) / "log"
-        server = subprocess.Popen(
-            [sys.executable, "app.py"],
-            cwd=ROOT,
-            env=env | {"GRADIO_TEMP_DIR": f"{scratch}/cache"},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
+        command = [sys.executable, "app.py"]
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
         try:
             client = connect()
-            words = [first_word(client, record) for record in records[:5]]
+            first_text = [seconds_to_first_text(client, record) for record in records[:5]]
             for i in range(20):
                 ask(client, records[i % len(records)])
-            before = memory(server.pid)
-            until = time.monotonic() + args.seconds
+            memory = {"after_20": round(memory_mb(server.pid))}
+            deadline = time.monotonic() + args.seconds
             with ThreadPoolExecutor(args.clients) as pool:
-                visits = list(pool.map(visit, records, expected, [until] * len(records)))
-            loaded = memory(server.pid)
-            took = [seconds for visits_ in visits for seconds, _ in visits_]
-            wrong = sum(not same for visits_ in visits for _, same in visits_)
-            fates = {"refused": 0, "answered": 0, "other": []}
-            for name, data in mutants(Path(records[0].video).read_bytes(), args.mutants, np.random.default_rng(0)):
-                path = Path(scratch) / name
-                path.write_bytes(data)
-                try:
-                    client.predict(handle_file(path), records[0].question, "", api_name="/answer")
-                    fates["answered"] += 1
-                except Exception as error:
-                    told = "cannot be read" in str(error) or "not a video" in str(error) or "415" in str(error)
-                    if told:
-                        fates["refused"] += 1
-                    else:
-                        fates["other"].append(f"{name}: {str(error)[:200]}")
-                path.unlink()
+                by_client = pool.map(ask_until, records, expected, [deadline] * len(records))
+                results = [result for client_results in by_client for result in client_results]
+            memory["after_load"] = round(memory_mb(server.pid))
+            outcomes = ask_about_damaged_files(client, records[0], args.damaged, Path(scratch))
             last = ask(client, records[0])
-            after = memory(server.pid)
+            memory["after_damaged"] = round(memory_mb(server.pid))
         finally:
             if server.poll() is not None:
                 print(f"the server ended with {server.returncode}:\n{log.read_text()[-5000:]}", file=sys.stderr)
             server.terminate()
             server.wait()
-    print(
-        json.dumps(
-            {
-                "first_word_s": {"first": round(words[0], 2), "median": round(float(np.median(words)), 2)},
-                "load": {
-                    "clients": args.clients,
-                    "seconds": args.seconds,
-                    "answered": len(took),
-                    "differ": wrong,
-                    "median_s": round(float(np.median(took)), 1),
-                    "longest_s": round(max(took), 1),
-                },
-                "mutants": fates | {"still_serves": last["answer"] == expected[0]["answer"]},
-                "memory_mb": {"after_20": round(before), "after_load": round(loaded), "after_mutants": round(after)},
-            },
-            indent=1,
-        )
-    )
+    seconds = [took for took, _ in results]
+    report = {
+        "first_text_s": {"first": round(first_text[0], 2), "median": round(float(np.median(first_text)), 2)},
+        "load": {
+            "clients": args.clients,
+            "seconds": args.seconds,
+            "answered": len(results),
+            "differ": sum(not is_same for _, is_same in results),
+            "median_s": round(float(np.median(seconds)), 1),
+            "longest_s": round(max(seconds), 1),
+        },
+        "damaged": outcomes | {"still_serves": last["answer"] == expected[0]["answer"]},
+        "memory_mb": memory,
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
