@@ -259,10 +259,10 @@ def maps(
 ) -> None:
     """Test whether the similarity maps of mental images point at the object that each one is about."""
     with one_line_errors():
-        from .evaluation.maps import map_test
+        from .evaluation.maps import score_maps
         from .hub.files import BUNDLED
 
-        typer.echo(json.dumps(map_test(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
+        typer.echo(json.dumps(score_maps(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
 
 
 @app.command(name="filter")

@@ -77,14 +77,14 @@ def timed(times: Counter, owner, name: str):
     setattr(owner, name, function)
 
 
-def run(arguments: dict, ahead: bool, queue) -> None:
+def run(arguments: dict, prefetch: bool, queue) -> None:
     """One `evaluate`, and what its parts took (told apart only if batches are prepared in turn)."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
 
     from fourdthinker_hf.evaluation import outputs, runner
 
-    prepare = runner._one_ahead if ahead else map
-    runner._prepared = lambda asked, batches: prepare(asked.prepare, batches)
+    prepare = runner._prefetch if prefetch else map
+    runner._prepare_batches = lambda answerer, batches: prepare(answerer.prepare, batches)
     times = Counter()
     with (
         timed(times, runner, "open_clip"),
@@ -93,18 +93,18 @@ def run(arguments: dict, ahead: bool, queue) -> None:
         timed(times, runner, "answer_batch"),
         timed(times, runner, "load_model"),
         timed(times, runner, "judge"),
-        timed(times, outputs.Outputs, "write"),
-        timed(times, outputs.Outputs, "finish"),
+        timed(times, outputs.RunOutputs, "write"),
+        timed(times, outputs.RunOutputs, "write_report"),
     ):
         report = runner.evaluate(**arguments)
     queue.put((report, times))
 
 
-def evaluate(ahead: bool = False, **arguments) -> tuple[dict, Counter]:
+def evaluate(prefetch: bool = False, **arguments) -> tuple[dict, Counter]:
     """In a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    process = context.Process(target=run, args=(arguments, ahead, queue))
+    process = context.Process(target=run, args=(arguments, prefetch, queue))
     process.start()
     process.join()
     if process.exitcode:
@@ -129,7 +129,7 @@ def show_parts(report: dict, times: Counter) -> None:
         "vision tower": times["forward"],
         "prefill and decoding": times["answer_batch"] - times["forward"],
         "judging": times["judge"],
-        "writing": times["write"] + times["finish"],
+        "writing": times["write"] + times["write_report"],
     }
     parts["the rest"] = seconds - sum(parts.values())
     typer.echo(
@@ -178,12 +178,12 @@ def compare_runs(scratch: Path, model: str, benchmark: str) -> bool:
         report, times = evaluate(**settings(f"batch{size}", batch_size=size))
         show(f"fp32, batch {size}", report, times)
         show_parts(report, times)
-    show("fp32, batch 8, ahead", *evaluate(ahead=True, **settings("ahead", batch_size=8)))
+    show("fp32, batch 8, prefetch", *evaluate(prefetch=True, **settings("prefetch", batch_size=8)))
     speed = launch(2, settings("two", batch_size=8))["this_call"]["questions_per_second"]
     typer.echo(f"{'fp32, batch 8, 2 processes':<28} {speed:6.2f} questions/s, loading included")
     show("bf16, batch 32", *evaluate(**settings("bf16", batch_size=32, dtype="bfloat16")))
     files = {
-        name: (scratch / name / "predictions.jsonl").read_bytes() for name in ("batch1", "batch8", "ahead", "two")
+        name: (scratch / name / "predictions.jsonl").read_bytes() for name in ("batch1", "batch8", "prefetch", "two")
     }
     first = (scratch / "batch32" / "predictions.jsonl").read_bytes()
     same = {name: text == first for name, text in files.items()}

@@ -1,4 +1,4 @@
-"""Evaluation of 4DThinker: deterministic answers to a benchmark, with any path to the answer cut, and compared."""
+"""Evaluates a model on a benchmark: deterministic answers, probes that cut one path to the answer, and comparisons."""
 
 from .report import accuracy_table
 from .runner import evaluate

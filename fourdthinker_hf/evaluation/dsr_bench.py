@@ -1,8 +1,8 @@
-"""DSR-Bench, of TencentARC's DSR Suite: 1,450 questions about how things move in 563 videos, in 13 sub-tasks.
+"""Reads DSR-Bench, of TencentARC's DSR Suite: 1,450 questions in 13 tasks about how things move in 563 videos.
 
-A folder with `benchmark.parquet` and the videos as `videos/{videoID}.mp4`, or beside it. Columns: `videoID` (in some
-copies `video`), `question`, `options`, `answer` (a letter), `type`. Options are a list of "A. text", or such a list
-written as JSON or Python; our prompt adds letters itself, so they are taken off.
+It is a folder with `benchmark.parquet`, and the videos as `videos/{videoID}.mp4` or beside that file. The columns are
+`videoID` (in some copies `video`), `question`, `options`, `answer` (a letter) and `type`. The options are a list of
+"A. text", or such a list as JSON or Python text. The letters are removed, because the prompt adds its own.
 """
 
 import ast
@@ -17,7 +17,7 @@ FILE = "benchmark.parquet"
 
 
 def load(path: Path) -> list[Record] | None:
-    """The questions in the file's order, or None if `path` is no folder with `benchmark.parquet`."""
+    """The questions in the file's order, or None if `path` is not a folder with `benchmark.parquet`."""
     file, videos = path / FILE, path / "videos"
     if not file.is_file():
         return None
@@ -27,11 +27,11 @@ def load(path: Path) -> list[Record] | None:
         raise ImportError('reading DSR-Bench needs pyarrow: pip install "fourdthinker-hf[train]"') from error
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
-        return [_record(i, row, videos if videos.is_dir() else path) for i, row in enumerate(rows)]
+        return [_record(number, row, videos if videos.is_dir() else path) for number, row in enumerate(rows)]
     except KeyError as error:
-        raise ValueError(f"{file}: not DSR-Bench's schema: it has no column {error}") from error
+        raise ValueError(f"{file}: this is not the schema of DSR-Bench, which has a column {error}") from error
     except (pyarrow.ArrowException, ValueError, SyntaxError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: cannot be read as DSR-Bench: {error}") from error
+        raise ValueError(f"{file}: it cannot be read as DSR-Bench: {error}") from error
 
 
 def _record(number: int, row: dict, folder: Path) -> Record:

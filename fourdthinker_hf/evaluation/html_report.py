@@ -1,6 +1,6 @@
-"""Runs side by side: one HTML page that needs nothing else, and the same tables in Markdown.
+"""Compares runs of `evaluate` in one HTML file that needs no other, and in the same tables as Markdown.
 
-The first run is what the others are held against, question by question.
+Every other run is compared with the first one, question by question.
 """
 
 import html
@@ -19,39 +19,15 @@ from .probes import PROBES
 from .report import accuracy_table
 from .statistics import compare
 
-COLOURS = (
-    "#3b6fb6",
-    "#c8553d",
-    "#5a9367",
-    "#8d6a9f",
-    "#b58b00",
-    "#4f9da6",
-    "#a23b72",
-    "#6b7280",
-    "#7c5e3c",
-    "#9db843",
-    "#d07fa8",
-    "#2f4858",
-)
+COLOURS = "#3b6fb6 #c8553d #5a9367 #8d6a9f #b58b00 #4f9da6 #a23b72 #6b7280 #7c5e3c #9db843 #d07fa8 #2f4858".split()
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>4DThinker: runs side by side</title><style>
-:root {{ color-scheme: light dark; --text: #1c2430; --paper: #fff; --border-color-primary: #d5dae1;
-  --background-fill-secondary: #f5f7f9; --color-accent: #c8553d; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --text: #e6e9ee; --paper: #14181e; --border-color-primary: #39424e;
-  --background-fill-secondary: #1d232b; }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--paper); max-width: 70rem;
-  margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }}
-th, td {{ border: 1px solid var(--border-color-primary); padding: .3rem .6rem; text-align: left; }}
-svg text {{ fill: var(--text); font: 12px system-ui, sans-serif; }}
-.right {{ font-weight: 600; }} .key {{ display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }}
-{style}</style><h1>Runs side by side</h1>{body}</html>
+<title>4DThinker: comparison of runs</title><style>{style}</style><h1>Comparison of runs</h1>{body}</html>
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of `fourdthinker evaluate`: `settings`, and a row per question."""
+    """A finished run of `fourdthinker evaluate`: its folder, settings, and rows, one for each question."""
 
     folder: Path
     settings: dict
@@ -64,15 +40,17 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The run in `folder`; `ValueError` if none was finished there."""
+    """The run in `folder`. Raises `ValueError` unless it is finished."""
     folder = Path(folder)
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
     if "table" not in report:
-        raise ValueError(f"{folder}: no finished run of `fourdthinker evaluate`; run it (again) to its end")
+        raise ValueError(
+            f"{folder}: there is no finished run of `fourdthinker evaluate` in this folder; run the command to its end"
+        )
     return Run(folder, report["settings"], [json.loads(row) for row in (folder / PREDICTIONS).open(encoding="utf-8")])
 
 
-Table = tuple[list[str], list[list[str]]]  # head, rows
+Table = tuple[list[str], list[list[str]]]  # the head, and the rows
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -98,12 +76,13 @@ def runs_table(runs: Sequence[Run]) -> Table:
 def tasks_table(runs: Sequence[Run]) -> Table:
     tables = [accuracy_table(run.rows) for run in runs]
     tasks = list(dict.fromkeys(task for table in tables for task in table))
-    rows = [[task, *(f"{t[task]['accuracy']:.1%}" if task in t else "" for t in tables)] for task in tasks]
+    rows = [[task, *(f"{table[task]['accuracy']:.1%}" if task in table else "" for table in tables)] for task in tasks]
     return ["task", *(run.name for run in runs)], rows
 
 
 def paired_table(runs: Sequence[Run], trained: Iterable[str] | None) -> Table:
-    """Every other run against the first, on the questions of both; with `trained`, those tasks apart from others."""
+    """Every other run compared with the first, on the questions that both have. With `trained`, the names of tasks,
+    these and the other tasks are also compared by themselves."""
     groups = {"all": lambda task: True}
     if trained is not None:
         trained = set(trained)
@@ -112,7 +91,9 @@ def paired_table(runs: Sequence[Run], trained: Iterable[str] | None) -> Table:
     for run in runs[1:]:
         shared = {row["id"] for row in first.rows} & {row["id"] for row in run.rows}
         for group, belongs in groups.items():
-            pair = [[row for row in r.rows if row["id"] in shared and belongs(row["task"])] for r in (first, run)]
+            pair = [
+                [row for row in side.rows if row["id"] in shared and belongs(row["task"])] for side in (first, run)
+            ]
             if pair[0]:
                 rows.append([run.name, group, *_paired_cells(compare(*pair))])
     head = [
@@ -142,7 +123,7 @@ def _paired_cells(found: dict) -> list[str]:
 
 
 def markdown(tables: dict[str, Table]) -> str:
-    """The tables under their titles."""
+    """The tables as Markdown, each under its title."""
     text = []
     for title, (head, rows) in tables.items():
         lines = [head, ["---"] * len(head), *rows]
@@ -157,44 +138,45 @@ def html_table(table: Table) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table>"
 
 
-def chart(runs: Sequence[Run]) -> str:
-    """Accuracy by task as bars, with their 95% intervals and the line of chance: an SVG and its key."""
+def accuracy_chart_html(runs: Sequence[Run]) -> str:
+    """An SVG with the accuracy of each run on each task as a bar, its 95% interval, and a line at the accuracy of a
+    guess; and the key of its colours. Lengths are in pixels."""
     tables = [accuracy_table(run.rows) for run in runs]
     tasks = list(dict.fromkeys(task for table in tables for task in table))
     left, width, bar, gap = 150, 500, 9, 10
-    band = bar * len(runs) + gap
+    row_height = bar * len(runs) + gap
     shapes = []
     for row, task in enumerate(tasks):
-        top = row * band + gap
+        top = row * row_height + gap
         shapes.append(f"<text x='{left - 8}' y='{top + bar * len(runs) / 2 + 4}' text-anchor='end'>{task}</text>")
-        for place, table in enumerate(tables):
+        for number, table in enumerate(tables):
             if task in table:
-                cell, y = table[task], top + place * bar
-                low, high, end = (left + width * cell[name] for name in ("low", "high", "accuracy"))
-                size = f"width='{end - left:.1f}' height='{bar - 1}' fill='{COLOURS[place % len(COLOURS)]}'"
+                summary, y = table[task], top + number * bar
+                low, high, end = (left + width * summary[name] for name in ("low", "high", "accuracy"))
+                size = f"width='{end - left:.1f}' height='{bar - 1}' fill='{COLOURS[number % len(COLOURS)]}'"
                 shapes.append(f"<rect x='{left}' y='{y}' {size}/>")
                 shapes.append(f"<path d='M{low:.1f} {y + 4}H{high:.1f}' stroke='currentColor' stroke-width='1.2'/>")
-    height, chance = len(tasks) * band + gap + 20, left + width * tables[0]["pooled"]["chance"]
+    height, chance = len(tasks) * row_height + gap + 20, left + width * tables[0]["pooled"]["chance"]
     shapes.append(f"<path d='M{chance} 0V{height - 18}' stroke='currentColor' stroke-dasharray='3 3'/>")
     shapes += [
-        f"<text x='{left + width * p / 100}' y='{height - 4}' text-anchor='middle'>{p}%</text>"
-        for p in (0, 25, 50, 75, 100)
+        f"<text x='{left + width * percent / 100}' y='{height - 4}' text-anchor='middle'>{percent}%</text>"
+        for percent in (0, 25, 50, 75, 100)
     ]
     key = "".join(
-        f"<span class='key' style='background:{COLOURS[i % len(COLOURS)]}'></span>{html.escape(run.name)}"
-        for i, run in enumerate(runs)
+        f"<span class='key' style='background:{COLOURS[number % len(COLOURS)]}'></span>{html.escape(run.name)}"
+        for number, run in enumerate(runs)
     )
-    label = "Accuracy of each run by task; the same numbers stand in the table below"
+    label = "The accuracy of each run on each task. The table below has the same numbers."
     box = f"0 0 {left + width + 20} {height}"
     return f"<svg role='img' aria-label='{label}' viewBox='{box}'>{''.join(shapes)}</svg><p>{key}</p>"
 
 
-def failures(run: Run, records: Iterable[Record], qa: VideoQA, num: int) -> str:
-    """The wrong answers that `run` was surest of (by its narrowest choice of a token), each answered once more to
-    show what was pictured."""
+def wrong_answers_html(run: Run, records: Iterable[Record], qa: VideoQA, num: int) -> str:
+    """The `num` wrong answers of which the model was most certain, by their margin. Each question is asked once more,
+    to show the mental images."""
     by_id = {record.id: record for record in records}
     wrong = [row for row in run.rows if not row["correct"] and row["margin"] is not None and by_id[row["id"]].video]
-    cards = []
+    parts = []
     for row in sorted(wrong, key=lambda row: (-row["margin"], row["id"]))[:num]:
         record = by_id[row["id"]]
         answer = qa.ask(record.video, record.question, record.options)
@@ -204,30 +186,33 @@ def failures(run: Run, records: Iterable[Record], qa: VideoQA, num: int) -> str:
             style = " class='right'" * (option == record.answer)
             options.append(f"<li{style}>{letter}. {html.escape(option)}{marks}</li>")
         title = f"{row['id']} ({row['task']}): {record.question}"
-        cards.append(f"<h3>{html.escape(title)}</h3><ul>{''.join(options)}</ul>{reasoning_html(answer, [])}")
-    return "".join(cards) or "<p>None.</p>"
+        parts.append(f"<h3>{html.escape(title)}</h3><ul>{''.join(options)}</ul>{reasoning_html(answer, [])}")
+    return "".join(parts) or "<p>None.</p>"
 
 
 def write_report(
     folders: Sequence[str | Path], out: str | Path, trained: Sequence[str] | None = None, num_failures: int = 8
 ) -> Path:
-    """Write `out` (HTML) and the same tables beside it as `.md`; returns `out`.
+    """Write the comparison to `out` (HTML), and its tables beside it as `.md`. Returns `out`.
 
-    `folders` hold runs of `fourdthinker evaluate`, the first what the others are compared with. `trained` names the
-    tasks that the checkpoint was trained on. The first run's model answers its `num_failures` worst questions again.
+    Args:
+        folders: finished runs of `fourdthinker evaluate`. The others are compared with the first.
+        trained: names of the tasks that the model was trained on.
+        num_failures: number of wrong answers of the first run to show. Its model is loaded for them, unless it is 0.
     """
     runs, out = [read_run(folder) for folder in folders], Path(out)
     tables = {"Runs": runs_table(runs), "By task": tasks_table(runs)}
     if len(runs) > 1:
-        tables["Against the first run"] = paired_table(runs, trained)
-    charts = {"By task": chart(runs)}
+        tables["Compared with the first run"] = paired_table(runs, trained)
+    charts = {"By task": accuracy_chart_html(runs)}
     body = [f"<h2>{title}</h2>{charts.get(title, '')}{html_table(table)}" for title, table in tables.items()]
     if num_failures:
         settings = runs[0].settings
         records, qa = load_benchmark(settings["benchmark"]), VideoQA.from_pretrained(settings["model"])
-        body.append(f"<h2>Where {html.escape(runs[0].name)} is wrong and sure of it</h2>")
-        body.append(failures(runs[0], records, qa, num_failures))
+        body.append(f"<h2>Wrong answers of which {html.escape(runs[0].name)} was most certain</h2>")
+        body.append(wrong_answers_html(runs[0], records, qa, num_failures))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(PAGE.format(style=read_asset("reasoning.css"), body="".join(body)))
+    style = Path(__file__).with_suffix(".css").read_text() + read_asset("reasoning.css")
+    out.write_text(PAGE.format(style=style, body="".join(body)))
     out.with_suffix(".md").write_text(markdown(tables))
     return out

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..data.records import Record
 from ..hub.files import BUNDLED, load_model
 from ..inference import Reply, answer_batch, batch_inputs
-from .outputs import Processes
+from .outputs import DistributedState
 from .runner import DTYPES
 
 try:
@@ -54,7 +54,7 @@ class FourDThinker(lmms):
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        self.batch_size, self.device = int(batch_size), device or Processes().device
+        self.batch_size, self.device = int(batch_size), device or DistributedState().device
         self.network, self.processor = load_model(pretrained, self.device, dtype)
 
     def answer(self, records: Sequence[Record], max_new_tokens: int) -> list[Reply]:

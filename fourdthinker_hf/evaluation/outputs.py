@@ -1,9 +1,10 @@
-"""What a run leaves on disk, and how it survives being killed at any moment.
+"""The files of a run of `evaluate`, written so that a run that is killed at any moment can be resumed.
 
-The main process appends its rows to `predictions.jsonl`, every other to a part of its own. Rows are written a batch at
-a time and forced to disk. The main process joins them in the benchmark's order at the start and at the end: the joined
-file replaces the old one whole, and only then do parts go; so a row is always in one of them, and one that is in two
-counts once. `report.json` holds the run's settings from the start, and everything when it is done.
+The main process appends its rows to `predictions.jsonl`, each other process to a file of its own. Rows are written one
+batch at a time and forced to disk. At the start and at the end the main process merges these files in the benchmark's
+order: the merged file replaces the old one in one step, and only then are the others deleted. So every row is always
+in a file, and a row that is in two files counts once. `report.json` holds the settings from the start, and the results
+when the run is finished.
 """
 
 import importlib.metadata
@@ -19,14 +20,16 @@ import torch
 from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
-NAMES = ("model", "benchmark")  # where they lie: what they hold is compared, by hash
+# Settings that say where a thing is. A resumed run may find it elsewhere: its content is compared by its hash.
+PATH_SETTINGS = ("model", "benchmark")
 
 
-class Processes:
-    """How many processes share the work, and which this one is: those of `accelerate launch`, or one."""
+class DistributedState:
+    """The processes that share the work, as `accelerate launch` starts them: `rank` is the number of this process,
+    `world_size` how many there are. Without a launcher there is one. Each uses `device`."""
 
     def __init__(self):
-        self.index, self.count = 0, 1
+        self.rank, self.world_size = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             try:
@@ -34,43 +37,47 @@ class Processes:
             except ImportError as error:
                 raise ImportError('several processes need accelerate: pip install "fourdthinker-hf[train]"') from error
             cpu = not torch.cuda.is_available()
-            self.state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # the slowest may be late
-            self.index, self.count = self.state.process_index, self.state.num_processes
+            self.state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # the others wait for the slowest process
+            self.rank, self.world_size = self.state.process_index, self.state.num_processes
             self.device = self.state.device
 
     @property
-    def is_main(self) -> bool:
-        return self.index == 0
+    def is_main_process(self) -> bool:
+        return self.rank == 0
 
-    def wait(self) -> None:
-        if self.count > 1:
+    def wait_for_everyone(self) -> None:
+        if self.world_size > 1:
             self.state.wait_for_everyone()
 
 
-class Outputs:
-    """The folder of a run. `rows` are those on disk when this call began, by id."""
+class RunOutputs:
+    """The folder of a run. `rows` holds the rows, by id, that were on disk when this call began."""
 
-    def __init__(self, folder: Path, processes: Processes, ids: list[str]):
-        self.folder, self.processes, self.ids = folder, processes, ids
-        self.own = folder / (PREDICTIONS if processes.is_main else f"predictions.part{processes.index}")
+    def __init__(self, folder: Path, distributed: DistributedState, ids: list[str]):
+        self.folder, self.distributed, self.ids = folder, distributed, ids
+        name = PREDICTIONS if distributed.is_main_process else f"predictions.part{distributed.rank}"
+        self.own_file = folder / name
         self.rows: dict[str, dict] = {}
 
-    def begin(self, settings: dict, again: set[str]) -> None:
-        """Make the folder or take up what it holds. A row without response is dropped if its id is in `again`.
-        `ValueError` if the folder holds another run."""
-        if self.processes.is_main:
+    def open(self, settings: dict, ask_again: set[str]) -> None:
+        """Create the folder, or resume the run in it.
+
+        A row without a response is dropped if its id is in `ask_again`. Raises `ValueError` if the folder holds a run
+        with other settings.
+        """
+        if self.distributed.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._check(settings)
-            self._join(again)
-        self.processes.wait()
-        self.rows = self._read(self.folder / PREDICTIONS)
+            self._check_settings(settings)
+            self._merge_files(ask_again)
+        self.distributed.wait_for_everyone()
+        self.rows = _read_rows(self.folder / PREDICTIONS)
         self.num_answered, self.num_correct = len(self.rows), sum(row["correct"] for row in self.rows.values())
-        self.processes.wait()  # nobody writes before everybody has read
+        self.distributed.wait_for_everyone()  # no process may write before all have read
 
     def write(self, rows: list[dict]) -> None:
-        """Append to this process's file, those rows that are not there yet, and force them to disk."""
+        """Append the rows that are not on disk yet to this process's file, and force them to disk."""
         rows = [row for row in rows if row["id"] not in self.rows]
-        _write(self.own, "a", "".join(json.dumps(row) + "\n" for row in rows))
+        _write(self.own_file, "a", "".join(json.dumps(row) + "\n" for row in rows))
         self.num_answered += len(rows)
         self.num_correct += sum(row["correct"] for row in rows)
 
@@ -78,66 +85,69 @@ class Outputs:
     def accuracy(self) -> float:
         return self.num_correct / max(self.num_answered, 1)
 
-    def finish(self, this_call: dict) -> dict | None:
-        """Once every process has written its rows: join them, write the report and return it (in the main process)."""
-        if not self.processes.is_main:
+    def write_report(self, this_call: dict) -> dict | None:
+        """In the main process, merge the rows of all processes, write the report and return it. All must have written
+        their rows."""
+        if not self.distributed.is_main_process:
             return None
-        self._join()
-        rows = self._read(self.folder / PREDICTIONS)
+        self._merge_files()
+        rows = _read_rows(self.folder / PREDICTIONS)
         settings = json.loads((self.folder / REPORT).read_text())["settings"]
         report = {"settings": settings, **summary([rows[name] for name in self.ids]), "this_call": this_call}
-        _replace(self.folder / "report.md", format_report(report))
-        _replace(self.folder / REPORT, json.dumps(report, indent=1))
+        write_whole(self.folder / "report.md", format_report(report))
+        write_whole(self.folder / REPORT, json.dumps(report, indent=1))
         return report
 
-    def _check(self, settings: dict) -> None:
+    def _check_settings(self, settings: dict) -> None:
         path = self.folder / REPORT
         if path.exists():
             before = json.loads(path.read_text()).get("settings", {})
-            differs = [
+            differences = [
                 f"{key} was {before.get(key)}, now {settings.get(key)}"
                 for key in dict.fromkeys([*before, *settings])
-                if key not in NAMES and before.get(key) != settings.get(key)
+                if key not in PATH_SETTINGS and before.get(key) != settings.get(key)
             ]
-            if differs:
-                raise ValueError(f"{self.folder} holds another run ({'; '.join(differs)}): choose another folder")
+            if differences:
+                raise ValueError(f"{self.folder} holds another run ({'; '.join(differences)}): choose another folder")
         elif (self.folder / PREDICTIONS).exists():
             raise ValueError(f"{self.folder} holds a {PREDICTIONS} but no {REPORT}: choose another folder")
         else:
-            _replace(path, json.dumps({"settings": settings}, indent=1))
+            write_whole(path, json.dumps({"settings": settings}, indent=1))
 
-    def _join(self, again: set[str] = frozenset()) -> None:
-        path, found = self.folder / PREDICTIONS, {}
-        parts = sorted(self.folder.glob("predictions.part*"))
-        for source in (path, *parts):
-            found |= self._read(source)
-        kept = [found[name] for name in self.ids if name in found]
-        kept = [row for row in kept if row["response"] is not None or row["id"] not in again]
+    def _merge_files(self, ask_again: set[str] = frozenset()) -> None:
+        path, rows = self.folder / PREDICTIONS, {}
+        others = sorted(self.folder.glob("predictions.part*"))
+        for source in (path, *others):
+            rows |= _read_rows(source)
+        kept = [rows[name] for name in self.ids if name in rows]
+        kept = [row for row in kept if row["response"] is not None or row["id"] not in ask_again]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            _replace(path, text)
-        for part in parts:
-            part.unlink()
+            write_whole(path, text)
+        for other in others:
+            other.unlink()
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, dict]:
-        """Rows by id; a last line cut by a kill is no row."""
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return {row["id"]: row for row in rows}
+
+def _read_rows(path: Path) -> dict[str, dict]:
+    """The rows of a file by id. A last line without its newline was cut by a kill and is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return {row["id"]: row for row in rows}
 
 
 def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    """The versions of Python and of the packages that decide what a model answers."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     try:
-        found["fourdthinker"] = importlib.metadata.version("fourdthinker-hf")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        found["fourdthinker"] = "not installed"
-    return {**found, "python": platform.python_version()}
+        packages["fourdthinker"] = importlib.metadata.version("fourdthinker-hf")
+    except importlib.metadata.PackageNotFoundError:  # the code runs from a checkout that is not installed
+        packages["fourdthinker"] = "not installed"
+    return {**packages, "python": platform.python_version()}
 
 
 def commit() -> str | None:
-    """Of the checkout that this code lies in, marked if files differ from it; None if it lies in none."""
+    """The commit of the checkout that this code is in, marked if files were changed since, or None without a
+    checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -147,15 +157,16 @@ def commit() -> str | None:
     return f"{head}{' with changes' if changed.strip() else ''}"
 
 
-def _replace(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    _write(aside, "w", text)
-    os.replace(aside, path)
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file in one step: a reader finds the old file or the whole new one. Returns `path`."""
+    temporary = path.with_name(path.name + ".tmp")
+    _write(temporary, "w", text)
+    os.replace(temporary, path)
+    return path
 
 
 def _write(path: Path, mode: str, text: str) -> None:
-    """Onto the disk, or an `OSError` that says where there was no room."""
+    """Write to disk. The `OSError` of a full disk says what to do."""
     try:
         with path.open(mode, encoding="utf-8") as file:
             file.write(text)
@@ -163,5 +174,5 @@ def _write(path: Path, mode: str, text: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
-            f"{path}: {error.strerror}. The rows written before are safe: make room and run the same command"
+            f"{path}: {error.strerror}. What was written before is safe: make room and run the same command"
         ) from error

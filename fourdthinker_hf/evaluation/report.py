@@ -1,10 +1,12 @@
-"""Accuracies with 95% intervals: per task, over tasks (macro), over questions (pooled); and what else a run shows."""
+"""Summarises a run: the accuracy of each task, over tasks (macro) and over questions (pooled), with 95% intervals, and
+what went wrong."""
 
 from collections import defaultdict
 
 from .statistics import wilson_interval
 
-NEAR_TIE = 1e-4  # of the two best scores: below it, another batch size may choose otherwise
+# If the two best scores of a token are closer than this, another batch size may choose the other token.
+NEAR_TIE = 1e-4
 TABLE_HEAD = (
     "| task | questions | correct | accuracy | 95% interval | chance | pictured | well-formed |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -12,14 +14,17 @@ TABLE_HEAD = (
 
 
 def accuracy_table(predictions: list[dict]) -> dict[str, dict]:
-    """Per task and `"pooled"` (micro): `num`, `correct`, `accuracy`, `low`, `high` (Wilson, 95%), `chance` (of a
-    guess), and the shares of answers that `pictured` at least one mental image and that were `well_formed`. `"macro"`
-    has the means over tasks; its interval joins theirs as Zou and Donner (2008) do for sums."""
+    """The table of a run, by task, and over all questions as `"pooled"` (micro).
+
+    Each row has `num`, `correct`, `accuracy`, its 95% interval `low` and `high` (Wilson), the accuracy of a guess as
+    `chance`, and the shares of answers with a mental image (`pictured`) and of those that are `well_formed`. `"macro"`
+    has the means over tasks, with an interval of the tasks' intervals (Zou and Donner 2008, for sums).
+    """
     groups = defaultdict(list)
     for row in predictions:
         groups[row["task"]].append(row)
     tasks = {name: _summary(rows) for name, rows in sorted(groups.items())}
-    return {**tasks, "macro": _mean(list(tasks.values())), "pooled": _summary(predictions)}
+    return {**tasks, "macro": _macro(list(tasks.values())), "pooled": _summary(predictions)}
 
 
 def format_table(table: dict[str, dict]) -> str:
@@ -36,7 +41,7 @@ def format_table(table: dict[str, dict]) -> str:
 
 
 def summary(predictions: list[dict]) -> dict:
-    """What `report.json` says of the answers: the table; counts and ids of what went wrong; the latents."""
+    """What `report.json` says about the answers: the table, counts and ids of what went wrong, and the latents."""
     answered = [row for row in predictions if row["response"] is not None]
     pictured = [row for row in answered if row["num_latents"]]
     num_latents = sum(row["num_latents"] for row in pictured)
@@ -59,16 +64,16 @@ def summary(predictions: list[dict]) -> dict:
 
 
 def format_report(report: dict) -> str:
-    """`report.json` as Markdown, for a person."""
+    """`report.json` as Markdown."""
     settings, failures, latents = report["settings"], report["format_failures"], report["latents"]
     facts = [
-        f"Replies that are not well-formed: {failures['not_well_formed']}; cut by the limit of "
-        f"{settings['max_new_tokens']} new tokens: {failures['cut_by_max_new_tokens']}; that name no option: "
+        f"Replies that are not well-formed: {failures['not_well_formed']}; replies that were cut at the limit of "
+        f"{settings['max_new_tokens']} new tokens: {failures['cut_by_max_new_tokens']}; replies that name no option: "
         f"{failures['names_no_option']}.",
-        f"Mental images: {latents['mental_images']}, {latents['per_answer']:.2f} an answer; {latents['vectors']} "
-        f"vectors of mean length {latents['mean_norm']:.3g}.",
+        f"Mental images: {latents['mental_images']}, which is {latents['per_answer']:.2f} for each answer, with "
+        f"{latents['vectors']} latents of mean norm {latents['mean_norm']:.3g}.",
         _listed("Questions whose video could not be read, counted as wrong", report["unread"]),
-        _listed(f"Answers whose two best scores once lay within {NEAR_TIE:g}", report["near_ties"]),
+        _listed(f"Answers with a token whose two best scores differ by less than {NEAR_TIE:g}", report["near_ties"]),
     ]
     values = [f"| {name} | {value} |" for part in ("settings", "this_call") for name, value in report[part].items()]
     return "\n".join(
@@ -88,7 +93,7 @@ def format_report(report: dict) -> str:
 
 
 def _listed(what: str, ids) -> str:
-    """How many, and the first of them: `report.json` has all."""
+    """Their number and the first 20 of them. `report.json` has all."""
     more = ["..."] if len(ids) > 20 else []
     return f"{what}: {', '.join([str(len(ids)), *list(ids)[:20], *more])}."
 
@@ -108,7 +113,7 @@ def _summary(rows: list[dict]) -> dict:
     }
 
 
-def _mean(tasks: list[dict]) -> dict:
+def _macro(tasks: list[dict]) -> dict:
     names = ("accuracy", "chance", "pictured", "well_formed")
     mean = {name: sum(task[name] for task in tasks) / len(tasks) for name in names}
     down = sum((task["accuracy"] - task["low"]) ** 2 for task in tasks) ** 0.5 / len(tasks)

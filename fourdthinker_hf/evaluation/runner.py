@@ -1,14 +1,15 @@
-"""Ask a model every question of a benchmark: greedily, in batches, in one or several processes.
-
-A batch is the same questions in every run, whatever was done before a kill and however many processes share the work:
-batch k is asked by process k modulo their number. So the same settings give the same bytes of `predictions.jsonl`.
-With another batch size padding changes the last bits of sums, and an answer only where two scores lie closer than
-that: such answers are listed. The numbers in a row are rounded so far that those bits hardly ever show.
+"""Asks a model every question of a benchmark: greedily, in batches, in one or several processes.
 
     fourdthinker evaluate --benchmark data/heldout --out outputs/heldout
     accelerate launch --multi_gpu --num_processes 2 --no_python fourdthinker evaluate --benchmark ... --out ...
 
-The same line, `--multi_gpu` included, runs on CPUs.
+The second line, `--multi_gpu` included, also works on CPUs.
+
+A batch holds the same questions in every run, however often the run was killed and however many processes share the
+work: process k of n answers the batches k, k + n, k + 2n and so on. So the same settings write the same bytes of
+`predictions.jsonl`. Another batch size changes the padding, and with it the last bits of sums. That can change an
+answer only where the two best scores of a token are closer than those bits; the report lists such answers. The numbers
+in a row are rounded so far that the last bits hardly ever show.
 """
 
 import math
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from ..answers import judge
 from ..data.records import Record
@@ -28,8 +30,8 @@ from ..inference import Clip, Reply, answer_batch, batch_inputs, open_clip
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from .benchmarks import load_benchmark, missing_files, questions_hash
-from .outputs import Outputs, Processes, commit, versions
-from .probes import PROBES, Probe
+from .outputs import DistributedState, RunOutputs, commit, versions
+from .probes import PROBES, Images, Probe
 from .report import NEAR_TIE
 
 DTYPES = ("float32", "bfloat16")
@@ -46,13 +48,23 @@ def evaluate(
     missing: str = "count",
     max_new_tokens: int = 256,
 ) -> dict | None:
-    """Evaluate the checkpoint `model` (folder or Hub id) on what [`load_benchmark`] finds at `benchmark`.
+    """Evaluate a checkpoint on a benchmark.
 
-    Writes `out/predictions.jsonl`, a line a question in the benchmark's order, as batches finish; then `report.json`,
-    which is returned (in the main process), and `report.md`. An `out` that holds a part of the same run is resumed;
-    of another run, refused. `probe`: one of `PROBES`. A question whose video is missing or cannot be read counts as
-    wrong and is listed (and is asked again by the next call if the file is there); with `missing="refuse"` a missing
-    file ends the run before anything is loaded, an unreadable one when it is met. `ValueError` for what cannot be run.
+    Writes `out/predictions.jsonl`, one line for each question in the benchmark's order, as batches finish. Then writes
+    `out/report.json`, which the main process returns, and `out/report.md`.
+
+    Args:
+        model: folder or Hub id of the checkpoint.
+        benchmark: what [`load_benchmark`] reads.
+        out: a folder. If it holds a part of the same run, the run is resumed; if it holds another run, it is refused.
+        probe: one of `PROBES`.
+        dtype: one of `DTYPES`.
+        missing: with "count" a question whose video is missing or cannot be read counts as wrong and is listed; the
+            next call asks it again if the file is there. With "refuse" a missing file ends the run before anything is
+            loaded, and an unreadable file when it is met.
+        max_new_tokens: the limit of a reply.
+
+    Raises `ValueError` for an argument that cannot be used.
     """
     for name, value, known in (("probe", probe, PROBES), ("dtype", dtype, DTYPES), ("missing", missing, MISSING)):
         if value not in known:
@@ -61,7 +73,7 @@ def evaluate(
     records = load_benchmark(benchmark)
     if missing == "refuse":
         _refuse_missing(records)
-    processes = Processes()
+    distributed = DistributedState()
     folder = find_model(model)
     settings = {
         "model": str(model),
@@ -72,42 +84,45 @@ def evaluate(
         "probe": probe,
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
-        "device": processes.device.type,
+        "device": distributed.device.type,
         "batch_size": batch_size if dtype == "bfloat16" else "any",
         **versions(),
     }
-    outputs = Outputs(Path(out), processes, [record.id for record in records])
-    outputs.begin(settings, again={record.id for record in records if not missing_files(record)})
+    outputs = RunOutputs(Path(out), distributed, [record.id for record in records])
+    outputs.open(settings, ask_again={record.id for record in records if not missing_files(record)})
     batches = [range(first, min(first + batch_size, len(records))) for first in range(0, len(records), batch_size)]
-    todo = [
+    pending = [
         batch
-        for batch in batches[processes.index :: processes.count]
+        for batch in batches[distributed.rank :: distributed.world_size]
         if not all(records[i].id in outputs.rows for i in batch)
     ]
-    if todo:
-        network, processor = load_model(folder, processes.device, dtype)
-        asked = _Asked(network, processor, records, PROBES[probe], missing == "refuse", max_new_tokens)
-        _ask(asked, todo, outputs)
-    processes.wait()
+    if pending:
+        network, processor = load_model(folder, distributed.device, dtype)
+        answerer = _BatchAnswerer(network, processor, records, PROBES[probe], missing == "refuse", max_new_tokens)
+        _answer_batches(answerer, pending, outputs)
+    distributed.wait_for_everyone()
     num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
-    return outputs.finish(
+    return outputs.write_report(
         {
             "asked": num_asked,
             "seconds": round(seconds, 2),
             "questions_per_second": round(num_asked / seconds, 3),
             "batch_size": batch_size,
-            "num_processes": processes.count,
+            "num_processes": distributed.world_size,
             "commit": commit(),
         }
     )
 
 
+# Rows of predictions.jsonl
+
+
 def prediction_row(record: Record, reply: Reply) -> dict:
-    """One line of `predictions.jsonl`."""
+    """The row of a question that was answered."""
     verdict = judge(reply.text, record.answer, record.options)
     vectors = torch.cat(reply.images).float() if reply.images else None
     return {
-        **_row(record),
+        **_question_fields(record),
         "prediction": None if verdict.option is None else record.options[verdict.option],
         "correct": verdict.is_right,
         "response": reply.text,
@@ -118,14 +133,14 @@ def prediction_row(record: Record, reply: Reply) -> dict:
         "num_tokens": reply.num_tokens,
         "num_latents": 0 if vectors is None else len(vectors),
         "latent_norm": None if vectors is None else float(f"{float(vectors.norm(dim=-1).mean()):.1e}"),
-        "margin": _coarse(reply.margin),
+        "margin": _round_margin(reply.margin),
     }
 
 
 def unreadable_row(record: Record, reason: str) -> dict:
-    """The line of a question whose video could not be read."""
+    """The row of a question whose video could not be read."""
     return {
-        **_row(record),
+        **_question_fields(record),
         "prediction": None,
         "correct": False,
         "response": None,
@@ -140,13 +155,14 @@ def unreadable_row(record: Record, reason: str) -> dict:
     }
 
 
-def _row(record: Record) -> dict:
+def _question_fields(record: Record) -> dict:
     task = record.task or "questions"
     return {"id": record.id, "task": task, "expected": record.answer, "num_options": len(record.options)}
 
 
-def _coarse(margin: float) -> float | None:
-    """Rounded down to a power of ten, and to 0 where it is a near tie: the last bits of sums do not show."""
+def _round_margin(margin: float) -> float | None:
+    """The margin rounded down to a power of ten, and to 0 for a near tie, so that the last bits of sums do not show.
+    None if every token of the reply was forced."""
     if math.isnan(margin):
         raise ValueError("The model's scores are not numbers (NaN): try --dtype float32, or another checkpoint")
     if math.isinf(margin):
@@ -154,104 +170,112 @@ def _coarse(margin: float) -> float | None:
     return 0.0 if margin < NEAR_TIE else float(f"1e{math.floor(math.log10(margin))}")
 
 
+# Batches. A question is known by its index in the benchmark.
+
+
 @dataclass
-class _Asked:
-    """A loaded model and what it is asked."""
+class _Prompts:
+    """The prompts of some questions: `indices` of those whose video could be read, the model's `inputs` for them (None
+    if there are none), and for the other questions the `reasons` why it could not be read."""
+
+    indices: list[int]
+    inputs: BatchFeature | None
+    reasons: dict[int, str]
+
+
+@dataclass
+class _BatchAnswerer:
+    """Prepares and answers batches of `records` with one model and one probe."""
 
     network: FourDThinkerForConditionalGeneration
     processor: FourDThinkerProcessor
     records: list[Record]
     probe: Probe
-    refuse: bool
+    refuse_unreadable: bool
     max_new_tokens: int
 
-    def open(self, numbers, opened: dict) -> tuple[dict[int, Clip], dict[int, str]]:
-        """The clips of the questions `numbers`, and why others could not be read. Those in `opened` are not opened
-        again: benchmarks ask several questions about a video."""
-        clips, reasons = {}, {}
-        for i in numbers:
+    def prepare(self, indices: range) -> tuple[range, _Prompts, _Prompts | None]:
+        """What needs no model: the prompts of these questions, and if the probe needs the next questions' mental
+        images, the plain prompts of the next questions."""
+        clips = {}  # by video: several questions may be about one, and a batch opens it once
+        prompts, next_prompts = self._make_prompts(indices, self.probe, clips), None
+        if self.probe.needs_next_images:
+            following = [self._next(i) for i in prompts.indices]
+            next_prompts = self._make_prompts(following, PROBES["plain"], clips)
+        return indices, prompts, next_prompts
+
+    def answer(self, prompts: _Prompts, next_prompts: _Prompts | None) -> dict[int, Reply]:
+        """The replies to the prompts, by the questions' indices."""
+        next_images = None
+        if next_prompts is not None:
+            next_replies = self._generate(next_prompts, PROBES["plain"], None)
+            following = [self._next(i) for i in prompts.indices]
+            next_images = [next_replies[i].images if i in next_replies else [] for i in following]
+        return self._generate(prompts, self.probe, next_images)
+
+    def _next(self, index: int) -> int:
+        return (index + 1) % len(self.records)
+
+    def _make_prompts(self, indices, probe: Probe, opened: dict) -> _Prompts:
+        clips: dict[int, Clip] = {}
+        reasons = {}
+        for i in indices:
             record = self.records[i]
             video = record.video or (*record.frames, *(record.timestamps or ()))
             try:
                 clips[i] = opened[video] = opened.get(video) or open_clip(self.processor, record)
             except (ValueError, OSError) as error:
-                if self.refuse:
+                if self.refuse_unreadable:
                     raise
                 reasons[i] = f"the video could not be read: {error}"
-        return clips, reasons
-
-    def prepare(self, batch: range):
-        """All of a batch that needs no model: its prompts, why some could not be made, and its donors' prompts."""
-        opened = {}
-        clips, reasons = self.open(batch, opened)
-        donors = self.donors(clips, opened) if self.probe.needs_donors else None
-        return batch, list(clips), self.inputs(clips, self.probe), reasons, donors
-
-    def inputs(self, clips: dict[int, Clip], probe: Probe):
         records = [self.records[i] for i in clips]
-        return batch_inputs(self.processor, records, list(clips.values()), probe.video) if clips else None
+        inputs = batch_inputs(self.processor, records, list(clips.values()), probe.change_video) if clips else None
+        return _Prompts(list(clips), inputs, reasons)
 
-    def donors(self, numbers, opened: dict):
-        """Plain prompts of the benchmark's next question for each of `numbers`."""
-        following = [(i + 1) % len(self.records) for i in numbers]
-        clips, _ = self.open(following, opened)
-        return following, list(clips), self.inputs(clips, PROBES["plain"])
-
-    def answer(self, numbers, inputs, donors) -> list[Reply]:
-        if inputs is None:
-            return []
-        inputs = inputs.to(self.network.device)
-        records = [self.records[i] for i in numbers]
-        images = None if donors is None else self.images(*donors)
-        kwargs = self.probe.generation(self.network, self.processor, inputs, records, images)
-        return answer_batch(self.network, self.processor, inputs, self.max_new_tokens, **kwargs)
-
-    def images(self, following, numbers, inputs) -> list[list[torch.Tensor]]:
-        """The donors' mental images, none for one whose video could not be read."""
-        replies = []
-        if inputs is not None:
-            inputs = inputs.to(self.network.device)
-            replies = answer_batch(self.network, self.processor, inputs, self.max_new_tokens)
-        found = {i: reply.images for i, reply in zip(numbers, replies, strict=True)}
-        return [found.get(i, []) for i in following]
+    def _generate(self, prompts: _Prompts, probe: Probe, next_images: Images | None) -> dict[int, Reply]:
+        if prompts.inputs is None:
+            return {}
+        inputs = prompts.inputs.to(self.network.device)
+        kwargs = probe.generate_kwargs(self.network, [self.records[i] for i in prompts.indices], next_images)
+        replies = answer_batch(self.network, self.processor, inputs, self.max_new_tokens, **kwargs)
+        return dict(zip(prompts.indices, replies, strict=True))
 
 
-def _ask(asked: _Asked, batches: list[range], outputs: Outputs) -> None:
-    bar = tqdm(total=sum(map(len, batches)), unit="question", disable=not outputs.processes.is_main)
-    with bar:
-        for batch, numbers, inputs, reasons, donors in _prepared(asked, batches):
-            replies = dict(zip(numbers, asked.answer(numbers, inputs, donors), strict=True))
+def _answer_batches(answerer: _BatchAnswerer, batches: list[range], outputs: RunOutputs) -> None:
+    records = answerer.records
+    is_silent = not outputs.distributed.is_main_process
+    with tqdm(total=sum(map(len, batches)), unit="question", disable=is_silent) as progress:
+        for indices, prompts, next_prompts in _prepare_batches(answerer, batches):
+            replies, reasons = answerer.answer(prompts, next_prompts), prompts.reasons
             outputs.write(
                 [
-                    prediction_row(asked.records[i], replies[i])
-                    if i in replies
-                    else unreadable_row(asked.records[i], reasons[i])
-                    for i in batch
+                    prediction_row(records[i], replies[i]) if i in replies else unreadable_row(records[i], reasons[i])
+                    for i in indices
                 ]
             )
-            bar.update(len(batch))
-            bar.set_postfix_str(f"accuracy {outputs.accuracy:.1%}")
+            progress.update(len(indices))
+            progress.set_postfix_str(f"accuracy {outputs.accuracy:.1%}")
 
 
-def _prepared(asked: _Asked, batches: list[range]) -> Iterator:
-    """Batches ready to be answered. On the CPU, where opening videos and answering want the same cores, in turn
-    (measured: bench/speed/evaluate.py)."""
-    return (map if asked.network.device.type == "cpu" else _one_ahead)(asked.prepare, batches)
+def _prepare_batches(answerer: _BatchAnswerer, batches: list[range]) -> Iterator:
+    """On a GPU the next batch is prepared while the model answers. On the CPU both need the same cores, so they take
+    turns, which is faster (measured by bench/speed/evaluate.py)."""
+    return (map if answerer.network.device.type == "cpu" else _prefetch)(answerer.prepare, batches)
 
 
-def _one_ahead(function, items: list) -> Iterator:
-    """`map(function, items)`, the next one always under way in another thread."""
+def _prefetch(function, items: list) -> Iterator:
+    """`map(function, items)`, which always computes the next item in another thread."""
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(function, items[0])
+        future = pool.submit(function, items[0])
         for item in [*items[1:], None]:
-            done, ahead = ahead, None if item is None else pool.submit(function, item)
-            yield done.result()
+            current, future = future, None if item is None else pool.submit(function, item)
+            yield current.result()
 
 
 def _refuse_missing(records: list[Record]) -> None:
-    absent = sorted({path for record in records for path in missing_files(record)})
-    if absent:
+    missing = sorted({path for record in records for path in missing_files(record)})
+    if missing:
         raise ValueError(
-            f"{len(absent)} files of the benchmark are missing (--missing count goes on without them): "
-            + ", ".join(absent)
+            f"{len(missing)} files of the benchmark are missing (--missing count counts their questions as wrong): "
+            + ", ".join(missing)
         )

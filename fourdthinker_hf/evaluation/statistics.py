@@ -1,46 +1,53 @@
-"""Two runs of the same questions side by side: paired differences with intervals and McNemar's test."""
+"""Intervals of accuracies, and the paired comparison of two runs of the same questions."""
 
 import math
 from collections.abc import Iterable
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p of McNemar's test: `lost` and `won` count the questions that only one of two runs has right
-    (McNemar 1947; the binomial form)."""
+    """The two-sided p value of McNemar's exact test (McNemar 1947, in its binomial form). `lost` and `won` count the
+    questions that only the first and only the second run answers right."""
     total = lost + won
     tail = sum(math.comb(total, k) for k in range(min(lost, won) + 1)) / 2**total
     return min(1.0, 2 * tail)
 
 
 def paired_interval(both: int, lost: int, won: int, neither: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of the difference of two paired proportions, second less first (Newcombe 1998, method 10); `z` = 1.96
-    for 95%. `both`, `neither`: questions that both or neither have right; `lost` only the first, `won` only the
-    second."""
+    """The interval of the difference of two paired proportions, second minus first (Newcombe 1998, method 10).
+
+    `both` and `neither` count the questions that both or neither run answers right, `lost` those that only the first
+    does, `won` those that only the second does. `z` = 1.96 gives 95%.
+    """
     total = both + lost + won + neither
     first, second = (both + lost) / total, (both + won) / total
     (low_1, high_1), (low_2, high_2) = (wilson_interval(both + count, total, z) for count in (lost, won))
     product = (both + lost) * (won + neither) * (both + won) * (lost + neither)
     excess = both * neither - lost * won
     if excess > 0:
-        excess = max(excess - total / 2, 0)  # Newcombe's correction
+        excess = max(excess - total / 2, 0)  # the correction of method 10
     phi = excess / math.sqrt(product) if product else 0.0
 
-    def half(a: float, b: float) -> float:
+    def half_width(a: float, b: float) -> float:
         return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
     difference = second - first
-    low = difference - half(second - low_2, high_1 - first)
-    return max(low, -1.0), min(difference + half(high_2 - second, first - low_1), 1.0)
+    low = difference - half_width(second - low_2, high_1 - first)
+    return max(low, -1.0), min(difference + half_width(high_2 - second, first - low_1), 1.0)
 
 
 def compare(first: Iterable[dict], second: Iterable[dict]) -> dict:
-    """Paired comparison of two runs' rows: `num`, both accuracies, `difference` (second less first) with `low` and
-    `high` (95%), `p` of McNemar's test, and `changed`, the share of questions with another prediction. `ValueError`
-    unless both hold the same questions."""
+    """Compares the rows of two runs of the same questions.
+
+    Returns `num`, the accuracies `first` and `second`, their `difference` (second minus first) with its 95% interval
+    `low` and `high`, the `p` of McNemar's test, and `changed`, the share of questions with another prediction. Raises
+    `ValueError` unless both runs have the same questions.
+    """
     before, after = ({row["id"]: row for row in rows} for rows in (first, second))
     if before.keys() != after.keys() or not before:
         missing = len(before.keys() ^ after.keys())
-        raise ValueError(f"Runs are compared on the same questions, but {missing} of them are in one run only")
+        raise ValueError(
+            f"Only runs of the same questions can be compared, but {missing} questions are in one of the two runs only"
+        )
     outcomes = [(before[key]["correct"], after[key]["correct"]) for key in before]
     both, lost, won, neither = (outcomes.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))
     total = len(outcomes)
@@ -59,7 +66,7 @@ def compare(first: Iterable[dict], second: Iterable[dict]) -> dict:
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927); `z` = 1.96 for 95%. `ValueError` if `total` is 0."""
+    """Wilson's score interval of a proportion (Wilson 1927); `z` = 1.96 gives 95%. `ValueError` if `total` is 0."""
     if total < 1:
         raise ValueError("An interval needs at least one answer")
     share = correct / total

@@ -1,4 +1,5 @@
-"""Benchmarks in files of their true schemas, written here; and what is no such file, each with its message."""
+"""Benchmarks are read from files of their own schemas, which are written here. Every other file is refused with a
+message that says why."""
 
 import inspect
 import json
@@ -17,7 +18,7 @@ LETTERED = [f"{letter}. {text}" for letter, text in zip("ABCD", TEXTS, strict=Tr
 
 
 def dsr_row(number=0, options=LETTERED, **values):
-    """One row in DSR-Bench's columns."""
+    """One row with the columns of DSR-Bench."""
     return {
         "videoID": f"vid_{number // 2}",
         "question": " How far? ",
@@ -54,7 +55,7 @@ def test_dsr_bench_every_sub_task(tmp_path):
 @pytest.mark.parametrize("write", [json.dumps, repr, list], ids=["json", "python", "list"])
 @pytest.mark.parametrize("options", [LETTERED, TEXTS, [f"({c}" for c in TEXTS]], ids=["lettered", "plain", "odd"])
 def test_dsr_bench_options_in_each_copy(tmp_path, write, options):
-    """Letters are taken off only where every option has its own: "A. Smith's car" keeps what is part of it."""
+    """Letters are removed only if every option begins with its own: "A. Smith's car" keeps its A."""
     expected = TEXTS if options is LETTERED else options
     (record,) = load_benchmark(write_dsr(tmp_path / "dsr", [dsr_row(options=write(options))]))
     assert (record.options, record.answer) == (expected, expected[0])
@@ -84,12 +85,14 @@ def test_dsr_bench_with_bad_rows(tmp_path, change, message):
 
 def test_files_of_another_schema(tmp_path):
     folder = write_dsr(tmp_path / "dsr", [{"prompt": "?", "options": TEXTS}])
-    with pytest.raises(ValueError, match="benchmark.parquet: not DSR-Bench's schema: it has no column 'video'"):
+    with pytest.raises(
+        ValueError, match="benchmark.parquet: this is not the schema of DSR-Bench, which has a column 'video'"
+    ):
         load_benchmark(folder)
     (folder / "benchmark.parquet").write_text("PAR?")
-    with pytest.raises(ValueError, match="benchmark.parquet: cannot be read as DSR-Bench"):
+    with pytest.raises(ValueError, match="benchmark.parquet: it cannot be read as DSR-Bench"):
         load_benchmark(folder)
-    with pytest.raises(ValueError, match="neither a file nor a folder"):
+    with pytest.raises(ValueError, match="nowhere: there is neither a file nor a folder"):
         load_benchmark(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="nor a folder with benchmark.parquet"):
@@ -148,7 +151,7 @@ def test_jsonl_that_simulate_or_the_published_rl_set_writes(tmp_path, clip):
             "question '1' cannot be asked: it has no options",
         ),
         (ours(id=1, question="What is <output_image>?"), "stands for the model's own"),
-        (ours(), "question '7' cannot be asked: its id is also another's"),
+        (ours(), "question '7' cannot be asked: another question has the same id"),
     ],
 )
 def test_jsonl_with_bad_rows(tmp_path, row, message):

@@ -1,4 +1,4 @@
-"""The report: tables of made-up rows by hand, and a page of real runs in a real browser."""
+"""The report: its tables, checked by hand on made-up rows, and the page of two real runs in a browser."""
 
 import json
 from pathlib import Path
@@ -25,12 +25,12 @@ def row(name, task, correct):
     }
 
 
-def made(folder, probe, *right):
+def make_run(folder, probe, *right):
     rows = [row(str(i), "known" if i < 2 else "new", value) for i, value in enumerate(right)]
     return Run(Path(folder), {"model": "m", "benchmark": "b", "probe": probe}, rows)
 
 
-RUNS = [made("base", "plain", True, True, False, False), made("zeroed", "zeros", True, False, False, True)]
+RUNS = [make_run("base", "plain", True, True, False, False), make_run("zeroed", "zeros", True, False, False, True)]
 
 
 def test_tables():
@@ -44,7 +44,7 @@ def test_tables():
     ]
 
 
-def test_trained_tasks_stand_apart():
+def test_trained_tasks_are_compared_by_themselves():
     _, rows = paired_table(RUNS, ["known"])
     assert [line[1:6] for line in rows] == [
         ["all", "4", "50.0%", "50.0%", "+0.0%"],
@@ -67,9 +67,10 @@ def test_an_unfinished_run_is_refused(tmp_path):
 
 
 def test_a_page_of_two_runs(clip, tiny_folder, tmp_path):
-    """Made by `evaluate`, opened in Chromium: headings, bars, a failure with its options, nothing from outside."""
-    asked = {"answer": "left", "options": ["left", "right"], "task": "way", "video": str(clip)}
-    write_records(tmp_path / "records.jsonl", [Record(str(i), f"<Where> {i}?", **asked) for i in (1, 2)])
+    """`evaluate` makes the runs, Chromium opens the page. It shows headings, bars and a wrong answer with its options,
+    and loads nothing from elsewhere."""
+    fields = {"answer": "left", "options": ["left", "right"], "task": "way", "video": str(clip)}
+    write_records(tmp_path / "records.jsonl", [Record(str(i), f"<Where> {i}?", **fields) for i in (1, 2)])
     runs = []
     for probe in ("plain", "zeros"):
         runs.append(tmp_path / f"run-{probe}")
@@ -78,13 +79,18 @@ def test_a_page_of_two_runs(clip, tiny_folder, tmp_path):
     assert "| run-zeros | trained | 2 | 0.0% | 0.0% |" in out.with_suffix(".md").read_text()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page, asked = browser.new_page(), []
-        page.on("request", lambda request: asked.append(request.url))
+        page, requests = browser.new_page(), []
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(out.as_uri())
         headings = page.locator("h2").all_inner_texts()
-        assert headings == ["Runs", "By task", "Against the first run", "Where run-plain is wrong and sure of it"]
+        assert headings == [
+            "Runs",
+            "By task",
+            "Compared with the first run",
+            "Wrong answers of which run-plain was most certain",
+        ]
         assert page.locator("svg rect").count() == 6  # three rows of two runs
         assert page.locator("h3").inner_text() == "1 (way): <Where> 1?"
         assert page.locator("li.right").inner_text() == "A. left (right)"
         browser.close()
-    assert [url for url in asked if not url.startswith("data:")] == [out.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [out.as_uri()]

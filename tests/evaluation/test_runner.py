@@ -1,5 +1,4 @@
-"""Intervals against published values; the runner: the same bytes again, in any batch, after any kill, in two
-processes, and bad input; the test of the maps on cases with known answers."""
+"""`evaluate` writes the same bytes in any batch size, after any kill and in two processes, and refuses wrong input."""
 
 import json
 import math
@@ -17,25 +16,14 @@ import torch
 from PIL import Image
 
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.simulation.generation import simulate
-from fourdthinker_hf.evaluation import accuracy_table, evaluate, runner, wilson_interval
-from fourdthinker_hf.evaluation.maps import _bootstrap, _compare, map_test
+from fourdthinker_hf.evaluation import evaluate, runner
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
-from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import prediction_row, unreadable_row
 from fourdthinker_hf.hub.files import BUNDLED, load_model
 from fourdthinker_hf.inference import Reply, answer_batch, batch_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = sorted((ROOT / "examples").glob("sim_*.mp4"))
-
-
-def test_wilson_interval():
-    # 81 of 263: the example of Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    with pytest.raises(ValueError, match="at least one"):
-        wilson_interval(0, 0)
 
 
 def record(**kwargs):
@@ -80,38 +68,9 @@ def test_a_row_holds_numbers_without_their_last_bits():
         prediction_row(record(), reply("", (), math.nan))
 
 
-def test_table_has_each_task_both_means_and_chance():
-    rows = [
-        prediction_row(record(), reply(f"<think>x</think><answer>{text}</answer>"))
-        for text in ("left", "left", "right")
-    ]
-    rows[2] |= {"task": "other", "num_options": 4}
-    table = accuracy_table(rows)
-    assert [(name, row["correct"], row["num"]) for name, row in table.items()] == [
-        ("other", 0, 1),
-        ("way", 2, 2),
-        ("macro", 2, 3),
-        ("pooled", 2, 3),
-    ]
-    macro, pooled = table["macro"], table["pooled"]
-    assert (macro["accuracy"], pooled["accuracy"]) == (0.5, pytest.approx(2 / 3))
-    assert (macro["chance"], pooled["chance"]) == (pytest.approx(0.375), pytest.approx(1.25 / 3))
-    # Half the joined distances: from 1 down to way's low, from 0 up to other's high; the other two are 0.
-    assert (macro["low"], macro["high"]) == (
-        pytest.approx(0.5 - (1 - table["way"]["low"]) / 2),
-        pytest.approx(0.5 + table["other"]["high"] / 2),
-    )
-    assert [line.split(" | ")[0] for line in format_table(table).splitlines()[2:]] == [
-        "| other",
-        "| way",
-        "| macro (mean of tasks)",
-        "| micro (pooled)",
-    ]
-
-
 @pytest.fixture(scope="module")
 def questions(clip, tmp_path_factory):
-    """Nine questions of two tasks about the shared clip, of different lengths."""
+    """Nine questions of different lengths about one clip, in two tasks."""
     path = tmp_path_factory.mktemp("questions") / "records.jsonl"
     options = {"options": ["left", "right"], "answer": "left", "video": str(clip)}
     write_records(
@@ -122,7 +81,7 @@ def questions(clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tiny_folder, questions):
-    """`run(out, **settings)` evaluates the tiny checkpoint; returns report and bytes."""
+    """`run(out, **settings)` evaluates the tiny checkpoint and returns the report and the bytes of the predictions."""
 
     def evaluated(out, benchmark=questions, **settings):
         settings = {"batch_size": 2, "max_new_tokens": 6} | settings
@@ -148,9 +107,9 @@ def test_two_runs_and_any_batch_size_give_the_same_bytes(run, whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
-    """Questions that the bundled checkpoint pictures answers to."""
+    """Questions for which the bundled checkpoint generates mental images."""
     path = tmp_path_factory.mktemp("simulated") / "records.jsonl"
-    asked = [
+    questions = [
         ("How does the camera move?", ["pan left", "static", "tilt down", "tilt up"]),
         ("In which direction does the red ball move?", ["to the left", "to the right", "toward the camera", "up"]),
     ]
@@ -159,7 +118,7 @@ def simulated(tmp_path_factory):
         [
             Record(id=f"{video.stem}-{i}", question=question, options=options, answer=options[0], video=str(video))
             for video in CLIPS
-            for i, (question, options) in enumerate(asked)
+            for i, (question, options) in enumerate(questions)
         ],
     )
     return path
@@ -200,41 +159,41 @@ def test_margins_are_those_of_the_scores_that_greedy_decoding_saw(bundled, simul
         assert (int(written[-1]) == network.generation_config.eos_token_id) != answer.truncated
 
 
-def test_donors_are_the_next_questions_images_whatever_the_batch(bundled, simulated, monkeypatch, tmp_path):
+def test_next_images_are_those_of_the_next_question_in_any_batch(bundled, simulated, monkeypatch, tmp_path):
     network, processor = bundled
     records = runner.load_benchmark(simulated)
     images = [answer_batch(network, processor, batch_inputs(processor, [record]), 48)[0].images for record in records]
     given = {}
 
-    def hook(model, batch, donors):
-        given.update(zip((record.id for record in batch), donors, strict=True))
+    def make_hook(model, batch, next_images):
+        given.update(zip((record.id for record in batch), next_images, strict=True))
         return lambda latents, rows, block, slot: latents
 
-    monkeypatch.setitem(PROBES, "look", Probe("look", "nothing", hook=hook, needs_donors=True))
-    evaluate(str(BUNDLED), str(simulated), str(tmp_path / "out"), 4, probe="look", max_new_tokens=48)
-    for i, asked in enumerate(records):
+    monkeypatch.setitem(PROBES, "recorded", Probe("recorded", "nothing", make_hook=make_hook, needs_next_images=True))
+    evaluate(str(BUNDLED), str(simulated), str(tmp_path / "out"), 4, probe="recorded", max_new_tokens=48)
+    for i, record in enumerate(records):
         expected = images[(i + 1) % len(records)]
-        assert len(given[asked.id]) == len(expected) > 0
-        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(given[asked.id], expected, strict=True))
+        assert len(given[record.id]) == len(expected) > 0
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(given[record.id], expected, strict=True))
 
 
-def cuts(text):
-    """What a kill can leave: nothing, part of a line, whole lines of part of a batch, everything."""
+def cut_positions(text):
+    """Where a kill can cut the file: at its start, inside a line, inside a batch, at its end."""
     lines = text.splitlines(keepends=True)
     ends = [sum(map(len, lines[:i])) for i in range(len(lines) + 1)]
     return [0, 1, ends[1] - 1, ends[1], ends[2], ends[2] + 40, ends[5] - 1, ends[8], len(text) - 1, len(text)]
 
 
-def begun(whole, out):
-    """A folder as a run leaves it that was killed before its first row."""
+def make_killed_run(whole, out):
+    """Make a folder like that of a run that was killed before its first row."""
     out.mkdir()
     (out / "report.json").write_text(json.dumps({"settings": whole[0]["settings"]}))
     return out
 
 
 def test_wherever_the_file_was_cut_the_run_ends_with_the_same_bytes(run, whole, tmp_path):
-    for cut in cuts(whole[1]):
-        out = begun(whole, tmp_path / str(cut))
+    for cut in cut_positions(whole[1]):
+        out = make_killed_run(whole, tmp_path / str(cut))
         (out / "predictions.jsonl").write_bytes(whole[1][:cut])
         report, text = run(out)
         assert text == whole[1]
@@ -242,15 +201,17 @@ def test_wherever_the_file_was_cut_the_run_ends_with_the_same_bytes(run, whole, 
 
 
 def test_a_row_that_is_there_is_not_appended_again(tiny_folder, questions, whole, tmp_path, monkeypatch):
-    out = begun(whole, tmp_path / "out")
+    out = make_killed_run(whole, tmp_path / "out")
     (out / "predictions.jsonl").write_bytes(whole[1].splitlines(keepends=True)[0])  # half of the first batch
-    monkeypatch.setattr(runner.Outputs, "finish", lambda outputs, this_call: None)  # before anything is joined
+    monkeypatch.setattr(
+        runner.RunOutputs, "write_report", lambda outputs, this_call: None
+    )  # leaves the files as they are before they are merged
     evaluate(str(tiny_folder), str(questions), str(out), batch_size=2, max_new_tokens=6)
     assert (out / "predictions.jsonl").read_bytes() == whole[1]
 
 
-def test_parts_of_killed_processes_are_joined_and_rows_in_two_of_them_count_once(run, whole, tmp_path):
-    out, lines = begun(whole, tmp_path / "out"), whole[1].splitlines(keepends=True)
+def test_files_of_killed_processes_are_merged_and_a_row_in_two_of_them_counts_once(run, whole, tmp_path):
+    out, lines = make_killed_run(whole, tmp_path / "out"), whole[1].splitlines(keepends=True)
     (out / "predictions.jsonl").write_bytes(b"".join(lines[0:2] + lines[4:6]))
     (out / "predictions.part1").write_bytes(b"".join(lines[2:4] + lines[0:2]))
     (out / "predictions.part2").write_bytes(lines[8] + lines[7][:30])
@@ -266,12 +227,12 @@ def test_a_finished_run_is_not_asked_again(run, whole, tmp_path, monkeypatch):
     assert text == whole[1] and report["this_call"]["asked"] == 0 and report["table"] == whole[0]["table"]
 
 
-def command(tiny_folder, questions, out, before=""):
+def evaluate_command(tiny_folder, questions, out, before=""):
     call = f"evaluate({str(tiny_folder)!r}, {str(questions)!r}, {str(out)!r}, batch_size=2, max_new_tokens=6)"
     return [sys.executable, "-c", f"{before}\nfrom fourdthinker_hf.evaluation import evaluate\n{call}"]
 
 
-SLOWLY = """
+SLOW_FSYNC = """
 import os, time
 fsync = os.fsync
 def slow(number):
@@ -281,12 +242,15 @@ os.fsync = slow
 """
 
 
-def test_killed_twice_at_any_moment(run, whole, tiny_folder, questions, tmp_path):
+def test_a_run_that_was_killed_twice_ends_with_the_same_bytes(run, whole, tiny_folder, questions, tmp_path):
     out = tmp_path / "out"
     path = out / "predictions.jsonl"
     for target in (1, 5):
         process = subprocess.Popen(
-            command(tiny_folder, questions, out, SLOWLY), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            evaluate_command(tiny_folder, questions, out, SLOW_FSYNC),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         deadline = time.monotonic() + 120
         while not path.exists() or path.read_bytes().count(b"\n") < target:
@@ -301,20 +265,23 @@ def test_killed_twice_at_any_moment(run, whole, tiny_folder, questions, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("room", "file", "least", "before"),
+    ("share", "file", "least", "before"),
     [(2 / 3, "predictions.jsonl", 4, 0), (0.5, "report.md.tmp", 9, 9)],
     ids=["rows", "report"],
 )
-def test_disk_full(run, whole, tiny_folder, questions, tmp_path, room, file, least, before):
-    """The system refuses to let a file grow: one plain error, rows of finished batches whole, then all of them."""
+def test_disk_full(run, whole, tiny_folder, questions, tmp_path, share, file, least, before):
+    """The system does not let a file grow. The error says what to do, the rows of finished batches are whole, and the
+    same command finishes the run."""
     out = tmp_path / "out"
     if before:
-        (begun(whole, out) / "predictions.jsonl").write_bytes(whole[1])
+        (make_killed_run(whole, out) / "predictions.jsonl").write_bytes(whole[1])
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({int(len(whole[1]) * room)}, -1))"
-    done = subprocess.run(command(tiny_folder, questions, out, limit), cwd=ROOT, capture_output=True, text=True)
+    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({int(len(whole[1]) * share)}, -1))"
+    done = subprocess.run(
+        evaluate_command(tiny_folder, questions, out, limit), cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-        f"OSError: {out}/{file}: File too large. The rows written before are safe: make room and run the same command"
+        f"OSError: {out}/{file}: File too large. What was written before is safe: make room and run the same command"
     )
     kept = (out / "predictions.jsonl").read_bytes()
     assert kept.count(b"\n") >= least and whole[1].startswith(kept)
@@ -363,7 +330,7 @@ def test_probes_run(run, tmp_path, probe):
 
 @pytest.fixture
 def broken(tmp_path, clip):
-    """Five questions: the second's video is not there, the fourth's is cut in the middle."""
+    """Five questions. The video of the second is missing, that of the fourth is cut in the middle."""
     for name in ("a", "b", "c"):
         shutil.copy(clip, tmp_path / f"{name}.mp4")
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
@@ -407,7 +374,7 @@ def test_a_video_that_came_later_is_asked_about_by_the_next_call(run, broken, tm
     run(out, benchmark=broken)
     shutil.copy(clip, tmp_path / "gone.mp4")
     report, text = run(out, benchmark=broken)
-    assert report["this_call"]["asked"] == 2  # the one that was cut, too: its file is there
+    assert report["this_call"]["asked"] == 2  # also the question whose video is cut, because its file exists
     assert report["unread"].keys() == {"cut"}
     assert run(tmp_path / "fresh", benchmark=broken)[1] == text
 
@@ -427,16 +394,18 @@ def test_missing_videos_refused_before_anything_is_loaded(run, broken, tmp_path,
     assert report["unread"] == {} and text.count(b"\n") == 5 and report["this_call"]["asked"] == 3
 
 
-def test_preparing_one_ahead_keeps_the_order_and_passes_errors_on():
-    assert list(runner._one_ahead(lambda i: 2 * i, [3, 1, 2])) == [6, 2, 4]
-    ahead = runner._one_ahead(lambda i: 1 // i, [1, 0])
-    assert next(ahead) == 1
+def test_prefetch_keeps_the_order_and_passes_errors_on():
+    assert list(runner._prefetch(lambda i: 2 * i, [3, 1, 2])) == [6, 2, 4]
+    values = runner._prefetch(lambda i: 1 // i, [1, 0])
+    assert next(values) == 1
     with pytest.raises(ZeroDivisionError):
-        next(ahead)
+        next(values)
 
 
-def test_preparing_one_ahead_gives_the_same_bytes(run, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_prepared", lambda asked, batches: runner._one_ahead(asked.prepare, batches))
+def test_prefetch_gives_the_same_bytes(run, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        runner, "_prepare_batches", lambda answerer, batches: runner._prefetch(answerer.prepare, batches)
+    )
     assert run(tmp_path / "out")[1] == whole[1]
 
 
@@ -489,70 +458,3 @@ def test_unknown_settings(tiny_folder, questions, tmp_path):
     for setting, value in (("probe", "blue"), ("dtype", "float16"), ("missing", "skip")):
         with pytest.raises(ValueError, match=f"{setting} must be one of .*, got '{value}'"):
             evaluate(str(tiny_folder), str(questions), str(tmp_path / "out"), **{setting: value})
-
-
-def map_case(rng, number=0):
-    """Two mental images a clip, each of one cell of random features."""
-    features = torch.from_numpy(rng.normal(size=(4, 3, 3, 16))).float()
-    step, row, column = rng.integers(4), rng.integers(3), rng.integers(3)
-    cover = np.zeros((4, 3, 3), np.float32)
-    cover[step, row, column] = 1
-    return {
-        "clip": f"clip{number // 2}",
-        "latents": features[step, row, column][None],
-        "features": features,
-        "cover": cover,
-        "step": int(step),
-        "moves": True,
-    }
-
-
-def test_maps_that_point_at_the_object_beat_shuffled_ones_and_noise_does_not():
-    rng = np.random.default_rng(0)
-    cases = [map_case(rng, number) for number in range(100)]
-    pointed = _compare(cases, None, np.random.default_rng(1))
-    assert pointed["best_step"]["own"] == pointed["near_step"]["own"] == 1.0 and pointed["mass"]["low"] > 0
-    assert pointed["mass"]["chance"] == pytest.approx(1 / 36) and pointed["best_step"]["chance"] == 0.25
-    steps = [case["step"] for case in cases]
-    assert pointed["near_step"]["chance"] == pytest.approx(np.mean([0.5 if s in (0, 3) else 0.75 for s in steps]))
-    for case in cases:
-        case["latents"] = torch.from_numpy(rng.normal(size=(1, 16))).float()
-    noise = _compare(cases, None, np.random.default_rng(1))
-    assert all(noise[name]["low"] < 0 < noise[name]["high"] for name in ("mass", "best_step", "near_step"))
-
-
-@pytest.mark.parametrize(("target", "expected"), [(2, (1, 1)), (1, (0, 1)), (3, (0, 1)), (0, (0, 0))])
-def test_near_is_one_step_before_or_after(target, expected):
-    """Latents of the cell of step 2, whatever step they should picture; those of what stays in place do not count."""
-    rng = np.random.default_rng(0)
-    features = torch.from_numpy(rng.normal(size=(4, 3, 3, 16))).float()
-    case = {"latents": features[2, 1, 1][None], "features": features, "cover": np.ones((4, 3, 3), np.float32)}
-    cases = [{**case, "clip": str(i), "step": target, "moves": i < 3} for i in range(4)]
-    cases[3]["step"] = 2
-    found = _compare(cases, None, rng)
-    assert (found["best_step"]["own"], found["near_step"]["own"], found["num_moving"]) == (*expected, 3)
-    assert found["mass"]["own"] == found["mass"]["shuffled"] == found["mass"]["chance"] == 1
-    assert found["near_step"]["gain"] == found["near_step"]["low"] == found["near_step"]["high"] == 0
-
-
-def test_the_bootstrap_draws_clips_with_all_their_images():
-    rng = np.random.default_rng(0)
-    values = np.repeat([0.0, 1.0], 50)
-    low, high = _bootstrap(values, np.repeat(["a", "b"], 50), rng)  # two clips: one, the other, or both
-    assert (low, high) == (0, 1)
-    low, high = _bootstrap(values, np.arange(100), rng)
-    assert 0.38 < low < 0.43 < 0.57 < high < 0.62
-
-
-def test_maps_of_simulated_clips(tmp_path):
-    """The whole way, of the model's latents and of the true targets'."""
-    benchmark = simulate(4, 5, tmp_path / "data")
-    for source in ("model", "targets"):
-        result = map_test(str(BUNDLED), str(benchmark), str(tmp_path / source), 4, source)
-        assert result == {
-            k: v
-            for k, v in json.loads((tmp_path / source / "maps.json").read_text()).items()
-            if k not in ("model", "benchmark")
-        }
-        assert 4 <= result["num"] <= 6 and result["best_step"]["chance"] == 0.25
-        assert 0.02 < result["mass"]["chance"] < 0.1 and result["mass"]["own"] > result["mass"]["chance"]

@@ -1,4 +1,4 @@
-"""Paired statistics against published numbers and against brute force."""
+"""Paired statistics are checked against published numbers and against direct formulas."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourdthinker_hf.evaluation.statistics import compare, mcnemar, paired_interval
+from fourdthinker_hf.evaluation.statistics import compare, mcnemar, paired_interval, wilson_interval
 
 counts = st.integers(0, 40)
 
@@ -17,6 +17,14 @@ def rows(*correct, predictions=None):
         {"id": str(i), "correct": right, "prediction": said}
         for i, (right, said) in enumerate(zip(correct, predictions, strict=True))
     ]
+
+
+def test_wilson_interval():
+    # 81 of 263: the example of Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    with pytest.raises(ValueError, match="at least one"):
+        wilson_interval(0, 0)
 
 
 def test_mcnemar_is_the_binomial_test():
@@ -32,7 +40,7 @@ def test_newcombes_example():
 
 
 @given(counts, counts, counts, counts)
-def test_the_interval_holds_the_difference_and_turns_with_the_runs(both, lost, won, neither):
+def test_the_interval_holds_the_difference_and_changes_sign_with_the_order_of_the_runs(both, lost, won, neither):
     total = both + lost + won + neither
     if total == 0:
         return
@@ -50,5 +58,5 @@ def test_compare_counts_what_changed():
 
 
 def test_other_questions_are_refused():
-    with pytest.raises(ValueError, match="1 of them"):
+    with pytest.raises(ValueError, match="but 1 questions are in one"):
         compare(rows(True, False), rows(True))

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.simulation.generation import simulate
-from fourdthinker_hf.evaluation.maps import map_test
+from fourdthinker_hf.evaluation.maps import score_maps
 from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import evaluate
 from fourdthinker_hf.hub import card
@@ -83,7 +83,7 @@ def outputs(tmp_path_factory, tiny_folder, split) -> Path:
     folder = tmp_path_factory.mktemp("outputs")
     for probe in ("plain", "zeros"):
         evaluate(str(tiny_folder), str(split), str(folder / probe), probe=probe, max_new_tokens=3)
-    map_test(str(tiny_folder), str(split / "records.jsonl"), str(folder / "maps"), 4, "targets")
+    score_maps(str(tiny_folder), str(split / "records.jsonl"), str(folder / "maps"), 4, "targets")
     return folder
 
 
@@ -128,7 +128,7 @@ def test_a_card_is_rendered_from_the_evaluation_files(evaluated, outputs):
     table = json.loads((outputs / "plain" / "report.json").read_text())["table"]
     assert format_table(table) in found.text
     assert "Simulated questions, level 1, seed 3" in found.text
-    assert re.search(r"\| `zeros` \| the vector fed: zeros instead \| [\d.]+% \|", found.text)
+    assert re.search(r"\| `zeros` \| the content of the latents: zeros are fed \| [\d.]+% \|", found.text)
     score = json.loads((outputs / "maps" / "maps.json").read_text())["mass"]
     assert f"| {score['own']:.3f} | {score['shuffled']:.3f} | {score['chance']:.3f} |" in found.text
 
