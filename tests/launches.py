@@ -1,4 +1,4 @@
-"""Runs of `accelerate launch` on the CPU, for tests of the launchers."""
+"""Runs `accelerate launch` on the CPU, for tests of the launchers."""
 
 import json
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(program: str | Path, *arguments: object, launch: tuple = ()) -> subprocess.Popen:
-    """`accelerate launch *launch program *arguments`, on the CPU."""
+    """Starts `accelerate launch LAUNCH PROGRAM ARGUMENTS` on the CPU."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "train", ROOT / "tests")))
     environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, program, *arguments]
@@ -26,7 +26,7 @@ def start(program: str | Path, *arguments: object, launch: tuple = ()) -> subpro
 
 
 def finish(*runs: subprocess.Popen) -> str:
-    """Wait for all; what the first printed."""
+    """Waits for all runs, which must succeed. Returns what the first one printed."""
     outputs = [run.communicate()[0] for run in runs]
     for run in runs:
         assert run.returncode == 0, "\n\n".join(outputs)[-20000:]
@@ -39,7 +39,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def zero(name: str) -> tuple:
+def deepspeed(name: str) -> tuple:
+    """Options of `accelerate launch` for two processes with the hardware file `name`."""
     return (
         "--config_file",
         ROOT / f"train/accelerate/{name}.yaml",
@@ -52,5 +53,6 @@ def zero(name: str) -> tuple:
     )
 
 
-def history(folder: Path) -> list[dict]:
+def log_history(folder: Path) -> list[dict]:
+    """The logs of a finished run in `folder`."""
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]

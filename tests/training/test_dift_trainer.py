@@ -1,4 +1,5 @@
-"""DIFT: exact labels, the loss against its formula, what moves and what not, what is measured, saved and refused."""
+"""DIFT: exact labels, the loss against its formula, which weights are trained, the metrics, what is saved, and which
+options are refused."""
 
 import json
 import os
@@ -84,7 +85,7 @@ def make_trainer(tiny_folder, processor, rows, out, eval_rows=None, peft_config=
 # The batch
 
 
-def test_labels_are_what_the_assistant_says_without_the_pads(processor, rows):
+def test_labels_are_the_tokens_of_the_assistant_without_the_pads(processor, rows):
     batch = DIFTCollator(processor)(rows)
     said = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
     assert said == [
@@ -112,28 +113,28 @@ def test_imagery_and_options_can_be_left_out(processor, rows):
     assert said == ["\n<answer>left</answer><|im_end|>\n"] * 3 and "pixel_values_latent" not in batch
 
 
-def test_words_behind_the_first_images_are_learnt_without_the_video(processor, rows):
+def test_text_after_the_first_images_is_learnt_without_the_video(processor, rows):
     rows[1]["reasoning"] = "now <output_image><output_image> it moves"
-    plain, batch = DIFTCollator(processor)(rows), DIFTCollator(processor, forget_video=True)(rows)
+    usual, batch = DIFTCollator(processor)(rows), DIFTCollator(processor, forget_video=True)(rows)
     said = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
-    block, forgetting = "<|latent_start|><|latent_end|>", batch["without_video"]
+    block, without_video = "<|latent_start|><|latent_end|>", batch["without_video"]
     assert said == [
         f"\n<think>it {block} moves",
         f"\n<think>now {block * 2} it",
-        "\n<answer>left</answer><|im_end|>\n",  # nothing is pictured: all of it is learnt with the video
+        "\n<answer>left</answer><|im_end|>\n",  # no mental image: all of it is learnt with the video
     ]
-    assert [processor.tokenizer.decode(row[row != -100]) for row in forgetting["labels"]] == [
+    assert [processor.tokenizer.decode(row[row != -100]) for row in without_video["labels"]] == [
         " moves</think><answer>left</answer><|im_end|>\n",
         " it moves</think><answer>left</answer><|im_end|>\n",
     ]
-    assert plain.keys() == batch.keys() - {"without_video"}
-    assert all(torch.equal(plain[name], batch[name]) for name in plain if name != "labels")
+    assert usual.keys() == batch.keys() - {"without_video"}
+    assert all(torch.equal(usual[name], batch[name]) for name in usual if name != "labels")
     vision = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|video_pad|>", "<|vision_end|>"])
-    for row in (0, 1):  # the same conversation, but for the video
-        ids = plain["input_ids"][row, plain["attention_mask"][row].bool()]
+    for row in (0, 1):  # the same conversation except for the video
+        ids = usual["input_ids"][row, usual["attention_mask"][row].bool()]
         kept = ids[~torch.isin(ids, torch.tensor(vision))]
         assert len(kept) < len(ids)
-        assert torch.equal(kept, forgetting["input_ids"][row, forgetting["attention_mask"][row].bool()])
+        assert torch.equal(kept, without_video["input_ids"][row, without_video["attention_mask"][row].bool()])
     nothing = DIFTCollator(processor, forget_video=True)(rows[2:])["without_video"]
     assert nothing["labels"].shape[0] == 1 and (nothing["labels"] == -100).all()
 
@@ -147,13 +148,13 @@ def test_without_the_video_the_predicted_latents_are_fed_with_their_gradient(tin
     predicted = first.last_hidden_state[:, :-1][is_pad[:, 1:]]
     latents = model.model.place_latents(again["input_ids"], predicted)
     second = model(input_ids=again["input_ids"], attention_mask=again["attention_mask"], latent_embeds=latents)
-    words = [
+    text_losses = [
         F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
         for logits, labels in ((first.logits, batch["labels"]), (second.logits, again["labels"]))
     ]
     count = sum(int((labels[:, 1:] != -100).sum()) for labels in (batch["labels"], again["labels"]))
     sim = 1 - F.cosine_similarity(predicted, first.latent_targets, dim=-1)
-    expected = 0.5 * torch.cat(words).sum() / count + sim.mean()
+    expected = 0.5 * torch.cat(text_losses).sum() / count + sim.mean()
     samples, num_items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     assert num_items == count and trainer._num_latents == 12
     loss = trainer.compute_loss(model, samples[0], num_items_in_batch=num_items)
@@ -200,10 +201,10 @@ print(batch["video_grid_thw"].tolist(), batch["second_per_grid_ts"].tolist())
     assert done.stdout == "[[1, 6, 6], [1, 6, 6]] [1.0, 1.0]\n", done.stderr
 
 
-# Records that are read when they are asked for
+# Records are read when they are needed
 
 
-def test_a_record_is_read_when_it_is_its_turn(processor, record_file):
+def test_a_record_is_read_when_it_is_needed(processor, record_file):
     dataset = record_dataset([record_file("{", "")], DIFTCollator(processor))  # line 2 is empty
     assert len(dataset) == 4 and dataset[1]["question"] == "which way" and dataset[3]["imagery"] == []
     assert dataset[1]["clip"][0].shape == (8, 112, 112, 3) and dataset[1]["targets"][0].size == (84, 84)
@@ -243,7 +244,7 @@ def broken(kind: str, tmp_path, clip) -> dict:
     ("kind", "reason"),
     [("video", "truncated or damaged"), ("picture", "truncated"), ("small target", "1 features but .* needs 4")],
 )
-def test_what_shows_only_when_decoded_stops_the_run_with_file_and_line(
+def test_a_file_that_cannot_be_decoded_stops_the_run_with_file_and_line(
     tiny_folder, processor, record_file, tmp_path, clip, kind, reason
 ):
     path = record_file(json.dumps(broken(kind, tmp_path, clip)))
@@ -266,7 +267,7 @@ def test_what_shows_only_when_decoded_stops_the_run_with_file_and_line(
 def test_bad_records_can_be_skipped_and_are_counted(tiny_folder, processor, record_file, tmp_path, clip, caplog):
     path = record_file("{", json.dumps(broken("video", tmp_path, clip)))
     dataset = record_dataset([path], DIFTCollator(processor), skip_bad=True)
-    assert dataset[0]["id"] == dataset[1]["id"] == dataset[2]["id"] == "0"  # the next good one stands in
+    assert dataset[0]["id"] == dataset[1]["id"] == dataset[2]["id"] == "0"  # the next good record takes their place
     assert [dataset[i]["num_skipped"] for i in range(5)] == [2, 1, 0, 0, 0]
     assert "line 1: Expecting" in caplog.text and "line 2: " in caplog.text
     settings = {"per_device_train_batch_size": 5, "max_steps": 1}
@@ -296,7 +297,7 @@ def test_loss_is_the_weighted_sum_of_both_means(tiny_folder, processor, rows, tm
     torch.testing.assert_close(loss, 0.1 * output.loss + 2.0 * sim)
 
 
-def test_the_text_moves_and_the_frozen_tower_does_not(tiny_folder, processor, rows, tmp_path):
+def test_all_weights_but_the_frozen_tower_are_trained(tiny_folder, processor, rows, tmp_path):
     trainer = make_trainer(tiny_folder, processor, rows, tmp_path)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
@@ -324,7 +325,7 @@ def test_one_forward_a_step_and_only_labelled_positions_reach_the_head(tiny_fold
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     ],
 )
-def test_neither_cuts_nor_checkpointing_change_loss_and_gradients(
+def test_neither_micro_batches_nor_checkpointing_change_loss_and_gradients(
     tiny_folder, processor, rows, tmp_path, settings, forget
 ):
     """One step of SGD at rate 1, so weights change by the gradient: unequal text, 1, 2 and 0 target frames."""
@@ -354,45 +355,45 @@ def test_bf16_is_close(tiny_folder, processor, rows, tmp_path):
     assert losses[0] != losses[1] == pytest.approx(losses[0], abs=0.02)
 
 
-# What is measured
+# Metrics
 
 
-def test_the_measures_tell_sight_from_habit():
-    """Targets share a large mean. One who sees predicts them with noise, one who is blind their mean with noise."""
+def test_the_metrics_tell_a_seeing_model_from_a_blind_one():
+    """Targets share a large mean. A seeing model predicts the targets with noise, a blind one the mean with noise."""
     torch.manual_seed(0)
     mean = 10 * torch.randn(2, 32)  # a vector for each of two slots
     targets = mean + torch.randn(400, 2, 32)
     seeing, blind = targets + 0.5 * torch.randn_like(targets), mean + torch.randn_like(targets)
-    found = []
+    means = []
     for predicted in (seeing, blind):
-        measures, totals = LatentMetrics(latent_size=2), {}
-        for rows, truths in zip(predicted.split(8), targets.split(8), strict=True):
-            for name, values in measures(rows.flatten(0, 1), truths.flatten(0, 1), training=True).items():
+        metrics, totals = LatentMetrics(latent_size=2), {}
+        for rows, true_targets in zip(predicted.split(8), targets.split(8), strict=True):
+            for name, values in metrics(rows.flatten(0, 1), true_targets.flatten(0, 1), training=True).items():
                 totals.setdefault(name, []).append(values)
         assert len(totals["latent_rank"]) == (400 - NUM_NEGATIVES) // 8  # from the first batch that has 64 before it
-        found.append({name: torch.cat(values).mean().item() for name, values in totals.items()})
-    sees, habit = found
-    assert min(sees["latent_cosine"], habit["latent_cosine"]) > 0.98
+        means.append({name: torch.cat(values).mean().item() for name, values in totals.items()})
+    sees, guesses = means
+    assert min(sees["latent_cosine"], guesses["latent_cosine"]) > 0.98
     assert sees["latent_centred_cosine"] > 0.8 and sees["latent_rank"] == 1 and sees["latent_top1"] == 1
-    assert abs(habit["latent_centred_cosine"]) < 0.05 and abs(habit["latent_rank"] - 33) < 3
-    assert habit["latent_top1"] < 0.06
+    assert abs(guesses["latent_centred_cosine"]) < 0.05 and abs(guesses["latent_rank"] - 33) < 3
+    assert guesses["latent_top1"] < 0.06
     assert sees["latent_norm"] == pytest.approx(seeing.norm(dim=-1).mean().item(), rel=1e-5)
     assert sees["target_norm"] == pytest.approx(targets.norm(dim=-1).mean().item(), rel=1e-5)
 
 
-def test_a_rank_counts_the_rivals_that_are_nearer():
-    measures = LatentMetrics(latent_size=1)
+def test_a_rank_counts_the_negatives_that_are_nearer():
+    metrics = LatentMetrics(latent_size=1)
 
-    def on_circle(steps):  # round (5, 5), of which 64 make the whole
+    def on_circle(steps):  # a circle around (5, 5) of 64 steps
         return torch.stack([torch.cos(steps * 2 * torch.pi / 64), torch.sin(steps * 2 * torch.pi / 64)], -1) + 5
 
-    rivals = on_circle(torch.arange(64.0))
-    assert "latent_rank" not in measures(rivals, rivals, training=False)
+    negatives = on_circle(torch.arange(64.0))
+    assert "latent_rank" not in metrics(negatives, negatives, training=False)
     truth, predicted = on_circle(torch.tensor([0.7])), on_circle(torch.tensor([3.2]))
-    found = measures(predicted, truth, training=False)
-    assert found["latent_rank"].item() == 6  # rivals 1 to 5 are nearer than 2.5 steps
+    found = metrics(predicted, truth, training=False)
+    assert found["latent_rank"].item() == 6  # negatives 1 to 5 are nearer than 2.5 steps
     assert found["latent_norm"].item() == pytest.approx(predicted.norm().item())
-    assert measures.mean is None  # of training alone
+    assert metrics.mean is None  # it is updated only in training
 
 
 def test_evaluation_does_not_depend_on_its_batches(tiny_folder, processor, rows, tmp_path):
@@ -418,8 +419,8 @@ def test_evaluation_does_not_depend_on_its_batches(tiny_folder, processor, rows,
 
 
 def test_it_learns_to_answer_keeps_the_best_and_reports(tiny_folder, processor, rows, tmp_path, monkeypatch):
-    """Two rows by heart: the accuracy of free-running answers rises, its first best checkpoint is kept, and numbers
-    and replies stand in TensorBoard's and Trackio's files."""
+    """A row is learnt by heart: the accuracy of freely generated answers rises, the first checkpoint with the best
+    accuracy is kept, and TensorBoard's and Trackio's files hold the numbers and the replies."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     out = tmp_path / "run"
     trainer = make_trainer(
@@ -531,7 +532,7 @@ def test_a_lora_run_leaves_a_whole_model_and_is_not_run_twice(tiny_folder, recor
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
 
 
-def test_a_resumed_run_remembers_what_it_measured(tiny_folder, processor, rows, tmp_path):
+def test_a_resumed_run_restores_its_metrics(tiny_folder, processor, rows, tmp_path):
     logs = []
     for resumed in (False, True):
         out = tmp_path / str(resumed)
@@ -551,7 +552,7 @@ def test_a_resumed_run_remembers_what_it_measured(tiny_folder, processor, rows, 
     assert "latent_rank" in logs[1][0] and mean is not None
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
+def test_a_half_written_checkpoint_is_not_taken(tmp_path, caplog):
     assert last_checkpoint(str(tmp_path)) is None
     for step, text in ((9, '{"epoch": 1.0}'), (10, '{"epoch": 1.0}'), (11, '{"epo'), (12, None)):
         folder = tmp_path / f"checkpoint-{step}"
@@ -592,7 +593,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
         ("metric_for_best_model", "eval_accuracy"),
     ],
 )
-def test_options_that_cannot_work_are_refused_by_name(tmp_path, option, value):
+def test_unsupported_options_are_refused_by_name(tmp_path, option, value):
     settings = {option: value}
     if option == "dispatch_batches":
         settings = {"accelerator_config": {"dispatch_batches": True}}

@@ -1,4 +1,4 @@
-"""The store of features: the same losses without the tower, found by content, whole or not there."""
+"""The feature store: training on it gives the same losses without the tower, and damaged files are noticed."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def records(clip, tmp_path):
 @pytest.fixture
 def store(model, processor, records, tmp_path):
     store = FeatureStore(tmp_path / "features", processor, model)
-    assert store.fill(model, processor, records) == 4  # two clips and two frames, though five are named
+    assert store.fill(model, processor, records) == 4  # two different clips and two different frames
     return store
 
 
@@ -46,23 +46,25 @@ class Calls:
         self.count += 1
 
 
-def test_a_batch_is_the_same_but_for_the_pixels(model, processor, records, store):
+def test_a_batch_is_the_same_except_for_the_pixels(model, processor, records, store):
     rows = [vars(record) for record in records]
-    plain, cached = DIFTCollator(processor)(rows), CachedCollator(processor, store=store)(rows)
+    usual, cached = DIFTCollator(processor)(rows), CachedCollator(processor, store=store)(rows)
     gone = {"pixel_values_videos", "pixel_values_latent", "mm_token_type_ids"}
-    assert plain.keys() - cached.keys() == gone and cached.keys() - plain.keys() == {"mm_encoder_outputs"}
-    for name in cached.keys() & plain.keys():
-        assert torch.equal(plain[name], cached[name]), name
+    assert usual.keys() - cached.keys() == gone and cached.keys() - usual.keys() == {"mm_encoder_outputs"}
+    for name in cached.keys() & usual.keys():
+        assert torch.equal(usual[name], cached[name]), name
     assert cached["second_per_grid_ts"].tolist() == [1.0, 1.0, 1.0]
-    plain.pop("num_skipped"), cached.pop("num_skipped")
+    usual.pop("num_skipped"), cached.pop("num_skipped")
     with torch.no_grad():
-        one, other = model(**plain), model(**cached)
-    # The tower multiplied other numbers of rows at once, so sums may be rounded otherwise.
+        one, other = model(**usual), model(**cached)
+    # The tower ran on batches of other sizes, so sums may be rounded differently.
     torch.testing.assert_close(one.last_hidden_state, other.last_hidden_state, atol=1e-5, rtol=0)
     torch.testing.assert_close(one.latent_targets, other.latent_targets, atol=1e-6, rtol=0)
 
 
-def test_training_on_features_never_runs_the_tower_and_loses_nothing(tiny_folder, processor, records, store, tmp_path):
+def test_training_on_features_never_runs_the_tower_and_gives_the_same_losses(
+    tiny_folder, processor, records, store, tmp_path
+):
     losses, calls = [], []
     for collator in (DIFTCollator(processor), CachedCollator(processor, store=store)):
         model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
@@ -110,7 +112,7 @@ def test_training_on_features_never_runs_the_tower_and_loses_nothing(tiny_folder
     assert calls[0] >= 4 and calls[1] == 0
 
 
-def test_what_is_there_is_not_made_again(tiny_folder, model, processor, records, store, tmp_path):
+def test_stored_features_are_not_computed_again(tiny_folder, model, processor, records, store, tmp_path):
     other = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
     calls = Calls(other)
     again = FeatureStore(tmp_path / "features", processor, other)
@@ -123,7 +125,7 @@ def test_what_is_there_is_not_made_again(tiny_folder, model, processor, records,
     assert again.fill(other, processor, records) == 2 and calls.count == 2  # the frame, and the clip of such frames
 
 
-def test_weights_settings_and_precision_have_folders_of_their_own(tiny_folder, model, processor, store, tmp_path):
+def test_other_weights_settings_or_precision_have_other_folders(tiny_folder, model, processor, store, tmp_path):
     changed = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
     with torch.no_grad():
         changed.model.visual.merger.mlp[-1].bias[0] += 1
@@ -141,7 +143,7 @@ def test_weights_settings_and_precision_have_folders_of_their_own(tiny_folder, m
     assert FeatureStore(tmp_path / "features", processor, reader).folder == store.folder
 
 
-def test_what_is_missing_or_damaged_is_named(processor, model, records, store, tmp_path):
+def test_an_error_names_a_missing_or_damaged_file(processor, model, records, store, tmp_path):
     Image.new("RGB", (84, 84), "blue").save(tmp_path / "blue.png")
     with pytest.raises(ValueError, match=r"blue\.png has no features in .*; call fill with its record first"):
         store.frame(tmp_path / "blue.png")
@@ -152,7 +154,7 @@ def test_what_is_missing_or_damaged_is_named(processor, model, records, store, t
     assert not list(store.folder.rglob("*.tmp"))
 
 
-def test_a_bad_file_stops_the_filling_or_is_passed_over(model, processor, records, tmp_path):
+def test_a_bad_file_stops_fill_or_is_skipped(model, processor, records, tmp_path):
     (tmp_path / "text.mp4").write_text("hello")
     bad = Record("4", question="?", answer="left", video=str(tmp_path / "text.mp4"))
     gone = Record("5", question="?", answer="left", video=str(tmp_path / "gone.mp4"))
@@ -164,6 +166,6 @@ def test_a_bad_file_stops_the_filling_or_is_passed_over(model, processor, record
     assert len(list(store.folder.rglob("*.safetensors"))) == 4
 
 
-def test_a_tower_that_learns_cannot_be_cached(tmp_path):
+def test_a_trained_tower_cannot_be_cached(tmp_path):
     with pytest.raises(ValueError, match="feature_cache needs freeze_vision"):
         DIFTConfig(str(tmp_path), feature_cache=str(tmp_path), freeze_vision=False)

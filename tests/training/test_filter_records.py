@@ -62,7 +62,7 @@ def test_questions_that_are_sometimes_right_are_kept_and_a_killed_run_continues(
     run(tiny_folder, questions, killed)
     assert killed.with_suffix(".counts.jsonl").read_text().splitlines()[0] == counts.splitlines()[0]
     assert killed.read_bytes() == whole.read_bytes()
-    assert replies[3:] == replies[1:3]  # the half batch again, then the last: the same words
+    assert replies[3:] == replies[1:3]  # the interrupted batch again, then the last one: the same texts
     run(tiny_folder, questions, killed)
     assert len(replies) == 5
 

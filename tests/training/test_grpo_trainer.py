@@ -1,4 +1,4 @@
-"""4DRL: what is scored is what was sampled, who gets a gradient, what runs how often, and what is refused."""
+"""4DRL: replies are scored as they were sampled, sampled tokens get a gradient, unsupported options are refused."""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from launches import finish, history, start, zero
+from launches import deepspeed, finish, log_history, start
 from peft import LoraConfig
 from safetensors.torch import load_file
 from trl import GRPOTrainer, ModelConfig
@@ -32,13 +32,13 @@ QUESTIONS = ("which way does it move", "where", "which way", "what is red and ho
 
 
 class Spy(FourDRLTrainer):
-    """Keeps what was sampled, the network's own log-probabilities of it, and every score of it."""
+    """Keeps the sampled replies, their log-probabilities while they were sampled, and every score of them."""
 
     def rollout(self, prompts, trainer):
-        rolled = super().rollout(prompts, trainer)
-        self.rolled, self.ids, self.masks = list(self._sampled_replies), rolled["completion_ids"], rolled["env_mask"]
+        output = super().rollout(prompts, trainer)
+        self.replies, self.ids, self.masks = list(self._sampled_replies), output["completion_ids"], output["env_mask"]
         self.scores = []
-        return rolled
+        return output
 
     def sample_replies(self, inputs):
         self.generation_config.output_logits = self.generation_config.output_scores = True
@@ -53,26 +53,29 @@ class Spy(FourDRLTrainer):
         if logps.requires_grad:
             logps.retain_grad()
         with torch.no_grad():
-            blind = [reply._replace(latents=torch.zeros_like(reply.latents)) for reply in sampled]
-            without, _ = super().replay_and_score(model, input_ids, attention_mask, length, blind)
-        rows = [next(i for i, row in enumerate(self.rolled) if row is reply) for reply in sampled]
+            zeroed = [reply._replace(latents=torch.zeros_like(reply.latents)) for reply in sampled]
+            without_latents, _ = super().replay_and_score(model, input_ids, attention_mask, length, zeroed)
+        rows = [next(i for i, other in enumerate(self.replies) if other is reply) for reply in sampled]
         adapters_off = any(getattr(module, "disable_adapters", False) is True for module in self.model.modules())
         is_old = model is self.model and not adapters_off
-        who = "policy" if torch.is_grad_enabled() else "old" if is_old else "ref"
-        self.scores += [(who, rows, logps), ("without", rows, without)]
+        scorer = "policy" if torch.is_grad_enabled() else "old" if is_old else "ref"
+        self.scores += [(scorer, rows, logps), ("without", rows, without_latents)]
         return logps, entropies
 
     def differences(self) -> dict[str, float]:
-        """Largest difference of each pass from what was recorded, over the words behind a mental image."""
-        found = {}
-        for who, rows, logps in self.scores:
+        """The largest difference between each scorer's log-probabilities and those of the sampling, over the text
+        after a mental image."""
+        largest = {}
+        for scorer, rows, logps in self.scores:
             for row, scored in zip(rows, logps.detach(), strict=True):
                 ids = torch.tensor(self.ids[row])
-                behind = ((ids == self._config.latent_end_id).cumsum(0) > 0) & (torch.tensor(self.masks[row]) == 1)
-                difference = (scored[: len(ids)] - self.recorded[row, : len(ids)])[behind].abs()
+                after_image = ((ids == self._config.latent_end_id).cumsum(0) > 0) & (
+                    torch.tensor(self.masks[row]) == 1
+                )
+                difference = (scored[: len(ids)] - self.recorded[row, : len(ids)])[after_image].abs()
                 if len(difference):
-                    found[who] = max(found.get(who, 0.0), difference.max().item())
-        return found
+                    largest[scorer] = max(largest.get(scorer, 0.0), difference.max().item())
+        return largest
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def dataset(processor, questions):
 
 @pytest.fixture
 def make_trainer(tiny_folder, processor, dataset, tmp_path):
-    """`make_trainer(**settings) -> Spy`, on a network that often pictures something."""
+    """`make_trainer(**settings) -> Spy`, with a model that often generates mental images."""
 
     def make(kind=Spy, early_end=False, model=None, data=None, peft_config=None, reward_funcs=distinct, **settings):
         model = model or FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
@@ -113,7 +116,8 @@ def make_trainer(tiny_folder, processor, dataset, tmp_path):
 
 
 def base_settings(processor, out) -> dict:
-    """One step, by which replies of random weights picture something at unequal times and end at unequal times."""
+    """Settings of one step in which a model with random weights starts mental images, and ends replies, at different
+    times."""
     likely = {"<|latent_start|>": 2.8, "<|im_end|>": 2.0, "<|latent_end|>": 3.0}
     bias = [[[processor.tokenizer.convert_tokens_to_ids(token)], value] for token, value in likely.items()]
     return {
@@ -143,11 +147,11 @@ def distinct(completion_ids, **kwargs) -> list[float]:
     return [float(len(set(ids))) for ids in completion_ids]
 
 
-# What is scored is what was sampled
+# Replies are scored as they were sampled
 
 LORA = {"r": 4, "target_modules": LORA_TARGETS, "lora_dropout": 0.3}
 CASES = {
-    "plain": {},
+    "default": {},
     "early ends": {"early_end": True},
     "micro-batches that cut groups": {
         "per_device_train_batch_size": 2,
@@ -158,13 +162,13 @@ CASES = {
     "eager": {"attention": "eager"},
     "num_iterations=2": {"num_iterations": 2},
     "LoRA": {"peft_config": LoraConfig(**LORA), "num_iterations": 2},
-    "LoRA that has learnt": {"peft_config": LoraConfig(**LORA, init_lora_weights=False), "num_iterations": 2},
+    "trained LoRA": {"peft_config": LoraConfig(**LORA, init_lora_weights=False), "num_iterations": 2},
     "LoRA, gradient checkpointing": {"peft_config": LoraConfig(**LORA), "gradient_checkpointing": True},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_pass_scores_what_was_sampled(make_trainer, figure, case):
+def test_every_scorer_agrees_with_the_sampling(make_trainer, figure, case):
     settings = dict(CASES[case])
     trainer = make_trainer(**{k: v for k, v in settings.items() if k != "attention"})
     if "attention" in settings:
@@ -173,16 +177,16 @@ def test_every_pass_scores_what_was_sampled(make_trainer, figure, case):
     trainer.train()
     start = trainer._config.latent_start_id
     starts = [ids.index(start) for ids in trainer.ids if start in ids]
-    assert len(set(starts)) > 2  # staggered
+    assert len(set(starts)) > 2  # mental images start at different times
     found = trainer.differences()
-    passes = {"policy", "ref", "without"} | ({"old"} if trainer.num_iterations > 1 else set())
-    assert found.keys() == passes
+    scorers = {"policy", "ref", "without"} | ({"old"} if trainer.num_iterations > 1 else set())
+    assert found.keys() == scorers
     figure(f"4DRL, largest difference from sampling, {case}: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
     assert found["policy"] <= 1e-5 and found.get("old", 0.0) <= 1e-5 and found["without"] > 1e-2
-    assert (found["ref"] > 1e-2) if case == "LoRA that has learnt" else (found["ref"] <= 1e-5)
+    assert (found["ref"] > 1e-2) if case == "trained LoRA" else (found["ref"] <= 1e-5)
 
 
-def test_bf16_is_close(make_trainer, figure):
+def test_bf16_scores_are_close_to_the_sampling(make_trainer, figure):
     trainer = make_trainer(bf16=True, num_iterations=2)
     trainer.train()
     found = trainer.differences()
@@ -190,10 +194,10 @@ def test_bf16_is_close(make_trainer, figure):
     assert max(found["policy"], found["old"], found["ref"]) < 0.1
 
 
-def test_the_control_scores_without_what_was_sampled(make_trainer):
+def test_without_replay_the_scores_differ_from_the_sampling(make_trainer):
     trainer = make_trainer(replay=False)
     trainer.train()
-    assert min(trainer.differences()[who] for who in ("policy", "ref")) > 1e-2
+    assert min(trainer.differences()[scorer] for scorer in ("policy", "ref")) > 1e-2
     ((_, rows, logps),) = [score for score in trainer.scores if score[0] == "policy"]
     for row in rows:
         start = trainer._config.latent_start_id
@@ -202,36 +206,37 @@ def test_the_control_scores_without_what_was_sampled(make_trainer):
 
 
 @pytest.mark.parametrize("lengths", [[9, 4, 24, 1], [0, 7, 0, 3]])
-def test_a_shared_prompt_is_as_good_as_one_of_its_own(make_trainer, monkeypatch, lengths):
-    """Scores and gradients of replies behind one prompt, and each behind its own copy; some say nothing."""
+def test_a_shared_prompt_gives_the_scores_of_separate_prompts(make_trainer, monkeypatch, lengths):
+    """Scores and gradients of replies that share a row with their prompt, and of replies in rows of their own; some
+    replies are empty."""
     trainer = make_trainer(max_completion_length=24, learning_rate=0.0)
     trainer.train()
     batch = trainer._buffered_inputs[0]
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     width = batch["completion_ids"].shape[1]
-    said = torch.arange(width) < torch.tensor(lengths * 4)[:, None]
-    mask = torch.cat([batch["prompt_mask"], (said & batch["completion_mask"].bool()).long()], 1)
+    is_reply = torch.arange(width) < torch.tensor(lengths * 4)[:, None]
+    mask = torch.cat([batch["prompt_mask"], (is_reply & batch["completion_mask"].bool()).long()], 1)
     results = []
-    for alone in (False, True):
-        if alone:
+    for separate in (False, True):
+        if separate:
             monkeypatch.setattr(
                 FourDRLTrainer, "group_replies", lambda self, sampled, *_: [[i] for i in range(len(sampled))]
             )
         trainer.model.zero_grad()
-        kept = []
-        for reply, length in zip(batch["sampled_replies"], said.sum(-1).tolist(), strict=True):
-            row = ids[len(kept), -width:][: max(length - 1, 0)]
-            kept.append(reply._replace(latents=reply.latents[: int((row == trainer._config.latent_token_id).sum())]))
-        logps, entropies = FourDRLTrainer.replay_and_score(trainer, trainer.model, ids, mask, width, kept)
+        cut = []  # the replies with the latents of their kept tokens
+        for reply, length in zip(batch["sampled_replies"], is_reply.sum(-1).tolist(), strict=True):
+            row = ids[len(cut), -width:][: max(length - 1, 0)]
+            cut.append(reply._replace(latents=reply.latents[: int((row == trainer._config.latent_token_id).sum())]))
+        logps, entropies = FourDRLTrainer.replay_and_score(trainer, trainer.model, ids, mask, width, cut)
         (logps.sum() + entropies.sum()).backward()
         grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
         results.append((logps.detach(), entropies.detach(), grads))
-    shared, own = results
+    shared, separate = results
     assert (shared[0] != 0).equal(mask[:, -width:].bool()) and (shared[0][mask[:, -width:] == 0] == 0).all()
-    for a, b in zip(shared[:2], own[:2], strict=True):
+    for a, b in zip(shared[:2], separate[:2], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    assert shared[2].keys() == own[2].keys() and not any("visual" in name for name in own[2])
-    for name, gradient in own[2].items():
+    assert shared[2].keys() == separate[2].keys() and not any("visual" in name for name in separate[2])
+    for name, gradient in separate[2].items():
         torch.testing.assert_close(shared[2][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
 
@@ -242,11 +247,11 @@ def test_rows_share_a_prompt_unless_that_costs_more(make_trainer):
     assert trainer.group_replies(replies, [10] * 4, [90] * 4) == [[0], [1], [2], [3]]
 
 
-# Who gets a gradient
+# Which tokens get a gradient
 
 
 @pytest.mark.parametrize("early_end", [False, True])
-def test_what_was_chosen_gets_a_gradient_and_what_was_forced_does_not(make_trainer, early_end):
+def test_sampled_tokens_get_a_gradient_and_forced_ones_do_not(make_trainer, early_end):
     trainer = make_trainer(early_end=early_end, max_completion_length=40)
     trainer.train()
     config, seen = trainer._config, set()
@@ -261,13 +266,13 @@ def test_what_was_chosen_gets_a_gradient_and_what_was_forced_does_not(make_train
                 seen.add("forced")
             elif advantages[row]:
                 assert gradient != 0
-                seen.add("ended" if token == config.latent_end_id else "said")
+                seen.add("ended" if token == config.latent_end_id else "text")
             pads = 0 if token == config.latent_end_id else pads
         assert (logps.grad[row, len(ids) :] == 0).all()
-    assert seen == {"forced", "said", "ended"} if early_end else {"forced", "said"}
+    assert seen == {"forced", "text", "ended"} if early_end else {"forced", "text"}
 
 
-def test_what_was_chosen(make_trainer):
+def test_sampled_token_mask(make_trainer):
     trainer = make_trainer(early_end=True)
     config = trainer._config
     pad, start, end = config.latent_token_id, config.latent_start_id, config.latent_end_id
@@ -278,10 +283,10 @@ def test_what_was_chosen(make_trainer):
     assert trainer.sampled_token_mask(ids[:7]).int().tolist() == expected[:7]
 
 
-# The sampling is the trainer's
+# The trainer decides how replies are sampled
 
 
-def test_a_checkpoint_has_no_say_in_the_sampling(make_trainer, tiny_folder):
+def test_the_checkpoint_does_not_change_the_sampling(make_trainer, tiny_folder):
     model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
     model.generation_config.update(
         do_sample=True,
@@ -351,11 +356,11 @@ def test_videos_and_prompts_run_once(make_trainer, processor, tmp_path, clip, wr
     assert positions[0] == 4 and len(positions) == 3  # rollout, reference, policy
 
 
-# The trainer and TRL's
+# The trainer's overrides, options and rewards
 
 
-def test_the_overrides_are_trls_own():
-    """A release that moves one of them would go on without it, some of them without an error."""
+def test_overridden_methods_exist_in_trl():
+    """If a release of TRL renamed one of them, the override would no longer run, in some cases without an error."""
     overridden = {
         "_compute_loss": ["model", "inputs"],
         "_generate": ["prompts"],
@@ -377,8 +382,8 @@ def test_the_overrides_are_trls_own():
         "_save_rng_state": ["output_dir"],
     }
     for name, parameters in overridden.items():
-        theirs = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)[1:]
-        assert theirs[: len(parameters)] == parameters, name
+        trl_parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)[1:]
+        assert trl_parameters[: len(parameters)] == parameters, name
     own = {name for kind in FourDRLTrainer.__mro__[:2] for name in vars(kind)}
     private = {name for name in own if hasattr(GRPOTrainer, name) and not name.startswith("__")}
     assert private == overridden.keys()
@@ -394,31 +399,31 @@ def test_the_overrides_are_trls_own():
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in UNSUPPORTED_OPTIONS] + ["dispatch_batches"])
-def test_what_cannot_work_with_latents_is_refused_by_name(name, tmp_path):
-    fine = {name: values for name, values, _ in UNSUPPORTED_OPTIONS}
+def test_unsupported_options_are_refused_by_name(name, tmp_path):
+    allowed = {name: values for name, values, _ in UNSUPPORTED_OPTIONS}
     value = {
         "dispatch_batches": True,
         "cache_implementation": "static",
         "parallelism_config": object(),
         "chat_template_kwargs": {"a": 1},
-    }.get(name, not fine.get(name, [False])[0])
+    }.get(name, not allowed.get(name, [False])[0])
     given = {"accelerator_config": {"dispatch_batches": True}} if name == "dispatch_batches" else {name: value}
     with pytest.raises(ValueError, match=f"{name}=.*does not work with 4DRL"):
         FourDRLConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
 
 
 @pytest.mark.parametrize("name", ["tools", "environment_factory", "rollout_func", "quantization_config"])
-def test_a_reply_is_one_turn(name):
+def test_arguments_for_more_than_one_turn_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} does not work with 4DRL"):
         FourDRLTrainer(model=None, args=None, **{name: [print]})
 
 
-def test_adapters_that_would_not_score_are_refused(make_trainer):
+def test_adapters_that_scoring_would_ignore_are_refused(make_trainer):
     with pytest.raises(ValueError, match="trainable_token_indices do not work with 4DRL"):
         make_trainer(peft_config=LoraConfig(**LORA, trainable_token_indices=[3]))
 
 
-def test_the_weights_of_the_recipe_make_the_reward(make_trainer):
+def test_the_reward_is_the_weighted_sum(make_trainer):
     trainer = make_trainer(reward_funcs=None, imagery_weight=0.5, length_weight=0.1, max_steps=2, learning_rate=0.0)
     trainer.train()
     names = ["accuracy", "format", "imagery", "soft_overlong_punishment_reward"]
@@ -426,12 +431,12 @@ def test_the_weights_of_the_recipe_make_the_reward(make_trainer):
     for log in trainer.state.log_history[:2]:
         parts = [log[f"rewards/{name}/mean"] for name in names]
         assert log["reward"] == pytest.approx(parts[0] + 0.2 * parts[1] + 0.5 * parts[2] + 0.1 * parts[3], abs=1e-6)
-        assert parts[3] < 0  # some fill the whole length
+        assert parts[3] < 0  # some replies have the maximum length
         assert log["completions/images"] > 0 and "kl" in log and "entropy" in log and "clip_ratio/region_mean" in log
     assert make_trainer(reward_funcs=None, format_weight=0.0).reward_func_names == ["accuracy"]
 
 
-def test_the_tower_stays_and_all_else_moves(make_trainer):
+def test_all_weights_but_the_vision_tower_are_trained(make_trainer):
     trainer = make_trainer()
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
@@ -441,7 +446,7 @@ def test_the_tower_stays_and_all_else_moves(make_trainer):
 
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_resumed_run_ends_at_the_same_bits(make_trainer, tmp_path, adapters):
-    """From between two steps that learn from one rollout; nothing of the first run is left in memory."""
+    """Resumed between two steps that learn from the same rollout; nothing of the first run is left in memory."""
     runs = []
     for number in range(2):
         trainer = make_trainer(
@@ -476,7 +481,7 @@ def test_a_lora_run_leaves_a_whole_model(tiny_folder, processor, questions, tmp_
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_no_number_stops_the_run_before_the_weights_change(make_trainer, where):
+def test_a_number_that_is_not_finite_stops_the_run_before_the_weights_change(make_trainer, where):
     trainer = make_trainer()
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     if where == "loss":
@@ -489,7 +494,7 @@ def test_what_is_no_number_stops_the_run_before_the_weights_change(make_trainer,
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
 
-def test_a_broken_video_is_named(make_trainer, processor, tmp_path, clip):
+def test_an_error_names_the_record_of_a_broken_video(make_trainer, processor, tmp_path, clip):
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:1500])
     (tmp_path / "bad.jsonl").write_text('{"id": "x", "question": "q", "answer": "a", "video": "cut.mp4"}\n' * 4)
     trainer = make_trainer(data=question_dataset([tmp_path / "bad.jsonl"], processor))
@@ -497,7 +502,7 @@ def test_a_broken_video_is_named(make_trainer, processor, tmp_path, clip):
         trainer.train()
 
 
-def test_the_published_set_is_read(make_trainer, processor, tmp_path, clip):
+def test_the_published_rl_set_is_read(make_trainer, processor, tmp_path, clip):
     line = {
         "Question": "which way",
         "A": "left",
@@ -517,7 +522,7 @@ def test_the_published_set_is_read(make_trainer, processor, tmp_path, clip):
     assert len(table) == 16 and table["completion"].str.contains("<output_image>").any()
 
 
-def test_evaluation_scores_without_learning(make_trainer, dataset):
+def test_evaluation_logs_its_metrics(make_trainer, dataset):
     trainer = make_trainer(kind=FourDRLTrainer, per_device_eval_batch_size=8, num_generations_eval=4)
     trainer.eval_dataset = dataset
     metrics = trainer.evaluate()
@@ -528,10 +533,10 @@ def test_evaluation_scores_without_learning(make_trainer, dataset):
 
 
 def work(kind: str, folder: str, questions: str, out: str, **settings) -> None:
-    """One process: a step by `kind`; what was asked and sampled, and the differences, go to `out`."""
+    """One process: a run of the trainer `kind`. It writes its prompts, its replies and the differences to `out`."""
     processor = FourDThinkerProcessor.from_pretrained(folder)
     args = FourDRLConfig(**base_settings(processor, out) | settings)
-    trainer = {"spy": Spy, "nan": Spoilt, "dies": Dying}[kind](
+    trainer = {"spy": Spy, "nan": NaNTrainer, "dies": KilledTrainer}[kind](
         model=FourDThinkerForConditionalGeneration.from_pretrained(folder),
         args=args,
         reward_funcs=distinct,
@@ -539,14 +544,14 @@ def work(kind: str, folder: str, questions: str, out: str, **settings) -> None:
         processing_class=processor,
     )
     trainer.train()
-    told = {"ids": trainer.ids, "prompts": [row["id"] for row in trainer._rows], **trainer.differences()}
-    Path(out, f"{args.process_index}.json").write_text(json.dumps(told))
+    result = {"ids": trainer.ids, "prompts": [row["id"] for row in trainer._rows], **trainer.differences()}
+    Path(out, f"{args.process_index}.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()  # as in train/sft.py
     trainer.end()
 
 
-class Spoilt(FourDRLTrainer):
-    """In the second process the second step makes no number."""
+class NaNTrainer(FourDRLTrainer):
+    """In the second process the loss of the second step is NaN."""
 
     def replay_and_score(self, *args):
         logps, entropies = super().replay_and_score(*args)
@@ -554,7 +559,7 @@ class Spoilt(FourDRLTrainer):
         return logps * torch.nan if is_bad else logps, entropies
 
 
-class Dying(FourDRLTrainer):
+class KilledTrainer(FourDRLTrainer):
     """The second process is killed in its second step."""
 
     def replay_and_score(self, *args):
@@ -568,24 +573,24 @@ def start_workers(tiny_folder, questions, tmp_path):
     """`start_workers(kind, launch, **settings) -> process`."""
 
     def run(kind: str, launch: tuple, **settings):
-        told = json.dumps({"kind": kind, "folder": str(tiny_folder), "questions": str(questions), **settings})
-        return start(Path(__file__), told, str(tmp_path), launch=launch)
+        arguments = json.dumps({"kind": kind, "folder": str(tiny_folder), "questions": str(questions), **settings})
+        return start(Path(__file__), arguments, str(tmp_path), launch=launch)
 
     return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "gathered"), [("zero2", True), ("zero3", True), ("zero3", False)])
-def test_sharded_every_pass_scores_what_was_sampled(start_workers, tmp_path, figure, stage, gathered):
+@pytest.mark.parametrize(("hardware", "gathered"), [("zero2", True), ("zero3", True), ("zero3", False)])
+def test_with_deepspeed_every_scorer_agrees_with_the_sampling(start_workers, tmp_path, figure, hardware, gathered):
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2}
-    finish(start_workers("spy", zero(stage), ds3_gather_for_generation=gathered, **settings))
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert not set(told[0]["prompts"]) & set(told[1]["prompts"])
-    assert not {tuple(ids) for ids in told[0]["ids"]} & {tuple(ids) for ids in told[1]["ids"]}
-    for rank, found in enumerate(told):
-        parts = ", ".join(f"{who} {found[who]:.1e}" for who in ("policy", "old", "ref", "without"))
-        figure(f"4DRL, largest difference from sampling, {stage}, gathered: {gathered}, process {rank}: {parts}")
-        assert max(found[who] for who in ("policy", "old", "ref")) <= 1e-5 and found["without"] > 1e-2
+    finish(start_workers("spy", deepspeed(hardware), ds3_gather_for_generation=gathered, **settings))
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert not set(results[0]["prompts"]) & set(results[1]["prompts"])
+    assert not {tuple(ids) for ids in results[0]["ids"]} & {tuple(ids) for ids in results[1]["ids"]}
+    for rank, found in enumerate(results):
+        parts = ", ".join(f"{scorer} {found[scorer]:.1e}" for scorer in ("policy", "old", "ref", "without"))
+        figure(f"4DRL, largest difference from sampling, {hardware}, gathered: {gathered}, process {rank}: {parts}")
+        assert max(found[scorer] for scorer in ("policy", "old", "ref")) <= 1e-5 and found["without"] > 1e-2
 
 
 @pytest.mark.slow
@@ -593,14 +598,14 @@ def test_replies_to_one_prompt_in_two_processes_differ(start_workers, tmp_path):
     """A group of eight, four in each process, the same prompt in both."""
     settings = {"per_device_train_batch_size": 4, "num_generations": 8}
     finish(start_workers("spy", ("--multi_gpu", "--num_processes", 2, "--main_process_port", 0), **settings))
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert told[0]["prompts"] == told[1]["prompts"] and len(set(told[0]["prompts"])) == 1
-    assert not {tuple(ids) for ids in told[0]["ids"]} & {tuple(ids) for ids in told[1]["ids"]}
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert results[0]["prompts"] == results[1]["prompts"] and len(set(results[0]["prompts"])) == 1
+    assert not {tuple(ids) for ids in results[0]["ids"]} & {tuple(ids) for ids in results[1]["ids"]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nan", "dies"])
-def test_one_process_in_trouble_stops_all(start_workers, tmp_path, kind):
+def test_an_error_in_one_process_stops_all(start_workers, tmp_path, kind):
     launch = ("--multi_gpu", "--num_processes", 2, "--main_process_port", 0)
     run = start_workers(kind, launch, per_device_train_batch_size=4, max_steps=9, save_strategy="steps", save_steps=1)
     output = run.communicate(timeout=300)[0]
@@ -613,8 +618,8 @@ def test_one_process_in_trouble_stops_all(start_workers, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(tiny_folder, processor, questions, tmp_path):
-    """ZeRO-2, two processes; checkpoints lie between the steps that learn from one rollout."""
+def test_a_killed_run_continues_to_the_same_bits(tiny_folder, processor, questions, tmp_path):
+    """ZeRO-2, two processes; checkpoints are written between the steps that learn from the same rollout."""
     settings = {
         **base_settings(processor, ""),
         "model_name_or_path": str(tiny_folder),
@@ -636,7 +641,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny_folder, processor, questions
     def run(name: str):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings | {"output_dir": str(tmp_path / name)}))
-        return start(ROOT / "train/grpo.py", "--config", path, launch=zero("zero2"))
+        return start(ROOT / "train/grpo.py", "--config", path, launch=deepspeed("zero2"))
 
     finish(run("whole"))
     killed = run("killed")
@@ -652,7 +657,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny_folder, processor, questions
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
     difference = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
     assert difference == 0
-    logs = [history(tmp_path / name)[:-1] for name in ("whole", "killed")]
+    logs = [log_history(tmp_path / name)[:-1] for name in ("whole", "killed")]
     for row in logs[0] + logs[1]:
         del row["step_time"]
         row.pop("train_runtime", None)

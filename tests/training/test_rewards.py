@@ -1,4 +1,4 @@
-"""The rewards of 4DRL, and the free answers that one of them reads."""
+"""The rewards of 4DRL, and how answers without options are judged."""
 
 import doctest
 
@@ -35,13 +35,13 @@ def test_docstrings():
         ("", 0, 0, 0),
     ],
 )
-def test_what_a_reply_earns(reply, accuracy, form, imagery):
+def test_the_rewards_of_a_reply(reply, accuracy, form, imagery):
     assert rewards.accuracy([reply], answer=[OPTIONS[1]], options=[OPTIONS], task=["any"]) == [accuracy]
     assert rewards.format([reply]) == [form]
     assert rewards.imagery([reply]) == [imagery]
 
 
-def test_each_reply_is_held_against_its_own_record():
+def test_each_reply_is_judged_by_its_own_record():
     replies = ["<answer>A</answer>", "<answer>A</answer>", "<answer>2.1 m</answer>", "<answer>A</answer>"]
     given, options = ["to the left", "to the right", "2 m", "2 m"], [OPTIONS, OPTIONS, None, []]
     assert rewards.accuracy(replies, answer=given, options=options) == [1.0, 0.0, 1.0, 0.0]
@@ -51,8 +51,8 @@ def test_each_reply_is_held_against_its_own_record():
 def test_no_reply_raises(parts):
     reply = "".join(parts)
     for options, answer in ((OPTIONS, OPTIONS[1]), (None, "3 m"), (None, "red")):
-        earned = rewards.accuracy([reply], answer=[answer], options=[options])
-        assert earned in ([0.0], [1.0])
+        reward = rewards.accuracy([reply], answer=[answer], options=[options])
+        assert reward in ([0.0], [1.0])
     assert rewards.format([reply]) in ([0.0], [1.0]) and rewards.imagery([reply]) in ([0.0], [1.0])
 
 

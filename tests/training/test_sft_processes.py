@@ -1,4 +1,5 @@
-"""The launcher in several processes: the gradients of one, resumed to the bit after a kill, whole under ZeRO-3."""
+"""train/sft.py in several processes: it gives the gradients of one process, a killed run continues to the same bits,
+and ZeRO-3 saves whole weights."""
 
 import json
 import os
@@ -12,14 +13,14 @@ import psutil
 import pytest
 import torch
 import yaml
-from launches import finish, history, start, zero
+from launches import deepspeed, finish, log_history, start
 from PIL import Image
 from safetensors.torch import load_file
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_IMAGES = (0, 1, 3, 0, 2, 1, 0, 2)  # of the records; texts differ in length too
+NUM_IMAGES = (0, 1, 3, 0, 2, 1, 0, 2)  # mental images of each record; the texts also differ in length
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def recipe(tiny_folder, records, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("forget", [False, True])
 def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
-    """One step of SGD at rate 1: weights change by the gradient."""
+    """One step of SGD with learning rate 1, which changes the weights by the gradient."""
     sgd = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0, "max_steps": 1}
     sgd["forget_video"] = forget
     whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
@@ -85,14 +86,14 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], atol=1e-6, rtol=0, msg=name)
-    first, second = (history(Path(folder))[0] for folder in (whole, cut))
+    first, second = (log_history(Path(folder))[0] for folder in (whole, cut))
     for name in ("loss", "text_loss", "latent_loss", "latent_cosine", "mean_token_accuracy", "num_input_tokens_seen"):
         assert first[name] == pytest.approx(second[name], abs=1e-6), name
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
-    """ZeRO-2, two processes with loader workers, killed at their work; a half-written checkpoint lies in the way."""
+def test_a_killed_run_continues_to_the_same_bits(recipe, tmp_path):
+    """ZeRO-2, two processes with dataloader workers, killed in training; the newest checkpoint is half written."""
     settings = {
         "max_steps": 8,
         "save_strategy": "steps",
@@ -104,10 +105,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     path, _ = recipe(**settings, output_dir=str(whole))
-    finish(start("train/sft.py", "--config", path, launch=zero("zero2")))
+    finish(start("train/sft.py", "--config", path, launch=deepspeed("zero2")))
 
     path, _ = recipe(**settings, output_dir=str(killed))
-    run = start("train/sft.py", "--config", path, launch=zero("zero2"))
+    run = start("train/sft.py", "--config", path, launch=deepspeed("zero2"))
     while not list(killed.glob("checkpoint-*/trainer_state.json")):
         assert run.poll() is None, run.communicate()[0][-5000:]
         time.sleep(0.01)
@@ -119,13 +120,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
     (killed / "checkpoint-7" / "model.safetensors").write_bytes(b"half")
     (killed / "checkpoint-7" / "trainer_state.json").write_text('{"epoch": 1.0, "glo')
 
-    output = finish(start("train/sft.py", "--config", path, launch=zero("zero2")))
+    output = finish(start("train/sft.py", "--config", path, launch=deepspeed("zero2")))
     assert "checkpoint-7 was not written to its end" in output
     files = [(folder / "model.safetensors").read_bytes() for folder in (whole, killed)]
     assert files[0] == files[1]
     configs = [json.loads((folder / "config.json").read_text()) for folder in (whole, killed)]
     assert configs[0] == configs[1] and len(configs[0]["latent_mean"]) == 192
-    logs = [history(folder)[:-1] for folder in (whole, killed)]
+    logs = [log_history(folder)[:-1] for folder in (whole, killed)]
     for row in logs[0] + logs[1]:
         del row["train_runtime"], row["train_tokens_per_second"]
     assert logs[0] == logs[1]
@@ -143,8 +144,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_with_sharded_weights(recipe, records, tiny_folder, tmp_path):
-    """ZeRO-3 through the multi-node file, two launches in the part of two machines. Some batches picture nothing in
-    one process only; questions are answered in between. Weights are saved whole, and those of one process."""
+    """ZeRO-3 with two_nodes_zero3.yaml and two launches, one for each machine. In some batches only one process has no
+    mental image, and questions are answered during training. The saved weights are whole and those of a run in one
+    process."""
     settings = {
         "max_steps": 4,
         "per_device_train_batch_size": 1,
@@ -157,7 +159,7 @@ def test_two_machines_with_sharded_weights(recipe, records, tiny_folder, tmp_pat
         "per_device_eval_batch_size": 2,
     }
     path, sharded = recipe(**settings, output_dir=str(tmp_path / "sharded"))
-    hardware = (*zero("two_nodes_zero3"), "--main_process_ip", "127.0.0.1", "--machine_rank")
+    hardware = (*deepspeed("two_nodes_zero3"), "--main_process_ip", "127.0.0.1", "--machine_rank")
     finish(*(start("train/sft.py", "--config", path, launch=(*hardware, rank)) for rank in (0, 1)))
     settings |= {"per_device_train_batch_size": 2}
     path, whole = recipe(**settings, output_dir=str(tmp_path / "whole"))
@@ -168,7 +170,7 @@ def test_two_machines_with_sharded_weights(recipe, records, tiny_folder, tmp_pat
     models = [FourDThinkerForConditionalGeneration.from_pretrained(folder) for folder in (sharded, whole)]
     for (name, a), (_, b) in zip(*(model.named_parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0, msg=name)
-    for first, second in zip(history(sharded), history(whole), strict=True):
+    for first, second in zip(log_history(sharded), log_history(whole), strict=True):
         assert first.keys() == second.keys()
         for key in ("loss", "eval_loss", "eval_text_loss", "eval_latent_cosine", "eval_accuracy", "eval_samples"):
             if key in first:
