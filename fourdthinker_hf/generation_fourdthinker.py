@@ -1,8 +1,8 @@
 """Decoding with mental images: what `FourDThinkerForConditionalGeneration` adds to transformers' `generate`.
 
 A mental image is a block of tokens. Its latents are made by transformers' own decoding loops (greedy, sampling,
-beams): wherever the chosen token is `<|latent_pad|>`, the last hidden state of the step that chose it is fed in place
-of its embedding.
+beams): wherever the chosen token is `<|latent_pad|>`, the last hidden state (after the final norm) of the step that
+chose it is fed in place of its embedding.
 
     token    .. <|latent_start|>  <|latent_pad|>  <|latent_pad|> .. <|latent_end|>  text
     input    ..  its embedding     h(start)        h(1st pad)    ..  its embedding  its embedding
@@ -12,7 +12,8 @@ of its embedding.
 - What cannot be decoded exactly is refused with a `ValueError` before anything is computed: replaced loops, prompts
   without token ids and continuous batching in `generate` and `generate_batch`; prompts whose pads, pictures or videos
   come without their vectors in `_check_prompt`; decoding modes and settings in `_validate_generation_mode`; prompts
-  padded on the right in `_prepare_position_ids_for_generation`.
+  padded on the right in `_prepare_position_ids_for_generation`; what does not go with `forget_video` in
+  `_check_two_passes`.
 - The state of one call is a [`LatentDecodingState`]. It travels in `model_kwargs`, so the model itself keeps none.
 """
 

@@ -7,7 +7,7 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-os.environ["TMPDIR"] = tempfile.mkdtemp()  # for processes that tests start, and sometimes kill
+os.environ["TMPDIR"] = tempfile.mkdtemp()  # for processes that tests start and sometimes kill
 os.environ["TRACKIO_DIR"] = os.environ["TMPDIR"]  # read when trackio is loaded, by whichever test is first
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL's trainers send some, from a thread that may outlive the run
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; threads of one small product wait on one another
@@ -35,7 +35,7 @@ FIGURES: list[str] = []
 
 @pytest.fixture(scope="session")
 def figure():
-    """`figure(line)`: what a test measured, printed at the end of the run."""
+    """`figure(line)` prints what a test measured at the end of the run."""
     return FIGURES.append
 
 
@@ -47,7 +47,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A checkpoint of two layers with random weights, the same in every run. Read it; do not write into it."""
+    """A checkpoint of two layers with random weights, the same in every run. Tests must not write into it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     tokenizer = make_tokenizer(TEXTS, 400)
     config = make_config(tokenizer)
@@ -65,13 +65,13 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tiny_folder):
-    """Of that checkpoint. Do not change it."""
+    """The model of that checkpoint. Tests must not change it."""
     return FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder).eval()
 
 
 @pytest.fixture(scope="session")
 def processor(tiny_folder):
-    """Of that checkpoint. Do not change it."""
+    """The processor of that checkpoint. Tests must not change it."""
     return FourDThinkerProcessor.from_pretrained(tiny_folder)
 
 
@@ -93,7 +93,7 @@ def write_video():
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory, write_video) -> Path:
-    """Four seconds in which a red square slides over grey, 112 x 112."""
+    """A clip of four seconds, 112 x 112 pixels, in which a red square moves to the right on grey."""
     frames = np.full((32, 112, 112, 3), 90, np.uint8)
     for i, frame in enumerate(frames):
         frame[40:64, 2 * i : 2 * i + 24] = (220, 20, 20)
@@ -101,7 +101,7 @@ def clip(tmp_path_factory, write_video) -> Path:
 
 
 class Script(LogitsProcessor):
-    """Makes a model with random weights write given ids; what stands inside a mental image is the model's own."""
+    """Makes a model with random weights write given ids. The tokens inside a mental image are the model's own."""
 
     def __init__(self, ids: list[int], config, prompt_length: int):
         self.ids, self.prompt_length = ids, prompt_length

@@ -1,4 +1,4 @@
-"""The method in plain Python, without a cache: what `generate` is held against; and prompts and schedules to run."""
+"""Decodes mental images in plain Python and without a cache. Tests compare `generate` with it."""
 
 import numpy as np
 import torch
@@ -9,11 +9,12 @@ STEPS = 16
 
 
 def prompts(processor, lengths, kind="video", questions=range(9)):
-    """A left-padded batch of questions about pictures or videos of `lengths` frames, or about nothing."""
+    """A left-padded batch of questions, each about a video of `lengths` frames, about its first frame as an image, or
+    about neither (`kind`)."""
     frames = [np.random.default_rng(n).integers(0, 255, (n, 56, 84, 3), dtype=np.uint8) for n in lengths]
-    mark = {"video": "<|video_pad|>", "image": "<|image_pad|>", "text": ""}[kind]
+    placeholder = {"video": "<|video_pad|>", "image": "<|image_pad|>", "text": ""}[kind]
     words = ("where", "which way does it move", "A. left")
-    texts = [f"<|im_start|>{mark}{words[i % 3]}<|im_end|>" for i, _ in zip(questions, lengths, strict=False)]
+    texts = [f"<|im_start|>{placeholder}{words[i % 3]}<|im_end|>" for i, _ in zip(questions, lengths, strict=False)]
     media = {
         "video": {"videos": frames, "video_timestamps": [[0.5 * i for i in range(n)] for n in lengths]},
         "image": {"images": [[video[0]] for video in frames]},
@@ -23,13 +24,18 @@ def prompts(processor, lengths, kind="video", questions=range(9)):
 
 
 class Force(LogitsProcessor):
-    """Choose given tokens at (row, step), and of the rest forbid those `banned`: by default what would end a row,
-    picture or open a block."""
+    """Forces the token `schedule[row, step]` and forbids `banned` at all other steps: by default the tokens that end a
+    row, stand for a picture or video, or open a block."""
 
     def __init__(self, model, prompt_length, schedule, banned=None):
-        c = model.config
+        config = model.config
         self.prompt_length, self.schedule = prompt_length, schedule
-        default = [c.text_config.eos_token_id, c.image_token_id, c.video_token_id, c.latent_start_id]
+        default = [
+            config.text_config.eos_token_id,
+            config.image_token_id,
+            config.video_token_id,
+            config.latent_start_id,
+        ]
         self.banned = default if banned is None else banned
 
     def __call__(self, input_ids, scores):
@@ -43,7 +49,7 @@ class Force(LogitsProcessor):
 
 
 def single(inputs, row):
-    """Row `row` alone and unpadded."""
+    """One row of a batch, unpadded."""
     keep = inputs["attention_mask"][row].bool()
     one = {"input_ids": inputs["input_ids"][row : row + 1, keep]}
     for pixels, grid in (("pixel_values_videos", "video_grid_thw"), ("pixel_values", "image_grid_thw")):
@@ -59,18 +65,18 @@ def single(inputs, row):
 
 
 def reference(model, one, choose, steps, early_end=False, hook=None, see_video=True):
-    """The loop on one row: the whole sequence is computed again for each token.
+    """Decodes one row; the whole sequence is computed again for each token.
 
     `choose(ids (1, seq), scores (1, vocab)) -> scores` is what the logits processors do; `hook(latent (hidden,),
-    block, slot) -> latent` what a `latent_hook` does; without `see_video`, new latents attend to no video. Returns
-    tokens, logits `(steps, vocab)` and the vector to feed for each token if it is a pad, `(steps, hidden)`.
+    block, slot) -> latent` what a `latent_hook` does; without `see_video`, new latents do not attend to the video.
+    Returns tokens, logits `(steps, vocab)` and the vector to feed for each token if it is a pad, `(steps, hidden)`.
     """
-    c, ids, new, logits, vectors = model.config, one["input_ids"], [], [], []
-    latents = one.get("latent_embeds", torch.zeros(1, ids.shape[1], c.text_config.hidden_size, dtype=model.dtype))
+    config, ids, new, logits, vectors = model.config, one["input_ids"], [], [], []
+    latents = one.get("latent_embeds", torch.zeros(1, ids.shape[1], config.text_config.hidden_size, dtype=model.dtype))
     for _ in range(steps):
         now = {**one, "input_ids": ids, "latent_embeds": latents}
         if not see_video:
-            types, is_new_latent = model.model.get_mm_token_type_ids(ids)[0], ids[0] == c.latent_token_id
+            types, is_new_latent = model.model.get_mm_token_type_ids(ids)[0], ids[0] == config.latent_token_id
             is_new_latent[: one["input_ids"].shape[1]] = False
             vision = {name: one[name] for name in ("video_grid_thw", "second_per_grid_ts")}
             now["position_ids"], _ = model.model.get_rope_index(ids, **vision)
@@ -79,17 +85,17 @@ def reference(model, one, choose, steps, early_end=False, hook=None, see_video=T
         with torch.no_grad():
             now = model(**now, use_cache=False)
         tail = (one["input_ids"][0].tolist() + new)[::-1]
-        pads = next((i for i, token in enumerate(tail) if token != c.latent_token_id), len(tail))
+        pads = next((i for i, token in enumerate(tail) if token != config.latent_token_id), len(tail))
         scores = choose(ids, now.logits[:, -1].float()).clone()
-        if pads == 0 and tail[0] != c.latent_start_id:
-            scores[:, [c.latent_token_id, c.latent_end_id]] = -torch.inf
+        if pads == 0 and tail[0] != config.latent_start_id:
+            scores[:, [config.latent_token_id, config.latent_end_id]] = -torch.inf
             token = int(scores.argmax())
         else:
-            leave = early_end and int(scores.argmax()) == c.latent_end_id
-            token = c.latent_end_id if leave or pads == c.latent_size else c.latent_token_id
+            leave = early_end and int(scores.argmax()) == config.latent_end_id
+            token = config.latent_end_id if leave or pads == config.latent_size else config.latent_token_id
         vector = model.model.scale_latents(now.last_hidden_state[0, -1])
-        if hook is not None and token == c.latent_token_id:
-            block = tail.count(c.latent_start_id) - 1
+        if hook is not None and token == config.latent_token_id:
+            block = tail.count(config.latent_start_id) - 1
             vector = model.model.scale_latents(hook(vector, block, pads))
         new.append(token)
         logits.append(now.logits[0, -1])
@@ -100,7 +106,7 @@ def reference(model, one, choose, steps, early_end=False, hook=None, see_video=T
 
 
 def follow(model, one, tokens):
-    """`reference` along given tokens."""
+    """What `reference` computes when it is forced to choose `tokens`: logits and vectors."""
     rest = iter(tokens)
     forced = {"early_end": model.config.latent_end_id in tokens}
 
@@ -122,12 +128,12 @@ def generate(model, inputs, schedule=None, steps=STEPS, **kwargs):
 
 
 def blocks(model, *places):
-    """A schedule that opens a block at each (row, step)."""
+    """A schedule for [`Force`] that opens a block at each (row, step)."""
     return {place: model.config.latent_start_id for place in places}
 
 
 def assert_exact(model, inputs, output, schedule, early_end=False, hooks=None, see_video=True):
-    """Each row of a greedy `output` equals the cache-free loop on that row alone (with its own of `hooks`)."""
+    """Asserts that each row of a greedy `output` equals `reference` on that row alone, with the row's own hook."""
     prompt = inputs["input_ids"].shape[1]
     pad = model.config.latent_token_id
     for row, tokens in enumerate(output.sequences[:, prompt:].tolist()):

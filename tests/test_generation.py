@@ -1,4 +1,4 @@
-"""Every mode of `generate` (docs/decoding.md) against one cache-free loop: the same tokens, logits and latents."""
+"""Every mode of `generate` gives the tokens, logits and latents of one loop without a cache (`reference_loop.py`)."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_bf16_keeps_its_dtype_and_stays_near_fp32(model, tiny_folder, processor)
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_static_cache_and_torch_compile(model, processor, compiled):
-    """Compiled by dynamo as one graph, without a break; the backend that generates code for it is not ours to test."""
+    """Dynamo compiles the model as one graph. Which backend generates code from that does not matter here."""
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, (0, 2), (1, 5))
     kwargs = {"cache_implementation": "static", "disable_compile": True}
     if compiled:
@@ -83,8 +83,8 @@ def test_static_cache_and_torch_compile(model, processor, compiled):
 
 
 def two_turns(model, processor, **kwargs):
-    """The first turn's output, in which both rows pictured something; a second turn's prompt with its latents; what
-    the second shall picture."""
+    """The output of a first turn in which both rows have a mental image, the prompt of a second turn with its latents,
+    and the schedule of the second turn."""
     inputs = prompts(processor, [4, 9])
     first = generate(model, inputs, blocks(model, (0, 2), (1, 5)), 12, **kwargs)
     turn = torch.tensor([[20, 21, 22]] * 2)
@@ -112,7 +112,7 @@ def test_prefill_in_chunks_with_blocks_in_the_prompt(model, processor, size):
 
 @pytest.mark.parametrize("with_latents", [False, True])
 def test_a_second_turn_on_the_cache_of_the_first(model, processor, with_latents):
-    """What is cached needs neither pixels nor latents. In between, the model answers about another video."""
+    """Cached tokens need neither pixels nor latents. In between, the model answers about another video."""
     first, inputs, schedule = two_turns(model, processor)
     inputs = {name: value for name, value in inputs.items() if with_latents or name != "latent_embeds"}
     generate(model, prompts(processor, [12, 2]), steps=1)
@@ -123,7 +123,7 @@ def test_a_second_turn_on_the_cache_of_the_first(model, processor, with_latents)
 
 
 def test_target_frames_in_the_prompt_are_its_latents(model, processor):
-    """Given as frames to rows that are returned twice, they are what their vectors would be."""
+    """Each row is returned twice, so the latents must be repeated with their row."""
     frame = np.full((84, 84, 3), (220, 20, 20), np.uint8)
     texts = ["<|im_start|>where<|im_end|><output_image>", "<output_image> which <output_image>"]
     imagery = [[frame], [frame[::-1] // 2, frame // 3]]
@@ -137,7 +137,7 @@ def test_target_frames_in_the_prompt_are_its_latents(model, processor):
 
 
 def test_sampling_draws_what_the_loop_draws(model, processor):
-    """One row, temperature and top-k: the same draws from the same seed, those in a block included."""
+    """One row with temperature and top-k: the same draws from the same seed, also inside a block."""
     inputs, schedule = prompts(processor, [4]), blocks(model, (0, 2))
     prompt = inputs["input_ids"].shape[1]
     force = Force(model, prompt, schedule)
@@ -146,12 +146,12 @@ def test_sampling_draws_what_the_loop_draws(model, processor):
     torch.manual_seed(3)
 
     def draw(ids, scores):
-        c, scores = model.config, force(ids, scores) / 0.7
+        config, scores = model.config, force(ids, scores) / 0.7
         scores = scores.masked_fill(scores < scores.topk(9).values[:, -1:], -torch.inf)
-        if ids[0, -1] in (c.latent_start_id, c.latent_token_id):
+        if ids[0, -1] in (config.latent_start_id, config.latent_token_id):
             torch.multinomial(torch.ones_like(scores), 1)  # the sampler draws there too, from one possible token
             return scores
-        scores[:, [c.latent_token_id, c.latent_end_id]] = -torch.inf
+        scores[:, [config.latent_token_id, config.latent_end_id]] = -torch.inf
         only = torch.full_like(scores, -torch.inf)
         only[0, torch.multinomial(scores.softmax(-1), 1)] = 0
         return only
@@ -162,7 +162,7 @@ def test_sampling_draws_what_the_loop_draws(model, processor):
 
 
 def test_num_return_sequences(model, processor):
-    """Rows are samples of their own prompt, each with its own latents."""
+    """Each row is a sample of its own prompt and has its own latents."""
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, *((row, 2 + row) for row in range(4)))
     torch.manual_seed(3)
     output = generate(model, inputs, schedule, do_sample=True, num_return_sequences=2)
@@ -176,7 +176,7 @@ def test_num_return_sequences(model, processor):
 
 
 class Only(LogitsProcessor):
-    """Leaves `tokens` as the only choices; `bonus` makes a block likely."""
+    """Allows only `tokens`. `bonus` makes a block likely."""
 
     def __init__(self, model, tokens, bonus=0.0):
         self.tokens, self.start, self.bonus = tokens, model.config.latent_start_id, bonus
@@ -189,28 +189,28 @@ class Only(LogitsProcessor):
 
 
 def scored(model, one, tokens, processor, early_end=False):
-    """Log-probability of `tokens` as beams count it, by the cache-free loop: nothing for what a block forces."""
-    c, total = model.config, 0.0
+    """The log-probability of `tokens` by the loop without a cache. As in beam search, forced tokens count 0."""
+    config, total = model.config, 0.0
     logits, vectors = follow(model, one, tokens)
     previous, pads = int(one["input_ids"][0, -1]), 0
     for token, row in zip(tokens, logits, strict=True):
-        if previous not in (c.latent_start_id, c.latent_token_id):
+        if previous not in (config.latent_start_id, config.latent_token_id):
             pads = 0
             total += float(processor(None, row.log_softmax(-1)[None])[0, token])
-        elif early_end and pads < c.latent_size:
+        elif early_end and pads < config.latent_size:
             scores = processor(None, row.log_softmax(-1)[None])[0]
-            leave = torch.arange(len(scores)) == c.latent_end_id
-            total += float(scores[leave if token == c.latent_end_id else ~leave].logsumexp(0))
-        pads += token == c.latent_token_id
+            leave = torch.arange(len(scores)) == config.latent_end_id
+            total += float(scores[leave if token == config.latent_end_id else ~leave].logsumexp(0))
+        pads += token == config.latent_token_id
         previous = token
     return total, vectors
 
 
 def test_beam_search_finds_the_best_of_all_sequences(tiny_folder, processor):
-    """Wide enough to drop nothing, beams give what listing every sequence gives, blocks and ends of rows included."""
+    """With as many beams as sequences, beam search must rank them as listing them all does."""
     model = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder, latent_size=2).eval()
-    c, eos, steps = model.config, model.config.text_config.eos_token_id, 5
-    inputs, allowed = prompts(processor, [2, 4]), Only(model, [c.latent_start_id, 30, eos])
+    config, eos, steps = model.config, model.config.text_config.eos_token_id, 5
+    inputs, allowed = prompts(processor, [2, 4]), Only(model, [config.latent_start_id, 30, eos])
     output = model.generate(
         **inputs,
         max_new_tokens=steps,
@@ -225,14 +225,14 @@ def test_beam_search_finds_the_best_of_all_sequences(tiny_folder, processor):
     )
 
     def endings(new):
-        """Every continuation of `new` that the block rule admits, to the end."""
+        """Every complete sequence that begins with `new` and follows the rules of a block."""
         if len(new) == steps or new[-1:] == [eos]:
             return [new]
-        if new[-2:] == [c.latent_token_id] * 2:
-            return endings([*new, c.latent_end_id])
-        if new[-1:] in ([c.latent_token_id], [c.latent_start_id]):
-            return endings([*new, c.latent_token_id])
-        return [end for token in (c.latent_start_id, 30, eos) for end in endings([*new, token])]
+        if new[-2:] == [config.latent_token_id] * 2:
+            return endings([*new, config.latent_end_id])
+        if new[-1:] in ([config.latent_token_id], [config.latent_start_id]):
+            return endings([*new, config.latent_token_id])
+        return [end for token in (config.latent_start_id, 30, eos) for end in endings([*new, token])]
 
     for row in range(2):
         every = [(scored(model, single(inputs, row), new, allowed)[0], new) for new in endings([])]
@@ -244,9 +244,10 @@ def test_beam_search_finds_the_best_of_all_sequences(tiny_folder, processor):
 
 @pytest.mark.parametrize("kwargs", [{}, {"latent_early_end": True}, {"do_sample": True}], ids=["", "early", "sample"])
 def test_beams_carry_their_latents(model, processor, kwargs):
-    """Narrow beams cross and drop out; each hypothesis returned has the latents and the score of its own tokens."""
-    c = model.config
-    inputs, allowed = prompts(processor, [4, 9]), Only(model, [c.latent_start_id, c.latent_end_id, 30, 31, 32], 1.0)
+    """With few beams, beams are reordered and dropped; each hypothesis has the latents and score of its own tokens."""
+    config = model.config
+    inputs = prompts(processor, [4, 9])
+    allowed = Only(model, [config.latent_start_id, config.latent_end_id, 30, 31, 32], 1.0)
     torch.manual_seed(0)
     output = generate(
         model,
@@ -260,24 +261,24 @@ def test_beams_carry_their_latents(model, processor, kwargs):
     )
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     assert (output.beam_indices[:3].diff(dim=1) != 0).any(), "no beam crossed another: the test shows nothing"
-    assert (new == c.latent_token_id).any(1).all()
+    assert (new == config.latent_token_id).any(1).all()
     for row, tokens in enumerate(new.tolist()):
         early = kwargs.get("latent_early_end", False)
         score, vectors = scored(model, single(inputs, row // 3), tokens, allowed, early)
         assert output.sequences_scores[row] == pytest.approx(score, abs=1e-4)
-        is_pad = torch.tensor(tokens)[:, None] == c.latent_token_id
+        is_pad = torch.tensor(tokens)[:, None] == config.latent_token_id
         assert (output.latents[row] - vectors.masked_fill(~is_pad, 0)).abs().max() < TOLERANCE
 
 
 def test_early_end(model, processor):
-    """Of two rows that would leave their block, only the published rule lets them."""
-    c, inputs = model.config, prompts(processor, [4, 9])
-    schedule = blocks(model, (0, 0), (1, 1)) | {(0, 2): c.latent_end_id, (1, 2): c.latent_end_id}
+    """Two rows choose the end of their block early. It ends early only with `latent_early_end`."""
+    config, inputs = model.config, prompts(processor, [4, 9])
+    schedule = blocks(model, (0, 0), (1, 1)) | {(0, 2): config.latent_end_id, (1, 2): config.latent_end_id}
     pads = []
     for early in (False, True):
         output = generate(model, inputs, schedule, latent_early_end=early)
         assert_exact(model, inputs, output, schedule, early_end=early)
-        pads.append((output.sequences == c.latent_token_id).sum(1).tolist())
+        pads.append((output.sequences == config.latent_token_id).sum(1).tolist())
     assert pads == [[4, 4], [1, 0]]
 
 
@@ -296,7 +297,7 @@ def test_an_end_of_the_row_inside_a_block_is_a_latent(model, processor):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_latents_that_do_not_see_the_video(model, processor, cache):
-    """Against full attention masks in the loop; words still see the video."""
+    """Compared with the loop under a full attention mask. Text still attends to the video."""
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, (0, 2), (1, 5))
     kwargs = {"cache_implementation": cache, "disable_compile": True}
     blind = generate(model, inputs, schedule, latents_see_video=False, **kwargs)
@@ -307,7 +308,7 @@ def test_latents_that_do_not_see_the_video(model, processor, cache):
 
 
 class SinceQuestion(Force):
-    """[`Force`] with steps counted from the end of the question, wherever the prompt ends."""
+    """[`Force`] with steps counted from the end of the question, which works in both passes of `forget_video`."""
 
     def __init__(self, model, processor, schedule):
         super().__init__(model, 0, schedule)
@@ -320,14 +321,16 @@ class SinceQuestion(Force):
 
 
 def forgetting(model, one, choose, steps, hook=None):
-    """The loop on one row: with the video up to the word behind the first images; from there again, without it."""
-    c = model.config
+    """The loop on one row: with the video up to the first token of text after the first images, from there without."""
+    config = model.config
     tokens, _, vectors = reference(model, one, choose, steps, hook=hook)
     pairs = list(zip(tokens, tokens[1:], strict=False))
-    cut = next((i + 1 for i, (a, b) in enumerate(pairs) if a == c.latent_end_id and b != c.latent_start_id), None)
+    cut = next(
+        (i + 1 for i, (a, b) in enumerate(pairs) if a == config.latent_end_id and b != config.latent_start_id), None
+    )
     if cut is None:
         return tokens, vectors
-    vision = (c.vision_start_token_id, c.video_token_id, c.vision_end_token_id)
+    vision = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
     kept = [token for token in one["input_ids"][0].tolist() if token not in vision] + tokens[:cut]
     latents = torch.cat([torch.zeros(len(kept) - cut, vectors.shape[1]), vectors[:cut]])
     blind = {"input_ids": torch.tensor([kept]), "latent_embeds": latents[None]}
@@ -337,7 +340,7 @@ def forgetting(model, one, choose, steps, hook=None):
 
 @pytest.mark.parametrize("hook", [None, latent_hooks.zeros])
 def test_a_forgotten_video(model, processor, hook):
-    """Two images and a later one; one image; none; one that the limit cuts; one that ends at the limit."""
+    """Rows with two images and a later one, with one, with none, with one cut at the limit, with one ending there."""
     inputs = prompts(processor, [4, 9, 6, 4, 2], questions=[0, 1, 2, 1, 0])
     schedule = blocks(model, (0, 1), (0, 7), (0, 17), (1, 3), (3, 20), (4, 18))
     force = SinceQuestion(model, processor, schedule)
@@ -422,7 +425,7 @@ class AtFirstLatent(StoppingCriteria):
 
 
 def test_a_block_cut_by_the_limit_or_by_a_criterion(model, processor):
-    """The last pad, though never fed, has its latent: a prompt that ends there goes on as if nothing had happened."""
+    """The last pad has a latent although it was not fed, so a prompt that ends there continues the block exactly."""
     inputs, schedule = prompts(processor, [4]), blocks(model, (0, 0))
     whole = generate(model, inputs, schedule, 8)
     stop = StoppingCriteriaList([AtFirstLatent(model.config.latent_token_id)])
@@ -456,7 +459,7 @@ def test_logits_to_keep(model, processor):
 
 
 def test_device_map_auto_with_layers_on_disk(model, tiny_folder, processor, tmp_path):
-    """Half of the network comes from disk for each step, through accelerate's hooks."""
+    """accelerate's hooks load part of the network from disk at each step."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     spread = FourDThinkerForConditionalGeneration.from_pretrained(
         tiny_folder, device_map="auto", max_memory={"cpu": size * 2 // 3}, offload_folder=tmp_path
@@ -479,12 +482,12 @@ torch.save({"sequences": output.sequences, "latents": output.latents, "logits": 
 
 
 def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path):
-    """LoRA with the rows of the new tokens trained, merged, in a process that has no package of ours."""
+    """LoRA with trained rows for the new tokens is merged, saved, and loaded in a process without our package."""
     from peft import LoraConfig, get_peft_model
 
     base = FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
-    c = base.config
-    new_rows = {"embed_tokens": [c.latent_token_id, c.latent_start_id, c.latent_end_id]}
+    config = base.config
+    new_rows = {"embed_tokens": [config.latent_token_id, config.latent_start_id, config.latent_end_id]}
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], trainable_token_indices=new_rows)
     adapted = get_peft_model(base, lora)
     torch.manual_seed(0)
@@ -492,7 +495,7 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3 if "lora" in name else 0.1)
     inputs = prompts(processor, [4, 9])
-    inputs["input_ids"][:, -1] = c.latent_start_id  # the prompt opens a block: the loop below needs no schedule
+    inputs["input_ids"][:, -1] = config.latent_start_id  # the prompt opens a block: the loop below needs no schedule
     with torch.no_grad():
         before = adapted(**inputs, use_cache=False).logits
     model = adapted.merge_and_unload().eval()
@@ -513,7 +516,7 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
     )
     assert done.returncode == 0, done.stderr
     bare = torch.load(tmp_path / "inputs.pt")
-    assert (bare["sequences"] == c.latent_token_id).sum(1).tolist() == [4, 4]
+    assert (bare["sequences"] == config.latent_token_id).sum(1).tolist() == [4, 4]
     for row, tokens in enumerate(bare["sequences"][:, inputs["input_ids"].shape[1] :].tolist()):
         new, logits, vectors = reference(model, single(inputs, row), lambda ids, scores: scores, 12)
         assert tokens == new
@@ -591,12 +594,12 @@ def test_right_padding_is_refused_where_the_mask_is_inferred(model):
 
 
 def test_top_k_of_one_finds_a_word_where_a_latent_would_come_first(model, processor):
-    """Outside a block pad and end are not among the k: else nothing would be left to choose."""
-    c, inputs = model.config, prompts(processor, [4])
-    likely = SequenceBiasLogitsProcessor([[[c.latent_end_id], 99.0], [[c.latent_token_id], 98.0]])
+    """Outside a block, pad and end are removed before top-k, or else no token would be left."""
+    config, inputs = model.config, prompts(processor, [4])
+    likely = SequenceBiasLogitsProcessor([[[config.latent_end_id], 99.0], [[config.latent_token_id], 98.0]])
     output = generate(model, inputs, do_sample=True, top_k=1, top_p=0.1, logits_processor=[likely])
     new = output.sequences[0, inputs["input_ids"].shape[1] :]
-    assert not torch.isin(new, torch.tensor([c.latent_end_id, c.latent_token_id])).any()
+    assert not torch.isin(new, torch.tensor([config.latent_end_id, config.latent_token_id])).any()
 
 
 layouts = st.lists(
@@ -607,7 +610,7 @@ layouts = st.lists(
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layouts, st.randoms(use_true_random=False))
 def test_a_permuted_batch_gives_permuted_results(model, processor, rows, random):
-    """And so padding changes nothing: rows are padded by another width wherever the longest row is."""
+    """So padding changes nothing, because the rows of another batch are padded to another length."""
     order = random.sample(range(len(rows)), len(rows))
     alone = order[:1]
     outputs = {}
@@ -639,8 +642,9 @@ def replays(figure):
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layouts, st.integers(0, 2**16))
 def test_one_forward_with_the_recorded_latents_replays_the_sampling(model, processor, replays, rows, seed):
-    """Raw log-probabilities of the tokens after a block: as sampled to 1e-5, with zeroed latents off by over 1e-2."""
-    c, inputs = model.config, prompts(processor, [length for length, _ in rows])
+    """Log-probabilities of the tokens after a block equal those of sampling to 1e-5; with zeroed latents they differ
+    by more than 1e-2."""
+    config, inputs = model.config, prompts(processor, [length for length, _ in rows])
     schedule = blocks(model, (0, 0), *((row, step) for row, (_, steps) in enumerate(rows) for step in steps))
     torch.manual_seed(seed)
     output = generate(model, inputs, schedule, do_sample=True, temperature=1.3, top_k=20)
@@ -657,7 +661,7 @@ def test_one_forward_with_the_recorded_latents_replays_the_sampling(model, proce
         with torch.no_grad():
             logits = model(**whole, latent_embeds=given_latents).logits[:, prompt - 1 : -1]
         difference = (logits.log_softmax(-1).gather(-1, new[..., None]) - sampled)[..., 0].abs()
-        after = (new == c.latent_token_id).cumsum(1) > 0
-        differences.append(float(difference[after & (new != c.latent_token_id)].max()))
+        after = (new == config.latent_token_id).cumsum(1) > 0
+        differences.append(float(difference[after & (new != config.latent_token_id)].max()))
     replays.append(differences)
     assert differences[0] < 1e-5 and differences[1] > 1e-2

@@ -1,4 +1,4 @@
-"""Maps and overlays on tensors small enough to compute by hand."""
+"""Maps and overlays of tensors that are small enough to compute by hand."""
 
 import numpy as np
 import pytest

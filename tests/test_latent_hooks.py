@@ -1,4 +1,4 @@
-"""The ready hooks: what they feed, in batches and beams, against the cache-free loop."""
+"""Hooks feed what they promise, in batches and beams, compared with the loop without a cache."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_noise_is_as_long_as_the_latent_and_the_same_in_any_batch(model, process
 
 
 def test_swap_feeds_the_other_sample(model, processor):
-    """Row 0 pictures twice, its donor once: the donor's image stands for both."""
+    """Row 0 has two mental images and its donor one, which replaces both."""
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, *PLACES)
     plain = generate(model, inputs, schedule)
     new = plain.sequences[:, inputs["input_ids"].shape[1] :]
@@ -86,7 +86,7 @@ def test_a_hook_on_a_block_that_the_limit_cuts(model, processor):
 
 
 def test_beams_ask_the_hook_too(model, processor):
-    """Beams that start in a block: with the same hook, one beam and three agree on what was fed."""
+    """The prompts end in a block, so one beam and three must feed the same latents with the same hook."""
     inputs = prompts(processor, [4, 9])
     inputs["input_ids"][:, -1] = model.config.latent_start_id
 

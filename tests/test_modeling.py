@@ -1,4 +1,4 @@
-"""The model on random weights: target latents, where latents come from, the block rule. Decoding has its own file."""
+"""The model on random weights: latent targets, sources of latents, rules of a block. Decoding: test_generation.py."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ shapes = st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(1, 12))
 @settings(deadline=None)
 @given(shapes, st.integers(1, 64), st.sampled_from(["average", "grid"]))
 def test_any_number_of_latents_from_any_frame_that_has_as_many_features(shape, size, strategy):
-    """Each latent is a mean of features of its own place; in a grid every feature counts, and order is kept."""
+    """Each latent is a mean of features near it. In a grid, every feature is used and the order is kept."""
     t, h, w = shape
     available = h * w if strategy == "grid" else t * h * w
     features = torch.eye(t * h * w)  # what a latent holds is then the weight of each feature in it
@@ -135,7 +135,9 @@ def test_early_end_keeps_the_probability_of_the_end(values):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"latent_size": 0}, {"compress_strategy": "mean"}, {"latent_scale": "l2"}], ids=lambda w: next(iter(w))
+    "wrong",
+    [{"latent_size": 0}, {"compress_strategy": "mean"}, {"latent_scale": "l2"}],
+    ids=lambda wrong: next(iter(wrong)),
 )
 def test_config_refuses_unknown_values(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

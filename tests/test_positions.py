@@ -1,4 +1,4 @@
-"""Positions against a plain statement of Qwen2.5-VL's rule, in prompts and while decoding; times from real files."""
+"""Positions follow Qwen2.5-VL's rule, written out in `rule`, in prompts and while decoding, and use real times."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The processor: what text becomes, real times, mental images, paths."""
+"""The processor: prompts, target frames of mental images, real times, and videos given by path."""
 
 import numpy as np
 import pytest

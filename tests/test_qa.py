@@ -1,4 +1,4 @@
-"""Asking, streaming, the mental images and the options' probabilities, on scripted replies of random weights."""
+"""`VideoQA` on a model with random weights whose replies are forced by `script`."""
 
 import gc
 import json
