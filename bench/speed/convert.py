@@ -1,16 +1,15 @@
-"""Time and peak memory of `fourdthinker convert` on random checkpoints of Qwen2.5-VL-3B's shape, as published.
+"""Measure time and peak memory of `fourdthinker convert` on random checkpoints with the shape of Qwen2.5-VL-3B.
 
-    python bench/speed/convert.py                  # writes 15 GB twice, and removes it: three to four minutes
+    python bench/speed/convert.py                  # writes 15 GB twice and deletes it: three to four minutes
     python bench/speed/convert.py --scale small    # the same in a minute, to see that it works
 
-Two sources: a published 4DThinker (vocabulary 151,668), where everything is copied, and a base (table padded to
-151,936, no latent tokens), where the file that holds the table is written anew. Both lie as they do on the Hub: flat
-config.json, `visual.*` and `model.*`, bfloat16, tied, files of at most 2 GB. The tokenizer is made up: 256 bytes,
-names that only fill the ids up to 151,642, then the real special tokens in their order. The conversion runs in a
-process of its own; its peak resident memory (ru_maxrss, in which mapped files count) stands beside that of a process
-that only imports. Exits with 1 if what was made does not load whole, or, at full scale, if the peak is not below twice
-the largest file and the table.
-"""
+It converts a published 4DThinker (vocabulary 151,668), of which all files are copied, and a base (vocabulary padded to
+151,936, no latent tokens), of which the file with the embedding table is written anew. Both sources are laid out as on
+the Hub: flat config.json, tensors `visual.*` and `model.*`, bfloat16, tied, files of at most 2 GB. The tokenizer is
+made up: 256 bytes, names that only fill the ids up to 151,642, then the real special tokens in their order. The
+conversion runs in a process of its own. Its peak resident memory (ru_maxrss, which counts mapped files) is printed
+beside that of a process that only imports. Exits with 1 if the result does not load whole, or at full scale if the
+peak is not below twice the largest file plus the table."""
 
 import importlib.metadata
 import json
@@ -137,7 +136,7 @@ def write_tokenizer(folder: Path, published: bool) -> None:
 
 
 def write_weights(folder: Path, config: dict) -> None:
-    """Random weights, one file in memory at a time."""
+    """Write random weights, with one file in memory at a time."""
     import torch
     from safetensors.torch import save_file
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -170,11 +169,11 @@ def load_whole(folder: Path) -> None:
 
     _, info = FourDThinkerForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if any(info.values()):
-        raise SystemExit(f"not whole: {info}")
+        raise SystemExit(f"The converted checkpoint does not load whole: {info}")
 
 
 def in_process(function, *arguments) -> None:
-    """Run it elsewhere: a process that is started takes over the peak memory of the one that starts it."""
+    """Run a function in another process, because a process inherits the peak memory of the one that starts it."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -210,7 +209,7 @@ def bench(folder: Path, scale: str, published: bool) -> bool:
         f"  limit        {gigabytes(limit)} GB: twice the largest file, {gigabytes(max(sizes))}, and the table, "
         f"{gigabytes(table)}"
     )
-    return scale == "small" or peak < limit  # small: the imports alone are more
+    return scale == "small" or peak < limit  # at the small scale the imports alone take more
 
 
 def gigabytes(*sizes: float) -> str:
@@ -219,7 +218,7 @@ def gigabytes(*sizes: float) -> str:
 
 def main(
     scale: Annotated[str, typer.Option(help="3b or small.")] = "3b",
-    folder: Annotated[Path | None, typer.Option(help="Where to write; a temporary folder by default.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder to write to. By default it is a temporary one.")] = None,
 ) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))

@@ -1,12 +1,12 @@
-"""How fast `fourdthinker evaluate` is, where the time goes, and what batch size, dtype and processes change.
+"""Measure the speed of `fourdthinker evaluate`, of its parts, and with other batch sizes, dtypes and processes.
 
     python bench/speed/evaluate.py                    # 60 simulated questions; four minutes on two CPU cores
-    python bench/speed/evaluate.py --hd               # the same questions on 10 s of 1280 x 720, 30 frames a second
+    python bench/speed/evaluate.py --hd               # the same questions about 10 s of 1280 x 720, 30 frames a second
     python bench/speed/evaluate.py --benchmark data/heldout --model runs/mine
 
-Each run is `evaluate` itself, in a process of its own; its videos are opened in turn with the model's answers, so that
-parts can be told. `ahead` opens the next batch's while the model answers, as is done on a GPU. Exits with 1 if batch
-size, process count or opening ahead changes a byte in fp32.
+Each run is `evaluate` itself, in a process of its own. Opening the videos and answering take turns, so that their
+times can be told apart. Only the run "prefetch" opens the next batch's videos while the model answers, as on a GPU.
+Exits with 1 if batch size, number of processes or prefetching change a byte of the float32 predictions.
 """
 
 import importlib.metadata
@@ -35,7 +35,7 @@ def make_questions(folder: Path, num: int) -> Path:
 
 
 def make_hd(benchmark: Path, folder: Path, num_clips: int = 8) -> Path:
-    """The same questions on clips as large as public benchmarks' (eight clips, taken in turn)."""
+    """The same questions about clips as large as those of public benchmarks. They share `num_clips` clips."""
     import av
     import numpy as np
     from PIL import Image
@@ -49,8 +49,8 @@ def make_hd(benchmark: Path, folder: Path, num_clips: int = 8) -> Path:
         with av.open(str(folder / f"{number}.mp4"), "w") as out:
             stream = out.add_stream("libx264", rate=30, options={"preset": "ultrafast", "crf": "23"})
             stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-            for moment in range(300):
-                shifted = np.roll(large[moment * len(large) // 300], moment, 1)
+            for frame_number in range(300):
+                shifted = np.roll(large[frame_number * len(large) // 300], frame_number, 1)
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(shifted), "rgb24")))
             out.mux(stream.encode(None))
     for number, row in enumerate(rows):
@@ -62,7 +62,7 @@ def make_hd(benchmark: Path, folder: Path, num_clips: int = 8) -> Path:
 
 @contextmanager
 def timed(times: Counter, owner, name: str):
-    """Add up what a function takes, in this process and thread."""
+    """Add the seconds that a function takes to `times[name]`."""
     function = getattr(owner, name)
 
     def wrapper(*args, **kwargs):
@@ -78,7 +78,7 @@ def timed(times: Counter, owner, name: str):
 
 
 def run(arguments: dict, prefetch: bool, queue) -> None:
-    """One `evaluate`, and what its parts took (told apart only if batches are prepared in turn)."""
+    """Run `evaluate` and time its parts, which is exact only without `prefetch`."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
 
     from fourdthinker_hf.evaluation import outputs, runner
@@ -101,7 +101,7 @@ def run(arguments: dict, prefetch: bool, queue) -> None:
 
 
 def evaluate(prefetch: bool = False, **arguments) -> tuple[dict, Counter]:
-    """In a process of its own."""
+    """Run `evaluate` in a process of its own; returns its report and the seconds of its parts."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=run, args=(arguments, prefetch, queue))
@@ -112,7 +112,7 @@ def evaluate(prefetch: bool = False, **arguments) -> tuple[dict, Counter]:
     return queue.get()
 
 
-def show(name: str, report: dict, times: Counter) -> None:
+def print_speed(name: str, report: dict, times: Counter) -> None:
     pooled, call = report["table"]["pooled"], report["this_call"]
     seconds = call["seconds"] - times["load_model"]
     typer.echo(
@@ -121,7 +121,7 @@ def show(name: str, report: dict, times: Counter) -> None:
     )
 
 
-def show_parts(report: dict, times: Counter) -> None:
+def print_parts(report: dict, times: Counter) -> None:
     seconds = report["this_call"]["seconds"] - times["load_model"]
     parts = {
         "opening videos": times["open_clip"],
@@ -150,10 +150,10 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def main(
-    benchmark: Annotated[Path | None, typer.Option(help="60 simulated questions by default.")] = None,
-    model: Annotated[Path, typer.Option()] = ROOT / "checkpoints/4dthinker-tiny",
-    num: Annotated[int, typer.Option(min=1, help="Simulated questions.")] = 60,
-    hd: Annotated[bool, typer.Option(help="Ask them about large clips.")] = False,
+    benchmark: Annotated[Path | None, typer.Option(help="The benchmark. By default questions are simulated.")] = None,
+    model: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = ROOT / "checkpoints/4dthinker-tiny",
+    num: Annotated[int, typer.Option(min=1, help="Number of questions to simulate.")] = 60,
+    hd: Annotated[bool, typer.Option(help="Ask the questions about large clips.")] = False,
 ) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
@@ -176,21 +176,21 @@ def compare_runs(scratch: Path, model: str, benchmark: str) -> bool:
 
     for size in (1, 8, 32):
         report, times = evaluate(**settings(f"batch{size}", batch_size=size))
-        show(f"fp32, batch {size}", report, times)
-        show_parts(report, times)
-    show("fp32, batch 8, prefetch", *evaluate(prefetch=True, **settings("prefetch", batch_size=8)))
+        print_speed(f"fp32, batch {size}", report, times)
+        print_parts(report, times)
+    print_speed("fp32, batch 8, prefetch", *evaluate(prefetch=True, **settings("prefetch", batch_size=8)))
     speed = launch(2, settings("two", batch_size=8))["this_call"]["questions_per_second"]
     typer.echo(f"{'fp32, batch 8, 2 processes':<28} {speed:6.2f} questions/s, loading included")
-    show("bf16, batch 32", *evaluate(**settings("bf16", batch_size=32, dtype="bfloat16")))
+    print_speed("bf16, batch 32", *evaluate(**settings("bf16", batch_size=32, dtype="bfloat16")))
     files = {
         name: (scratch / name / "predictions.jsonl").read_bytes() for name in ("batch1", "batch8", "prefetch", "two")
     }
     first = (scratch / "batch32" / "predictions.jsonl").read_bytes()
     same = {name: text == first for name, text in files.items()}
     typer.echo(f"the same bytes as fp32, batch 32: {same}")
-    single, half = rows_of(scratch / "batch32"), rows_of(scratch / "bf16")
-    found = compare(single, half)
-    replies = sum(a["response"] != b["response"] for a, b in zip(single, half, strict=True))
+    full, half = rows_of(scratch / "batch32"), rows_of(scratch / "bf16")
+    found = compare(full, half)
+    replies = sum(a["response"] != b["response"] for a, b in zip(full, half, strict=True))
     typer.echo(
         f"bf16 changes {replies} replies and {found['changed'] * found['num']:.0f} answers of {found['num']}; "
         f"accuracy by {found['difference']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})"

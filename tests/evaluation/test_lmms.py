@@ -30,7 +30,7 @@ DOC = {"question": "Way?", "options": ["left", "right"], "answer": "right", "vid
 
 
 def load_task(path=TASKS / "dsr_sim.yaml"):
-    """The task as lmms-eval reads it: `!function file.name` is a function of the file beside it."""
+    """Read the task as lmms-eval does: `!function file.name` is a function of the file beside it."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -91,14 +91,16 @@ def test_the_entry_point_leads_to_the_model(lmms_eval):
     assert lmms.FourDThinker.is_simple is False
 
 
-def test_lmms_eval_is_no_part_of_the_tests_environment():
+def test_the_dev_extra_leaves_out_lmms_eval():
     dev = PROJECT["optional-dependencies"]["dev"]
     assert PROJECT["optional-dependencies"]["lmms"] and not any("lmms" in requirement for requirement in dev)
 
 
-def test_what_a_task_may_ask():
+def test_messages_of_a_task_become_a_record_or_are_refused():
     video, text = {"type": "video", "url": "a.mp4"}, {"type": "text", "text": "Way?"}
-    record = lmms.question([{"role": "user", "content": [video, text, {"type": "text", "text": "A. left"}]}])
+    record = lmms.record_from_messages(
+        [{"role": "user", "content": [video, text, {"type": "text", "text": "A. left"}]}]
+    )
     assert (record.video, record.question, record.options) == ("a.mp4", "Way?\nA. left", None)
     refused = [
         [{"role": "user", "content": [text]}],
@@ -110,10 +112,10 @@ def test_what_a_task_may_ask():
     ]
     for messages in refused:
         with pytest.raises(ValueError, match="one whole video, given by its path; got"):
-            lmms.question(messages)
+            lmms.record_from_messages(messages)
 
 
-def test_the_task_on_one_record():
+def test_the_task_makes_its_texts_of_a_record():
     task = load_task()
     settings = task["lmms_eval_specific_kwargs"]
     assert task["dataset_kwargs"]["data_files"] == {"test": f"{settings['folder']}/records.jsonl"}
@@ -128,7 +130,7 @@ def test_the_task_on_one_record():
     ("reply", "accuracy"),
     [
         ("<think>x</think><answer>right</answer>", 1.0),
-        ("<answer>B</answer>", 1.0),  # lmms-eval takes the reasoning away before
+        ("<answer>B</answer>", 1.0),  # lmms-eval has removed the reasoning
         ("<answer>left</answer>", 0.0),
         ("right", 0.0),
         ("", 0.0),
@@ -182,6 +184,8 @@ def test_lmms_eval_itself_gives_the_same_answers(questions, tmp_path):
 
 def test_a_video_that_cannot_be_read_ends_the_run_with_its_name(tmp_path):
     model = lmms.FourDThinker(device="cpu")
-    asked = lmms.question([{"role": "user", "content": [{"type": "video", "url": f"{tmp_path}/gone.mp4"}]}])
+    asked = lmms.record_from_messages(
+        [{"role": "user", "content": [{"type": "video", "url": f"{tmp_path}/gone.mp4"}]}]
+    )
     with pytest.raises(ValueError, match="gone.mp4: no such file"):
         model.answer([asked], 4)

@@ -1,4 +1,4 @@
-"""Functions of the task `dsr_sim`. A document is a line of `records.jsonl`, in the schema of `data/records.py`."""
+"""Functions of the task `dsr_sim`. A document (`doc`) is a line of `records.jsonl`: see `data/records.py`."""
 
 import os
 
@@ -11,11 +11,11 @@ def doc_to_visual(doc: dict, lmms_eval_specific_kwargs: dict) -> list[str]:
 
 
 def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
-    """The question and its lettered options, a line each, as `fourdthinker evaluate` asks them."""
+    """The question, and each option with its letter on a line of its own, as `fourdthinker evaluate` asks them."""
     options = [f"{LETTERS[i]}. {option}" for i, option in enumerate(doc["options"])]
     return "\n".join([doc["question"], *options]) + lmms_eval_specific_kwargs["post_prompt"]
 
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
-    """1.0 if the reply's `<answer>` names the right option, by its letter, its text, or both."""
+    """1.0 if the `<answer>` of the reply names the right option by its letter, its text, or both; else 0.0."""
     return {"accuracy": float(judge(results[0], doc["answer"], doc["options"]).is_right)}
