@@ -370,7 +370,7 @@ def card(
     """Write FOLDER/README.md. If a checkpoint has one already, only its figures and metadata are updated."""
     with one_line_errors():
         if (folder / "records.jsonl").is_file():
-            from .hub.card import write_split_card
+            from .hub.dataset_card import write_split_card
 
             typer.echo(write_split_card(folder))
             return

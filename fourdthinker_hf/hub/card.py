@@ -1,4 +1,4 @@
-"""Cards: README.md of a checkpoint or of a DSR-Sim split, whose figures are rendered from files.
+"""Cards: README.md of a checkpoint, whose figures are rendered from files.
 
 A checkpoint's card is made of `model_card.md`, the template. Its figures come from `FOLDER/evaluation/*.json`, one
 file for each run of `evaluate` and each `maps.json`: what the card needs of them, and which weights were evaluated.
@@ -19,18 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from huggingface_hub import (
-    DatasetCard,
-    DatasetCardData,
-    EvalResult,
-    EvalResultEntry,
-    ModelCard,
-    ModelCardData,
-    eval_result_entries_to_yaml,
-)
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..data.records import Record, read_records
+from ..data.records import Record
 from ..data.vocabulary import DSR_TASKS
 from ..evaluation.benchmarks import load_benchmark, questions_hash
 from ..evaluation.html_report import Run, read_run
@@ -57,31 +49,6 @@ MAPS_HEAD = (
 )
 SCORES = {"mass": "mass in the object's mask", "best_step": "best step right", "near_step": "at most one step off"}
 SOURCES = {"model": "the model's own", "targets": "of the true target frames"}
-SPLIT_TEXT = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-Questions about simulated scenes, with exact answers: MuJoCo moves the objects and the camera, and the simulator's
-state says what is true. A line of `records.jsonl` is a question: its options and answer, its clip in `videos/`, and
-where there is reasoning, the frames in `images/` that its mental images stand for.
-
-```python
-from datasets import load_dataset
-
-questions = load_dataset("OWNER/NAME")
-```
-
-`hf download OWNER/NAME --repo-type dataset --local-dir data/split` gets the clips too; then
-`fourdthinker evaluate --benchmark data/split` asks them, and `train/sft.py` learns from them.
-
-{{ figures }}
-
-## Licence
-
-{{ licence }}. The clips show nothing but the simulator's own shapes and textures.
-"""
 
 
 # A checkpoint's card
@@ -397,64 +364,6 @@ def _results(kept: dict[str, dict]) -> list[EvalResult]:
                     )
                 )
     return found
-
-
-# A split's card
-
-
-def split_card(folder: Path, records: list[Record]) -> str:
-    """README.md of a folder that `simulate` wrote, made of its records; a `ValueError` names one that has another
-    origin."""
-    for record in records:
-        if (record.source or {}).get("generator") != "simulation":
-            raise ValueError(f"{folder}: record {record.id} was not made by `fourdthinker simulate`")
-    facts = _split_facts(records)
-    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (float("inf"), "100K<n<1M"))
-    data = DatasetCardData(
-        language="en",
-        license="apache-2.0",
-        pretty_name=_split_name(records),
-        task_categories=["video-text-to-text", "visual-question-answering"],
-        size_categories=next(words for limit, words in sizes if len(records) < limit),
-        tags=["synthetic", "video", "spatial-reasoning"],
-        configs=[
-            {"config_name": "default", "data_files": [{"split": "_".join(facts["split"]), "path": "records.jsonl"}]}
-        ],
-    )
-    rows = [f"| {task} | {num} |" for task, num in facts["tasks"].items()]
-    words = [f"{key} {', '.join(map(str, facts[key]))}" for key in ("level", "seed", "split")]
-    figures = "\n".join(
-        [
-            f"{len(records)} questions ({'; '.join(words)}), made by `fourdthinker simulate`.",
-            "",
-            "| task | questions |",
-            "| --- | --- |",
-            *rows,
-        ]
-    )
-    card = DatasetCard.from_template(
-        data, template_str=SPLIT_TEXT, title=_split_name(records), figures=_framed(figures), licence=data.license
-    )
-    return str(card) + "\n"
-
-
-def check_split_card(folder: Path, records: list[Record]) -> list[str]:
-    """What keeps FOLDER/README.md from being published, one sentence each; there need not be one."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return []
-    made, card = DatasetCard(split_card(folder, records)), DatasetCard.load(path)
-    found = [] if card.data.license else ["README.md names no licence"]
-    figures = made.text[made.text.index(BEGIN) : made.text.index(END)]
-    if figures not in card.text or card.data.to_dict().get("configs") != made.data.to_dict()["configs"]:
-        found.append(f"README.md's figures are not those of the records; `fourdthinker card {folder}` makes it anew")
-    return found
-
-
-def write_split_card(folder: str | os.PathLike) -> Path:
-    """Make FOLDER/README.md of FOLDER/records.jsonl, whatever stood there."""
-    folder = Path(folder)
-    return _write(folder / "README.md", split_card(folder, read_records(folder / "records.jsonl")))
 
 
 # Parts

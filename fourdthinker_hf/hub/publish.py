@@ -30,7 +30,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..data.records import read_records
-from .card import check_card, check_split_card, make_card, read_card, split_card
+from .card import check_card, make_card, read_card
+from .dataset_card import check_split_card, split_card
 from .files import INDEX, LOADED, SINGLE, read_shards, why_refused
 
 logger = logging.getLogger(__name__)
