@@ -126,7 +126,7 @@ def test_spans_and_times_of_the_source():
 
 
 @pytest.mark.parametrize("level", [0, 128])
-def test_nothing_to_follow(level):
+def test_frames_without_texture(level):
     camera = estimate_camera_motion(shot(np.full((17, 60, 80, 3), level, np.uint8)))
     assert [(span.motions, span.confidence) for span in camera.spans] == [((STATIC_CAMERA,), 0.0)]
     assert np.allclose(camera.homographies, np.eye(3))
@@ -143,7 +143,7 @@ def swarm(rng):
 
 
 @pytest.mark.parametrize("kind", ["noise", "swarm"])
-def test_what_has_no_camera_motion_is_not_trusted(kind):
+def test_confidence_is_low_where_there_is_no_camera_motion(kind):
     rng = np.random.default_rng(1)
     frames = swarm(rng) if kind == "swarm" else rng.integers(0, 256, (17, 90, 120, 3)).astype(np.uint8)
     assert all(span.confidence < 0.15 for span in estimate_camera_motion(shot(frames)).spans)
@@ -176,7 +176,7 @@ tables = st.lists(
 
 @settings(deadline=None)
 @given(tables)
-def test_path_is_the_best_of_all(tables):
+def test_the_best_path_has_the_highest_score_of_all(tables):
     def total(path):
         scores = [
             table.get(name, table[(STATIC_CAMERA,)] - ABSENT_PENALTY) for table, name in zip(tables, path, strict=True)

@@ -65,7 +65,7 @@ def make_shot():
     return Shot("a.mp4", 0.0, 1.0, frames, np.arange(8) / 8), tracks
 
 
-def test_tracks_get_names_and_keep_their_places(server, client):
+def test_tracks_get_names_and_keep_their_position_phrases(server, client):
     shot, tracks = make_shot()
     server.replies += ["A red car.", "Traffic cone"]
     named = name_tracks(shot, tracks, client)
@@ -74,7 +74,7 @@ def test_tracks_get_names_and_keep_their_places(server, client):
     assert all(new.masks is old.masks for new, old in zip(named, tracks, strict=True))
 
 
-def test_the_model_sees_the_frame_that_shows_most_with_all_else_grey(server, client):
+def test_the_model_is_given_the_frame_that_shows_most_with_all_else_grey(server, client):
     shot, tracks = make_shot()
     server.replies.append("box")
     name_tracks(shot, tracks[:1], client)
@@ -88,7 +88,7 @@ def test_the_model_sees_the_frame_that_shows_most_with_all_else_grey(server, cli
     assert (coloured == tracks[0].masks[5]).mean() > 0.97
 
 
-def test_an_odd_reply_is_asked_again_and_at_last_left_out(server, client):
+def test_after_a_strange_reply_the_model_is_asked_again_and_finally_the_description_is_kept(server, client):
     shot, tracks = make_shot()
     server.replies += ["I see 2 things here: a car, and a person who stands beside it.", "car", *["???"] * MAX_TRIES]
     named = name_tracks(shot, tracks, client)
@@ -97,7 +97,7 @@ def test_an_odd_reply_is_asked_again_and_at_last_left_out(server, client):
     assert [body["temperature"] for _, body in server.requests[:2]] == [0, 0.7]
 
 
-def test_one_name_for_two_is_none(server, client):
+def test_a_name_that_two_tracks_would_share_is_not_used(server, client):
     shot, tracks = make_shot()
     tracks[0] = Track(tracks[0].masks, "the orange object", 0.9, True)
     server.replies += ["car", "car"]

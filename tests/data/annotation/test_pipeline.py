@@ -269,7 +269,7 @@ def test_a_killed_run_loses_only_the_video_in_progress(many, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(2000)
 @needs_proc
-def test_a_video_that_kills_its_process_is_reported_and_the_rest_go_on(many, tmp_path):
+def test_a_video_that_kills_its_process_is_reported_and_the_others_go_on(many, tmp_path):
     out = tmp_path / "out"
     process = start(many, out)
     for _ in range(2):  # the second time it is tried alone

@@ -1,4 +1,4 @@
-"""Questions about shots made by hand and by the simulator: what is asked, what is refused, and the options."""
+"""Questions about hand-made and simulated shots: which are asked, which are refused, and their options."""
 
 import itertools
 from collections import Counter
@@ -64,7 +64,7 @@ def answers_by_task(*tracks, camera=None):
     return {task: [one.answer for one in found if one.task == task] for task in {one.task for one in found}}
 
 
-RISING = 1.0 - 0.25 * TIME  # y of what goes away over the ground, seen from above: up in the picture
+RISING = 1.0 - 0.25 * TIME  # y of an object that moves away over the ground, which is seen from above
 CASES = {
     "left": (disc_masks(1.5 - 0.7 * TIME, 0.5, 6), "object_direction", "to the left"),
     "right": (disc_masks(-1.5 + 0.7 * TIME, 0.5, 6), "object_direction", "to the right"),
@@ -102,12 +102,12 @@ def test_two_objects():
     ]
 
 
-def test_which_is_faster_is_refused_where_the_depths_could_undo_it():
+def test_faster_object_is_refused_where_other_depths_would_change_the_answer():
     one, other = disc_masks(-2.0 + TIME, -0.8, 6), disc_masks(-1.5 + 0.6 * TIME, 1.0, 6)
     assert "faster_object" not in answers_by_task(make_track(one), make_track(other, "the blue object"))
 
 
-def test_what_is_beside_what():
+def test_spatial_description():
     right = make_track(disc_masks(1.2, 0.5, 6 + 0.1 * TIME))
     assert answers_by_task(right, LANDMARK)["spatial_description"] == ["right"]
     rolls = make_camera(CameraMotionSpan(0, 4.125, ("roll left",), 0.9))
@@ -135,7 +135,7 @@ def test_camera_spans():
         assert refused["camera_motion: too short"] == refused["camera_motion: unsure"] == 1
 
 
-def test_the_camera_is_told_by_something_that_rests():
+def test_camera_motion_is_asked_with_a_landmark():
     mover = make_track(disc_masks(-1.5 + 0.7 * TIME, 0.5, 6))
     found, _ = questions_about(mover, LANDMARK)
     (one,) = (one for one in found if one.task == "camera_motion")
@@ -144,8 +144,8 @@ def test_the_camera_is_told_by_something_that_rests():
     assert refused["camera_motion: no landmark to tell it by"] == 1
 
 
-def test_the_cameras_motion_is_taken_out():
-    """The camera pans right: all goes left by 3 pixels a frame, and the object by as many less or more."""
+def test_camera_motion_is_compensated():
+    """The camera pans right, so that the picture moves to the left by 3 pixels a frame; the object moves as well."""
     step = np.eye(3)
     step[0, 2] = -3
     camera = make_camera(CameraMotionSpan(0, 4.125, ("pan right",), 0.9), homographies=np.tile(step, (T - 1, 1, 1)))
@@ -157,15 +157,15 @@ def test_the_cameras_motion_is_taken_out():
     assert "object_direction" not in answers_by_task(make_track(rests), camera=camera)
 
 
-def test_what_is_not_sure_is_not_asked_about():
+def test_nothing_uncertain_is_asked():
     masks = CASES["left"][0]
     answers = answers_by_task(make_track(masks))
     assert set(answers) == {"object_direction", "speed_change"}
     assert answers_by_task(make_track(masks, confidence=0.4)) == {}
-    assert answers_by_task(make_track(masks), make_track(disc_masks(0, -1, 6))) == {}  # two of one name
+    assert answers_by_task(make_track(masks), make_track(disc_masks(0, -1, 6))) == {}  # two tracks have the same name
     cut = np.zeros_like(masks)
     cut[:10] = masks[:10]
-    assert answers_by_task(make_track(cut)) == {}  # 1.1 s of it
+    assert answers_by_task(make_track(cut)) == {}  # visible for 1.1 s
     edge = disc_masks(2.9 + 0.02 * TIME, 0.5, 6)
     assert answers_by_task(make_track(edge)) == {}  # at the picture's edge throughout
     doubtful = make_camera(CameraMotionSpan(0, 4.125, ("static",), 0.3))
@@ -174,7 +174,7 @@ def test_what_is_not_sure_is_not_asked_about():
     assert refused["object_direction: unsure of the camera"] == 1
 
 
-def test_only_frames_without_a_neighbour_close_by_are_measured():
+def test_frames_in_which_objects_touch_are_not_measured():
     x = -2.4 + 0.75 * TIME
     mover, other = disc_masks(x, 0.5, 6, 0.5), disc_masks(0.0, 0.5, 6)
     found, _ = questions_about(make_track(mover), make_track(other, "the blue object", moving=False))
@@ -183,7 +183,7 @@ def test_only_frames_without_a_neighbour_close_by_are_measured():
     assert target_frames and not target_frames & set(near)
 
 
-def test_places_are_shares_of_the_picture():
+def test_measurements_are_shares_of_the_picture():
     masks = CASES["right"][0]
     (one,) = (one for one in questions_about(make_track(masks))[0] if one.task == "object_direction")
     assert (
@@ -197,8 +197,8 @@ def test_places_are_shares_of_the_picture():
     np.testing.assert_allclose([place[2] for place in one.measurements], np.sqrt(np.pi) * radius / SIZE[0], rtol=0.03)
 
 
-def test_a_landmark_that_goes_elsewhere_tells_nothing():
-    """The camera is said to rest, or to pan; this rests in the picture."""
+def test_a_landmark_that_contradicts_the_camera_motion_is_refused():
+    """The landmark rests in the picture while the camera is said to be static, or to pan."""
     step = np.eye(3)
     step[0, 2] = -3
     pans = make_camera(CameraMotionSpan(0, 4.125, ("pan right",), 0.9), homographies=np.tile(step, (T - 1, 1, 1)))
@@ -210,14 +210,14 @@ def test_a_landmark_that_goes_elsewhere_tells_nothing():
     assert refused["camera_motion: its landmark says otherwise"] == 1
 
 
-def test_after_a_jump_in_size_it_may_be_another_thing():
+def test_a_question_ends_before_a_jump_in_size():
     smaller, larger = disc_masks(0.2, 0.5, 6), disc_masks(0.2, 0.5, 4)
     masks = np.concatenate([smaller[:18], larger[18:]])
     (one,) = (one for one in questions_about(make_track(masks))[0] if one.task == "distance_change")
     assert one.answer == "stays the same" and one.end <= 2.2
 
 
-def test_what_is_very_large_is_no_object():
+def test_a_very_large_track_is_no_object():
     road = make_track(disc_masks(0, 0.5, 6, 2.2), moving=False)
     _, refused = questions_about(road)
     assert refused["camera_motion: no landmark to tell it by"] == 1

@@ -69,7 +69,7 @@ def test_reasoning_follows_the_evidence():
     assert after.rstrip(".").endswith("to the left") and "camera" not in after
 
 
-def test_two_objects_each_have_their_places():
+def test_each_of_two_objects_has_its_measurements():
     text = write_reasoning(SIDE, np.random.default_rng(1))
     assert text.count(IMAGE) == 4
     after = text.rsplit(IMAGE, 1)[1]

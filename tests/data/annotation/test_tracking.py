@@ -54,7 +54,7 @@ def overlap(track, masks):
     return (both[shown] / either[shown]).mean()
 
 
-def test_tells_what_moves_from_what_rests_while_the_camera_pans():
+def test_movers_are_told_from_landmarks_while_the_camera_pans():
     walker = (RED, lambda t: (20 + 4 * t, 60, 20, 24))
     post = (BLUE, lambda t: (110, 40, 18, 30))
     shot, camera, masks = make_shot([walker, post], pan=2.0)
@@ -66,14 +66,14 @@ def test_tells_what_moves_from_what_rests_while_the_camera_pans():
     assert "red object" in mover.description and "blue object" in landmark.description
 
 
-def test_a_camera_that_follows_does_not_make_its_object_rest():
+def test_an_object_that_the_camera_follows_still_moves():
     shot, camera, masks = make_shot([(RED, lambda t: (60 + 3 * t, 50, 24, 24))], pan=3.0)
     (track,) = find_objects(shot, camera)
     assert track.moving and overlap(track, masks[0]) > 0.9
     assert track.description == "the red object in the middle"
 
 
-def test_what_gets_hidden_stays_one_thing():
+def test_an_object_that_gets_hidden_keeps_its_track():
     walker = (RED, lambda t: (10 + 6 * t, 50, 18, 22))
     pillar = (GREEN, lambda t: (64, 10, 26, 90))
     shot, camera, masks = make_shot([walker, pillar], length=20)
@@ -86,7 +86,7 @@ def test_what_gets_hidden_stays_one_thing():
         assert (mover.masks & masks[0])[part].sum() > 0.85 * (mover.masks | masks[0])[part].sum()
 
 
-def test_two_of_one_colour_are_two():
+def test_two_objects_of_one_colour_have_two_tracks():
     first = (RED, lambda t: (10 + 4 * t, 20, 20, 20))
     second = (RED, lambda t: (120 - 4 * t, 74, 20, 20))
     shot, camera, masks = make_shot([first, second])
@@ -95,7 +95,7 @@ def test_two_of_one_colour_are_two():
     assert min(max(overlap(track, mask) for track in movers) for mask in masks) > 0.9
 
 
-def test_a_wall_alone_has_nothing_that_moves():
+def test_nothing_moves_before_an_empty_wall():
     shot, camera, _ = make_shot([], pan=2.0)
     assert not any(track.moving for track in find_objects(shot, camera))
 
@@ -148,7 +148,7 @@ def chosen(scaled, *paths):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(-3, 3), st.integers(-2, 2), st.integers(12, 40))
-def test_what_goes_with_the_camera_rests_and_what_does_not_moves(x, y, side):
+def test_an_object_moves_if_it_does_not_move_with_the_camera(x, y, side):
     step = np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
     scaled = make_scaled_shot(steps=np.tile(step, (LENGTH - 1, 1, 1)))
     grown = scaled.homography(0, 1)[:2, 2]
@@ -161,7 +161,7 @@ def test_what_goes_with_the_camera_rests_and_what_does_not_moves(x, y, side):
     assert track.moving == (far > 0.15) or abs(far - 0.15) < 0.05
 
 
-def test_parallax_of_what_stands_on_the_ground_is_no_motion():
+def test_parallax_of_an_object_on_the_ground_is_no_motion():
     scaled = make_scaled_shot()
     leaning = np.zeros((LENGTH, scaled.height, scaled.width), bool)
     for t, mask in enumerate(leaning):  # its top goes 30 pixels, its foot none
@@ -170,7 +170,7 @@ def test_parallax_of_what_stands_on_the_ground_is_no_motion():
     assert not chosen(scaled, leaning)[0].moving
 
 
-def test_what_another_thing_hides_has_not_moved():
+def test_an_object_that_another_one_hides_has_not_moved():
     scaled = make_scaled_shot()
     cover = boxes(scaled, [(40 + 8 * t, 40, 40, 120) for t in range(LENGTH)])
     post = boxes(scaled, [(100, 60, 30, 60)] * LENGTH) & ~cover
@@ -178,7 +178,7 @@ def test_what_another_thing_hides_has_not_moved():
     assert (cover_track.moving, post_track.moving) == (True, False)
 
 
-def test_one_landmark_textured_and_long_seen():
+def test_the_landmark_is_textured_and_visible_for_long():
     frames = np.full((LENGTH, HEIGHT, WIDTH, 3), 90, np.uint8)
     frames[:, 20:50, 20:50] = np.indices((30, 30)).sum(0)[..., None] % 2 * 200
     scaled = ScaledShot(frames, np.tile(np.eye(3), (LENGTH - 1, 1, 1)))
@@ -193,7 +193,7 @@ def test_one_landmark_textured_and_long_seen():
     assert len(tracks) == 1 and np.array_equal(tracks[0].masks, scaled.to_full_size(textured))
 
 
-def test_same_thing():
+def test_is_same_object():
     scaled = make_scaled_shot(4)
     left, right = boxes(scaled, [(10, 10, 20, 20)] * 4), boxes(scaled, [(60, 10, 20, 20)] * 4)
     part = boxes(scaled, [(10, 10, 10, 20)] * 4)
@@ -203,7 +203,7 @@ def test_same_thing():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, LENGTH - 1), st.integers(0, LENGTH - 1), st.integers(0, LENGTH - 1), st.integers(0, 9))
-def test_camera_steps_add_up(s, t, u, seed):
+def test_homographies_compose(s, t, u, seed):
     steps = np.eye(3) + np.random.default_rng(seed).uniform(-1, 1, (LENGTH - 1, 3, 3)) * [
         [0.02, 0.02, 2],
         [0.02, 0.02, 2],
@@ -224,7 +224,7 @@ def test_homographies_are_of_the_centres_of_pixels():
 
 
 @pytest.mark.parametrize("height, width", [(112, 112), (224, 224), (270, 480), (480, 270)])
-def test_masks_return_in_the_size_they_came_in(height, width):
+def test_masks_are_returned_in_the_size_of_the_shot(height, width):
     scaled = make_scaled_shot(2, height=height, width=width)
     mask = np.zeros((scaled.height, scaled.width), bool)
     mask[: scaled.height // 2, : scaled.width // 4] = True
