@@ -370,15 +370,15 @@ def card(
     """Write FOLDER/README.md. If a checkpoint has one already, only its figures and metadata are updated."""
     with one_line_errors():
         if (folder / "records.jsonl").is_file():
-            from .hub.dataset_card import write_split_card
+            from .hub.dataset_card import write_dataset_card
 
-            typer.echo(write_split_card(folder))
+            typer.echo(write_dataset_card(folder))
             return
-        from .hub.card import keep_figures, make_card, renew_card
+        from .hub.card import make_card, save_figures, update_card
 
         if run or maps:
-            keep_figures(folder, run or [], maps or [], registered)
-        write = renew_card if (folder / "README.md").is_file() else make_card
+            save_figures(folder, run or [], maps or [], registered)
+        write = update_card if (folder / "README.md").is_file() else make_card
         typer.echo(write(folder, base_model, license, from_scratch, trained_on or ()))
 
 

@@ -1,8 +1,9 @@
-"""A stand-in for the Hub, in memory: as much of its HTTP API as uploading and loading need, LFS included.
+"""A local server in place of the Hub. It keeps everything in memory and has the part of the Hub's HTTP API that
+uploading and loading need.
 
-It is not the Hub. What it answers was read out of huggingface_hub's client (1.31 and 2.4) and the Hub's documentation;
-it knows models, data sets and Spaces, private repositories, tokens of two users, commits, and LFS by the basic
-transfer. It knows nothing of Xet: clients need HF_HUB_DISABLE_XET=1.
+Its answers follow the client of huggingface_hub (1.31 and 2.4) and the Hub's documentation. It supports models, data
+sets and Spaces, private repositories, the tokens of two users, commits, and LFS with the basic transfer. It does not
+support Xet, so clients need HF_HUB_DISABLE_XET=1.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ PREFIXES = {"": "model", "datasets/": "dataset", "spaces/": "space"}
 class Repository:
     owner: str
     private: bool
-    # Each an id and {path: (blob id, content)}.
+    # each an id and {path: (blob id, content)}
     commits: list[tuple[str, dict[str, tuple[str, bytes]]]] = field(default_factory=lambda: [("0" * 40, {})])
 
     @property
@@ -42,9 +43,9 @@ class Refusal(Exception):
 
 
 class LocalHub:
-    """`url` is what HF_ENDPOINT is set to. `repositories` are by (kind, id); `log` has method, path and status of each
-    answered request, `stored` the LFS objects. After `hold()` the next object to arrive is never taken whole: once it
-    has begun to arrive, `held` is set."""
+    """The server. `url` is the value for HF_ENDPOINT. `repositories` are by (kind, id), `log` has the method, path and
+    status of each answered request, `stored` has the LFS objects by hash. After `hold()` the next object is never
+    received whole; `held` is set once it begins to arrive."""
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -71,10 +72,10 @@ class LocalHub:
         self._hold = True
 
     def count(self, method: str, part: str) -> int:
-        """Requests answered with success whose path holds `part`."""
+        """The number of successful requests with this method and `part` in their path."""
         return sum(one == method and part in path and status < 300 for one, path, status in self.log)
 
-    # What requests may do
+    # Users and repositories
 
     def _user(self, request: Request) -> str | None:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -85,7 +86,7 @@ class LocalHub:
     def _open(self, request: Request, kind: str, name: str, write: bool = False) -> Repository:
         user, found = self._user(request), self.repositories.get((kind, name))
         if found is None or (found.private and user != found.owner):
-            if user is None:  # the Hub does not tell strangers whether there is such a repository
+            if user is None:  # the Hub does not tell anonymous users whether a repository exists
                 raise Refusal(401, "RepoNotFound", "Invalid username or password.")
             raise Refusal(404, "RepoNotFound", "Repository not found")
         if write and user != found.owner:

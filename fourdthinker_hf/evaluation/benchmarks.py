@@ -9,10 +9,12 @@ Loaders do not check that videos exist; the runner does.
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from ..data.records import Record, read_records
+from ..data.vocabulary import DSR_TASKS
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 
@@ -59,6 +61,31 @@ def questions_hash(records: list[Record]) -> str:
         for record in records
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def benchmark_name(records: list[Record], path: Path) -> tuple[str, bool]:
+    """What a report calls the benchmark, and whether the simulator made all its records."""
+    if all((record.source or {}).get("generator") == "simulation" for record in records):
+        return simulated_name(records), True
+    return (path.parent.name if path.name == "records.jsonl" else path.stem), False
+
+
+def simulated_name(records: list[Record]) -> str:
+    """The name of simulated questions, such as "DSR-Sim, level 2, seed 7"."""
+    facts = simulated_facts(records)
+    family = "DSR-Sim" if facts["tasks"].keys() <= set(DSR_TASKS) else "Simulated questions"
+    parts = [f"{key} {', '.join(map(str, facts[key]))}" for key in ("level", "seed")]
+    return ", ".join([family, *parts, *(f"split {split}" for split in facts["split"] if split != "train")])
+
+
+def simulated_facts(records: list[Record]) -> dict:
+    """The levels, seeds and splits of simulated questions, each a sorted list, and the number of questions by task."""
+    sources = [record.source for record in records]
+    return {
+        **{key: sorted({source[key] for source in sources}) for key in ("level", "seed")},
+        "split": sorted({source.get("split", "train") for source in sources}),
+        "tasks": dict(sorted(Counter(record.task for record in records).items())),
+    }
 
 
 def _check(path: Path, records: list[Record]) -> None:

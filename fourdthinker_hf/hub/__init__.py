@@ -1,1 +1,1 @@
-"""Checkpoints and the Hub: converting, cards, publishing."""
+"""Checkpoints and the Hub: converting, model and data set cards, publishing."""

@@ -1,4 +1,5 @@
-"""Cards: README.md of a DSR-Sim split, made of its records."""
+"""Writes and checks the card of a data set that `fourdthinker simulate` wrote, its README.md. The card is made of the
+records."""
 
 import os
 from pathlib import Path
@@ -6,17 +7,20 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.records import Record, read_records
-from .card import BEGIN, END, _framed, _split_facts, _split_name, _write
+from ..evaluation.benchmarks import simulated_facts, simulated_name
+from ..evaluation.outputs import write_whole
+from .card import BEGIN, END, between_marks
 
-SPLIT_TEXT = """---
+TEMPLATE = """---
 {{ card_data }}
 ---
 
 # {{ title }}
 
-Questions about simulated scenes, with exact answers: MuJoCo moves the objects and the camera, and the simulator's
-state says what is true. A line of `records.jsonl` is a question: its options and answer, its clip in `videos/`, and
-where there is reasoning, the frames in `images/` that its mental images stand for.
+Questions about simulated scenes, with exact answers. MuJoCo moves the objects and the camera, and the answers are
+computed from the simulator's state. Each line of `records.jsonl` is a question with its options, its answer, and the
+path of its clip in `videos/`. A question with reasoning also names the frames in `images/` that its mental images
+stand for.
 
 ```python
 from datasets import load_dataset
@@ -24,67 +28,70 @@ from datasets import load_dataset
 questions = load_dataset("OWNER/NAME")
 ```
 
-`hf download OWNER/NAME --repo-type dataset --local-dir data/split` gets the clips too; then
-`fourdthinker evaluate --benchmark data/split` asks them, and `train/sft.py` learns from them.
+`hf download OWNER/NAME --repo-type dataset --local-dir data/split` also downloads the clips. Then
+`fourdthinker evaluate --benchmark data/split` asks a model the questions, and `train/sft.py` trains on them.
 
 {{ figures }}
 
 ## Licence
 
-{{ licence }}. The clips show nothing but the simulator's own shapes and textures.
+{{ licence }}. The clips show only the simulator's own shapes and textures.
 """
+# The size categories of the Hub, each with the number of records below which it holds.
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (float("inf"), "100K<n<1M"))
 
 
-def split_card(folder: Path, records: list[Record]) -> str:
-    """README.md of a folder that `simulate` wrote, made of its records; a `ValueError` names one that has another
-    origin."""
+def write_dataset_card(folder: str | os.PathLike) -> Path:
+    """Write FOLDER/README.md from FOLDER/records.jsonl, in place of any other. Returns its path."""
+    folder = Path(folder)
+    return write_whole(folder / "README.md", dataset_card(folder, read_records(folder / "records.jsonl")))
+
+
+def dataset_card(folder: Path, records: list[Record]) -> str:
+    """The README.md of a folder that `simulate` wrote. Raises `ValueError` if a record is from elsewhere."""
     for record in records:
         if (record.source or {}).get("generator") != "simulation":
             raise ValueError(f"{folder}: record {record.id} was not made by `fourdthinker simulate`")
-    facts = _split_facts(records)
-    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (float("inf"), "100K<n<1M"))
+    facts = simulated_facts(records)
     data = DatasetCardData(
         language="en",
         license="apache-2.0",
-        pretty_name=_split_name(records),
+        pretty_name=simulated_name(records),
         task_categories=["video-text-to-text", "visual-question-answering"],
-        size_categories=next(words for limit, words in sizes if len(records) < limit),
+        size_categories=next(category for limit, category in SIZES if len(records) < limit),
         tags=["synthetic", "video", "spatial-reasoning"],
         configs=[
             {"config_name": "default", "data_files": [{"split": "_".join(facts["split"]), "path": "records.jsonl"}]}
         ],
     )
-    rows = [f"| {task} | {num} |" for task, num in facts["tasks"].items()]
-    words = [f"{key} {', '.join(map(str, facts[key]))}" for key in ("level", "seed", "split")]
-    figures = "\n".join(
-        [
-            f"{len(records)} questions ({'; '.join(words)}), made by `fourdthinker simulate`.",
-            "",
-            "| task | questions |",
-            "| --- | --- |",
-            *rows,
-        ]
-    )
+    origin = "; ".join(f"{key} {', '.join(map(str, facts[key]))}" for key in ("level", "seed", "split"))
+    lines = [
+        f"{len(records)} questions ({origin}), made by `fourdthinker simulate`.",
+        "",
+        "| task | questions |",
+        "| --- | --- |",
+        *(f"| {task} | {num} |" for task, num in facts["tasks"].items()),
+    ]
     card = DatasetCard.from_template(
-        data, template_str=SPLIT_TEXT, title=_split_name(records), figures=_framed(figures), licence=data.license
+        data,
+        template_str=TEMPLATE,
+        title=simulated_name(records),
+        figures=between_marks("\n".join(lines)),
+        licence=data.license,
     )
     return str(card) + "\n"
 
 
-def check_split_card(folder: Path, records: list[Record]) -> list[str]:
-    """What keeps FOLDER/README.md from being published, one sentence each; there need not be one."""
+def check_dataset_card(folder: Path, records: list[Record]) -> list[str]:
+    """The problems for which FOLDER/README.md cannot be published, one sentence each. A folder needs no README.md."""
     path = folder / "README.md"
     if not path.is_file():
         return []
-    made, card = DatasetCard(split_card(folder, records)), DatasetCard.load(path)
-    found = [] if card.data.license else ["README.md names no licence"]
-    figures = made.text[made.text.index(BEGIN) : made.text.index(END)]
-    if figures not in card.text or card.data.to_dict().get("configs") != made.data.to_dict()["configs"]:
-        found.append(f"README.md's figures are not those of the records; `fourdthinker card {folder}` makes it anew")
-    return found
-
-
-def write_split_card(folder: str | os.PathLike) -> Path:
-    """Make FOLDER/README.md of FOLDER/records.jsonl, whatever stood there."""
-    folder = Path(folder)
-    return _write(folder / "README.md", split_card(folder, read_records(folder / "records.jsonl")))
+    expected, card = DatasetCard(dataset_card(folder, records)), DatasetCard.load(path)
+    problems = [] if card.data.license else ["README.md names no licence"]
+    figures = expected.text[expected.text.index(BEGIN) : expected.text.index(END)]
+    if figures not in card.text or card.data.to_dict().get("configs") != expected.data.to_dict()["configs"]:
+        problems.append(
+            f"README.md's figures are not those of the records; `fourdthinker card {folder}` makes it anew"
+        )
+    return problems

@@ -1,15 +1,14 @@
-"""Publishing on the Hub: a checkpoint, a DSR-Sim split, or the demo as a Space.
+"""Publishes a checkpoint, a data set or the demo on the Hub.
 
-What is uploaded is an allow-list; the rest stays behind, and the plan says why. Before anything is sent, the
-files of the plan are laid out in a folder of their own, as they will lie on the Hub: there they have to load in a
-process that cannot import this package. So what was tried is what is sent.
+A plan lists the files to upload. It is an allow-list: other files are not uploaded, and the plan says why. Before
+anything is sent, the files are laid out in a folder of their own as they will be on the Hub, and must load there in a
+process that cannot import this package. What was tried is what is sent.
 
-An upload that was cut short goes on when the same command is given again. With `hf_xet` (which huggingface_hub brings
-along) chunks that have arrived are not sent twice; without it (HF_HUB_DISABLE_XET=1), whole files are not. Nothing
-shows on the Hub before a commit, and up to 250 files are one commit.
+After an interruption the same command continues. With `hf_xet`, which huggingface_hub installs, chunks that have
+arrived are not sent again; without it (HF_HUB_DISABLE_XET=1) whole files are not. Nothing is visible on the Hub before
+the commit, and up to 250 files are one commit.
 """
 
-import json
 import logging
 import os
 import re
@@ -24,21 +23,20 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi, SpaceCardData, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import SpaceCardData
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.records import read_records
 from .card import check_card, make_card, read_card
-from .dataset_card import check_split_card, split_card
-from .files import INDEX, LOADED, SINGLE, read_shards, why_refused
+from .dataset_card import check_dataset_card, dataset_card
+from .files import LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 
 logger = logging.getLogger(__name__)
 
-HERE = "OWNER/NAME"  # in a card, where it is to name its own repository
-ROOT = Path(__file__).resolve().parents[2]
-SHOWN = ("README.md", "LICENSE*", "NOTICE*", "evaluation/*.json", ".eval_results/*.yaml")
+OWN_NAME = "OWNER/NAME"  # stands in a card for the name of its own repository
+CARD_FILES = ("README.md", "LICENSE*", "NOTICE*", "evaluation/*.json", ".eval_results/*.yaml")
 SPACE_FILES = (
     "app.py",
     "LICENSE",
@@ -49,11 +47,11 @@ SPACE_FILES = (
     "fourdthinker_hf/**/*.css",
     "fourdthinker_hf/**/*.js",
 )
-# The newest that ZeroGPU takes: huggingface.co/docs/hub/spaces-zerogpu, as of September 2026.
+# The newest versions that ZeroGPU supports: huggingface.co/docs/hub/spaces-zerogpu, as of September 2026.
 SPACE_PYTHON, SPACE_TORCH = "3.12.12", "torch==2.13.0"
-SPACE_NEEDS = ("torchvision", "transformers", "safetensors", "decord2", "numpy", "pillow")
-SPACE_TITLE, SPACE_TEXT = "4DThinker", "Ask about a moving scene; see what the model pictured"
-REASONS = (  # why an entry stays behind, by the first pattern that it matches
+SPACE_PACKAGES = ("torchvision", "transformers", "safetensors", "decord2", "numpy", "pillow")
+SPACE_TITLE, SPACE_TEXT = "4DThinker", "Ask about a video and see what the model pictured"
+EXCLUSION_REASONS = (  # why a file is not uploaded: the first reason with a pattern that it matches
     ("a trainer's checkpoint", ("checkpoint-*", "global_step*")),
     (
         "the trainer's state",
@@ -77,7 +75,7 @@ REASONS = (  # why an entry stays behind, by the first pattern that it matches
     ("code that config.json does not name", ("*.py",)),
     ("weights that the index does not name", ("*.safetensors", "*.safetensors.index.json")),
 )
-SECRETS = {
+SECRET_PATTERNS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
@@ -86,11 +84,12 @@ SECRETS = {
     "a Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
-BINARY = (".safetensors", ".mp4", ".png", ".jpg")
-FOLDER_LIMIT = 10_000  # entries: huggingface.co/docs/hub/storage-limits
-LOADS = """
+BINARY_ENDINGS = (".safetensors", ".mp4", ".png", ".jpg")
+MAX_FILES_IN_FOLDER = 10_000  # huggingface.co/docs/hub/storage-limits
+# Programs that must run in the folder of the uploaded files: one loads a checkpoint, the other builds the demo.
+MODEL_CHECK = """
 import sys
-sys.modules["fourdthinker_hf"] = None  # as where it is not installed
+sys.modules["fourdthinker_hf"] = None  # importing it fails, as where it is not installed
 import numpy as np
 from transformers import AutoModel, AutoProcessor
 
@@ -104,7 +103,7 @@ inputs = processor.apply_chat_template(
 )
 model.generate(**inputs, max_new_tokens=2)
 """
-BUILDS = """
+SPACE_CHECK = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 import app, fourdthinker_hf
@@ -115,13 +114,19 @@ if not fourdthinker_hf.__file__.startswith(os.getcwd()):
 
 @dataclass
 class Plan:
-    """What is to be uploaded: `files` maps a path in the repository to a file, or to text; `left` maps what stays
-    behind to the reason. `kind` is "model", "dataset" or "space"; `program` has to run where the files lie."""
+    """What is to be uploaded.
 
-    kind: str
+    Args:
+        repo_type: "model", "dataset" or "space".
+        files: a path in the repository -> the file, or its text.
+        excluded: a file that is not uploaded -> the reason.
+        check: a program that must run in the folder of the files.
+    """
+
+    repo_type: str
     files: dict[str, Path | str]
-    left: dict[str, str]
-    program: str | None = None
+    excluded: dict[str, str]
+    check: str | None = None
 
     def describe(self, repo_id: str) -> str:
         sizes = {
@@ -129,19 +134,19 @@ class Plan:
             for name, source in self.files.items()
         }
         shown = list(sizes.items()) if len(sizes) <= 40 else list(sizes.items())[:12]
-        lines = [f"{repo_id} ({self.kind}): {len(sizes)} files, {_size(sum(sizes.values()))}"]
-        lines += [f"  {name}  {_size(size)}" for name, size in shown]
+        lines = [f"{repo_id} ({self.repo_type}): {len(sizes)} files, {_format_size(sum(sizes.values()))}"]
+        lines += [f"  {name}  {_format_size(size)}" for name, size in shown]
         lines += [f"  ... and {len(sizes) - len(shown)} more"] * (len(shown) < len(sizes))
-        lines += [f"stays behind: {name}, {reason}" for name, reason in self.left.items()]
+        lines += [f"not uploaded: {name}, {reason}" for name, reason in self.excluded.items()]
         return "\n".join(lines)
 
 
 def publish(
-    folder: str | os.PathLike, repo_id: str, kind: str = "model", private: bool = False, token: str | None = None
+    folder: str | os.PathLike, repo_id: str, repo_type: str = "model", private: bool = False, token: str | None = None
 ) -> str:
-    """Check FOLDER as [`make_plan`] does, upload it as [`upload`] does, and return its address. The plan is logged."""
+    """Check FOLDER with [`make_plan`], log the plan, upload it with [`upload`], and return the address."""
     check_repo_id(repo_id)
-    plan = make_plan(folder, kind)
+    plan = make_plan(folder, repo_type)
     logger.info("%s", plan.describe(repo_id))
     return upload(plan, repo_id, private, token)
 
@@ -154,10 +159,10 @@ def publish_run(
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """What `--push_to_hub` of a launcher ends in: a card for what was trained, then [`publish`].
+    """Write the card of a model that a launcher trained, and [`publish`] it: the end of `--push_to_hub`.
 
-    `parent` is [`card.lineage`] of the model that training started from, best asked for before training; `training`
-    says what was learnt from what, Markdown.
+    `parent` is what [`card.lineage`] says of the model from which the training started; ask for it before training.
+    `training` says in Markdown how the model was trained.
     """
     make_card(folder, **parent, training=training)
     return publish(folder, repo_id, private=private, token=token)
@@ -170,80 +175,59 @@ def check_repo_id(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def make_plan(folder: str | os.PathLike, kind: str = "model") -> Plan:
-    """The plan for FOLDER, after every check that can be made here; a `ValueError` says all that is in the way.
+def make_plan(folder: str | os.PathLike, repo_type: str = "model") -> Plan:
+    """The plan for FOLDER, after every check that needs no network. A `ValueError` names all problems.
 
     Args:
-        folder: of kind "model" a 4DThinker checkpoint, "dataset" what `simulate` wrote, "space" a checkout.
+        folder: for repo_type "model" a 4DThinker checkpoint, for "dataset" a folder that `simulate` wrote, for "space"
+        a
+            checkout of this project.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    plan, found = {"model": _plan_model, "dataset": _plan_dataset, "space": _plan_space}[kind](folder)
-    found += [
-        f"{name}, line {line}: looks like {what}; take it out, and revoke it if it is one"
-        for name, line, what in _secrets(plan.files)
+        raise ValueError(f"{folder}: there is no such folder")
+    plan, problems = {"model": _plan_model, "dataset": _plan_dataset, "space": _plan_space}[repo_type](folder)
+    problems += [
+        f"{name}, line {line}: this looks like {kind}; remove it, and revoke it if it is one"
+        for name, line, kind in _find_secrets(plan.files)
     ]
-    if found:
-        raise ValueError(f"{folder} cannot be published: " + "; ".join(found))
-    if plan.program is not None:
-        with staged(plan) as stage:
-            _run_bare(folder, stage, plan.program)
+    if problems:
+        raise ValueError(f"{folder} cannot be published: " + "; ".join(problems))
+    if plan.check is not None:
+        with staged(plan) as staging_folder:
+            _run_without_package(folder, staging_folder, plan.check)
     return plan
 
 
 @contextmanager
 def staged(plan: Plan) -> Iterator[Path]:
-    """A folder with the files of a plan as they will lie on the Hub: copies of texts, links to all else."""
+    """A temporary folder with the files of a plan as they will be on the Hub. Large files are links."""
     with TemporaryDirectory(prefix="fourdthinker-publish-") as scratch:
-        stage = Path(scratch) / "repository"
-        stage.mkdir()
+        folder = Path(scratch) / "repository"
+        folder.mkdir()
         for name, source in plan.files.items():
-            path = stage / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(source, str):
                 path.write_text(source, encoding="utf-8")
-            elif name.endswith(BINARY):
+            elif name.endswith(BINARY_ENDINGS):
                 path.symlink_to(source.resolve())
             else:
                 shutil.copyfile(source, path)
-        yield stage
+        yield folder
 
 
 def upload(plan: Plan, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Send the files of a plan to the repository, made if it is not there; returns its address.
+    """Upload the files of a plan with [`files.upload_folder`], and return the address.
 
-    Old weights that the plan does not have are deleted: transformers would prefer a lone `model.safetensors` to new
-    shards. `private` refuses a repository that is public already. A `ValueError` says what the Hub's answer means.
+    The repository's name is written into its card. Weights in the repository that the plan does not have are deleted,
+    because transformers would load an old `model.safetensors` instead of new shards.
     """
-    if (token := token or get_token()) is None:
-        raise ValueError("no token: log in (`hf auth login`) or set HF_TOKEN, with write access")
     check_repo_id(repo_id)
-    api = HfApi(token=token)
-    texts = {name: text.replace(HERE, repo_id) for name, text in plan.files.items() if isinstance(text, str)}
-    sdk = {"space_sdk": "gradio"} if plan.kind == "space" else {}
-    try:
-        url = api.create_repo(repo_id, repo_type=plan.kind, private=private or None, exist_ok=True, **sdk)
-        if private and not api.repo_info(repo_id, repo_type=plan.kind).private:
-            raise ValueError(f"{repo_id} is there already and public: make it private on its page, or drop --private")
-        with staged(replace(plan, files=plan.files | texts)) as stage:
-            api.upload_folder(
-                repo_id=repo_id,
-                repo_type=plan.kind,
-                folder_path=stage,
-                commit_message="Publish with fourdthinker",
-                delete_patterns=["*.safetensors", "*.safetensors.index.json"] if plan.kind == "model" else None,
-            )
-    except (HTTPError, RuntimeError) as error:  # RuntimeError: a file's upload failed, its cause says how
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, HfHubHTTPError):
-            raise ValueError(f"{repo_id}: {why_refused(cause)}") from error
-        if not isinstance(cause, HTTPError):
-            raise
-        raise ValueError(
-            f"{repo_id}: {api.endpoint} cannot be reached or broke off ({cause}); the same command goes on from there"
-        ) from error
-    return str(url)
+    texts = {name: text.replace(OWN_NAME, repo_id) for name, text in plan.files.items() if isinstance(text, str)}
+    weights = ["*.safetensors", "*.safetensors.index.json"] if plan.repo_type == "model" else None
+    with staged(replace(plan, files=plan.files | texts)) as folder:
+        return upload_folder(folder, repo_id, plan.repo_type, private, token, delete_patterns=weights)
 
 
 # Plans
@@ -251,41 +235,46 @@ def upload(plan: Plan, repo_id: str, private: bool = False, token: str | None = 
 
 def _plan_model(folder: Path) -> tuple[Plan, list[str]]:
     config = folder / "config.json"
-    if not config.is_file() or json.loads(config.read_text()).get("model_type") != "fourdthinker":
-        raise ValueError(f"{folder}: no 4DThinker checkpoint; `fourdthinker convert` makes one of a Qwen2.5-VL")
-    weights = list(read_shards(folder))
-    weights += [INDEX] * (weights != [SINGLE])
-    beside = [name for name in LOADED if name != INDEX and not name.endswith(".safetensors")]
-    files = {name: folder / name for name in [*weights, *_remote_code(folder)]} | _matching(folder, (*beside, *SHOWN))
-    return Plan("model", _with_card(folder, files), _left(folder, files), LOADS), check_card(folder)
+    if not config.is_file() or read_json(config).get("model_type") != "fourdthinker":
+        raise ValueError(
+            f"{folder}: this is no 4DThinker checkpoint; `fourdthinker convert` makes one of a Qwen2.5-VL checkpoint"
+        )
+    weights = list(read_tensor_shapes(folder))
+    weights += [SAFE_WEIGHTS_INDEX_NAME] * (weights != [SAFE_WEIGHTS_NAME])
+    others = [name for name in LOADED_FILES if name != SAFE_WEIGHTS_INDEX_NAME and not name.endswith(".safetensors")]
+    files = {name: folder / name for name in [*weights, *_remote_code(folder)]}
+    files |= _find_files(folder, (*others, *CARD_FILES))
+    return Plan("model", _with_card_text(folder, files), _excluded(folder, files), MODEL_CHECK), check_card(folder)
 
 
 def _plan_dataset(folder: Path) -> tuple[Plan, list[str]]:
     if not (folder / "records.jsonl").is_file():
-        raise ValueError(f"{folder}: no records.jsonl; `fourdthinker simulate` writes one")
+        raise ValueError(f"{folder}: there is no records.jsonl; `fourdthinker simulate` writes one")
     records = read_records(folder / "records.jsonl")
-    used = [path for record in records for path in (record.video, *record.imagery)]
     files = {"records.jsonl": folder / "records.jsonl"}
-    for path in map(Path, used):
+    for path in (Path(path) for record in records for path in (record.video, *record.imagery)):
         if not path.is_relative_to(folder.absolute()):
-            raise ValueError(f"{folder / 'records.jsonl'}: names {path}, which is not in the folder")
+            raise ValueError(f"{folder / 'records.jsonl'}: it names {path}, which is not in the folder")
         files[path.relative_to(folder.absolute()).as_posix()] = path
-    found = check_split_card(folder, records)
+    problems = check_dataset_card(folder, records)
     for name in ("videos", "images"):
-        if (num := sum(path.startswith(f"{name}/") for path in files)) > FOLDER_LIMIT:
-            found.append(f"{name}/ has {num} files, the Hub takes {FOLDER_LIMIT} in a folder; publish smaller splits")
-    left = _left(folder, files)
+        if (num := sum(path.startswith(f"{name}/") for path in files)) > MAX_FILES_IN_FOLDER:
+            problems.append(
+                f"{name}/ has {num} files, but the Hub allows {MAX_FILES_IN_FOLDER} in a folder; publish "
+                "smaller splits"
+            )
+    excluded = _excluded(folder, files)
     if (folder / "README.md").is_file():
-        files = _with_card(folder, {"README.md": folder / "README.md"} | files)
-        left.pop("README.md")
+        files = _with_card_text(folder, {"README.md": folder / "README.md"} | files)
+        excluded.pop("README.md")
     else:
-        files = {"README.md": split_card(folder, records)} | files
-    return Plan("dataset", files, left), found
+        files = {"README.md": dataset_card(folder, records)} | files
+    return Plan("dataset", files, excluded), problems
 
 
 def _plan_space(folder: Path) -> tuple[Plan, list[str]]:
     if not (folder / "app.py").is_file():
-        raise ValueError(f"{folder}: no app.py; a Space is made of a checkout of this project")
+        raise ValueError(f"{folder}: there is no app.py; a Space is made of a checkout of this project")
     card = SpaceCardData(
         title=SPACE_TITLE,
         sdk="gradio",
@@ -301,59 +290,62 @@ def _plan_space(folder: Path) -> tuple[Plan, list[str]]:
         tags=["video-text-to-text", "latent-reasoning"],
     )
     text = (
-        f"---\n{card.to_yaml()}\n---\n\n# {SPACE_TITLE}\n\n{SPACE_TEXT}. Choose ZeroGPU in the settings, or leave the "
-        "CPU: the bundled checkpoint is small. The variable FOURDTHINKER_MODEL names another one.\n"
+        f"---\n{card.to_yaml()}\n---\n\n# {SPACE_TITLE}\n\n{SPACE_TEXT}. A CPU is enough for the bundled checkpoint, "
+        "which is small; for another one, set the variable FOURDTHINKER_MODEL and choose ZeroGPU in the settings.\n"
     )
     lines = (folder / "requirements.txt").read_text().splitlines()
-    needs = [line for line in lines if re.split(r"[^\w-]", line)[0] in SPACE_NEEDS]  # the Space brings gradio itself
-    files = _matching(folder, SPACE_FILES)
-    made = {"README.md": text, "requirements.txt": "\n".join([SPACE_TORCH, *needs]) + "\n"}
-    left = {name: reason for name, reason in _left(folder, files).items() if name not in made}
-    return Plan("space", made | files, left, BUILDS), []
+    requirements = [line for line in lines if re.split(r"[^\w-]", line)[0] in SPACE_PACKAGES]  # a Space has gradio
+    files = _find_files(folder, SPACE_FILES)
+    texts = {"README.md": text, "requirements.txt": "\n".join([SPACE_TORCH, *requirements]) + "\n"}
+    excluded = {name: reason for name, reason in _excluded(folder, files).items() if name not in texts}
+    return Plan("space", texts | files, excluded, SPACE_CHECK), []
 
 
 def _remote_code(folder: Path) -> list[str]:
-    """Python files that the `auto_map`s name, and what those import from beside them."""
+    """The Python files that the `auto_map` of a config names, and those that they import."""
     configs = [folder / name for name in ("config.json", "processor_config.json") if (folder / name).is_file()]
-    named = [name for path in configs for name in json.loads(path.read_text()).get("auto_map", {}).values()]
-    files = {folder / f"{name.split('.')[0]}.py" for name in named}
+    classes = [name for path in configs for name in read_json(path).get("auto_map", {}).values()]
+    files = {folder / f"{name.split('.')[0]}.py" for name in classes}
     if missing := sorted(path.name for path in files if not path.is_file()):
-        raise ValueError(f"{folder}: {', '.join(missing)} named by a config, not there; copy from fourdthinker_hf/")
+        raise ValueError(
+            f"{folder}: a config names {', '.join(missing)}, which is not there; copy it from fourdthinker_hf/"
+        )
     return sorted({Path(file).name for path in files for file in (path, *get_relative_import_files(path))})
 
 
-def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path for path in found}
+def _find_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
-def _with_card(folder: Path, files: dict[str, Path]) -> dict[str, Path | str]:
-    """The card as text, so that `upload` can write the repository's name into it."""
+def _with_card_text(folder: Path, files: dict[str, Path]) -> dict[str, Path | str]:
+    """`files` with the card as text, so that [`upload`] can write the repository's name into it."""
     if "README.md" not in files:
         return files
     return files | {"README.md": read_card(folder).content}
 
 
-def _left(folder: Path, files: dict) -> dict[str, str]:
-    """What of the folder is not in `files`, and why: a whole entry of it, or a file beside those that go."""
-    going = {name.split("/")[0] for name in files if "/" in name}
-    left = {}
+def _excluded(folder: Path, files: dict) -> dict[str, str]:
+    """The files of the folder that are not in `files`, each with the reason. A folder of which nothing is uploaded is
+    one entry. Hidden files are not listed."""
+    used_folders = {name.split("/")[0] for name in files if "/" in name}
+    excluded = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") and path.name not in going:  # of an editor, of git
+        if path.name.startswith(".") and path.name not in used_folders:
             continue
-        if path.name in going:
+        if path.name in used_folders:
             inside = [item for item in sorted(path.rglob("*")) if item.is_file() and item.suffix != ".pyc"]
             names = [item.relative_to(folder).as_posix() for item in inside]
-            left |= {name: _reason(name.split("/")[-1]) for name in names if name not in files}
+            excluded |= {name: _exclusion_reason(name.split("/")[-1]) for name in names if name not in files}
         elif path.name not in files:
             num = sum(item.is_file() for item in path.rglob("*"))
-            counted = f"{path.name}/ ({num} files)" if path.is_dir() else path.name
-            left[counted] = _reason(path.name)
-    return left
+            entry = f"{path.name}/ ({num} files)" if path.is_dir() else path.name
+            excluded[entry] = _exclusion_reason(path.name)
+    return excluded
 
 
-def _reason(name: str) -> str:
-    for reason, patterns in REASONS:
+def _exclusion_reason(name: str) -> str:
+    for reason, patterns in EXCLUSION_REASONS:
         if any(fnmatch(name, pattern) for pattern in patterns):
             return reason
     return "not needed to use it"
@@ -362,24 +354,24 @@ def _reason(name: str) -> str:
 # Checks
 
 
-def _secrets(files: dict[str, Path | str]) -> Iterator[tuple[str, int, str]]:
-    """`(path, line, what it looks like)` of everything in text files that looks like a token."""
+def _find_secrets(files: dict[str, Path | str]) -> Iterator[tuple[str, int, str]]:
+    """`(file, line, kind)` of what looks like a token or a key in a text file: the first of each kind."""
     for name, source in files.items():
-        if name.endswith(BINARY):
+        if name.endswith(BINARY_ENDINGS):
             continue
         text = source if isinstance(source, str) else source.read_text(encoding="utf-8", errors="replace")
-        for what, pattern in SECRETS.items():
+        for kind, pattern in SECRET_PATTERNS.items():
             if match := re.search(pattern, text):
-                yield name, text[: match.start()].count("\n") + 1, what
+                yield name, text[: match.start()].count("\n") + 1, kind
 
 
-def _run_bare(folder: Path, stage: Path, program: str) -> None:
-    """Run `program` in `stage`, offline, with its own cache of remote code and without this checkout."""
-    modules = stage.parent / "modules"
+def _run_without_package(folder: Path, staging_folder: Path, program: str) -> None:
+    """Run `program` in `staging_folder`, offline, with a cache of remote code of its own and without this checkout."""
+    modules = staging_folder.parent / "modules"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", program],
-        cwd=stage,
+        cwd=staging_folder,
         capture_output=True,
         text=True,
         env=env | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -389,9 +381,9 @@ def _run_bare(folder: Path, stage: Path, program: str) -> None:
         raise ValueError(f"{folder} cannot be published: it fails where fourdthinker_hf is not installed: {last}")
 
 
-def _size(num: int) -> str:
+def _format_size(num_bytes: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if num < 1000:
-            return f"{num:.3g} {unit}"
-        num /= 1000
-    return f"{num:.3g} GB"
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB"

@@ -443,10 +443,10 @@ def test_what_is_no_checkpoint(tiny_folder, questions, tmp_path):
             evaluate(str(model), str(questions), str(tmp_path / "out"))
 
     model = tmp_path / "model"
-    refused("no such folder, and no Hub repository")
+    refused("no checkpoint there. It is no folder, and it cannot be read from the Hub")
     shutil.copytree(tiny_folder, model)
     (model / "processor_config.json").unlink()
-    refused("holds no processor that can be loaded")
+    refused("its processor cannot be loaded")
     (model / "config.json").write_text("{}")
     shutil.rmtree(tmp_path / "out")
     refused("no latent_token_id")

@@ -1,4 +1,4 @@
-"""`convert` makes a folder that loads whole, of a base and of a published checkpoint, and of nothing else."""
+"""`convert` makes a folder that loads whole from a base and from a published checkpoint, and refuses all else."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import fourdthinker_hf
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.cli import app
-from fourdthinker_hf.hub import convert as hub
+from fourdthinker_hf.hub import convert as convert_module
 from fourdthinker_hf.hub.convert import convert
 
 LATENTS = ["<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"]
@@ -82,7 +82,7 @@ def old_name(name: str) -> str:
 
 
 def random_tensors(config: Qwen2_5_VLConfig, num_trained: int) -> dict[str, torch.Tensor]:
-    """Of a base; what pads its tables is far from what was trained."""
+    """The tensors of a base. The rows that pad its tables are far from the trained ones."""
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in Qwen2_5_VLForConditionalGeneration(config).state_dict().items()}
     draw = torch.Generator().manual_seed(1)
@@ -98,7 +98,7 @@ def random_tensors(config: Qwen2_5_VLConfig, num_trained: int) -> dict[str, torc
 def write_source(
     folder: Path, latents=False, tied=True, old=False, files=1, padding=0, head=None, tokenizer=None, **settings
 ) -> Path:
-    """A checkpoint as it lies on the Hub. `head`: a tied one that stores a head too, the "same" or "other"."""
+    """Write a checkpoint as it is on the Hub. With `head` a tied one also stores a head: the "same" or an "other"."""
     tokenizer = tokenizer or small_tokenizer(latents)
     token = tokenizer.convert_tokens_to_ids
     raw = (
@@ -294,7 +294,7 @@ def test_a_published_checkpoint_is_copied_with_its_training_time_settings(publis
 
 
 def test_a_published_checkpoint_of_transformers_4_57(tmp_path):
-    """It writes the text settings twice, flat and nested, and may leave out latent_size."""
+    """That version writes the text settings twice, flat and nested. latent_size may be missing."""
     source = write_source(tmp_path / "source", latents=True)
     raw = json.loads((source / "config.json").read_text())
     del raw["latent_size"]
@@ -305,7 +305,7 @@ def test_a_published_checkpoint_of_transformers_4_57(tmp_path):
     assert "vocab_size" not in json.loads((tmp_path / "dest" / "config.json").read_text())
 
 
-def test_the_folder_is_like_any_other(base, tmp_path, monkeypatch):
+def test_the_folder_has_the_usual_permissions_and_the_code_of_the_package(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dest").mkdir()
     convert("base", "dest")
@@ -339,7 +339,7 @@ with torch.no_grad():
 """
 
 
-def test_it_loads_where_this_package_is_not(base, tmp_path, clip):
+def test_it_loads_where_this_package_is_not_installed(base, tmp_path, clip):
     convert(base, tmp_path / "dest")
     (tmp_path / "fourdthinker_hf.py").write_text("raise ImportError('not installed here')\n")
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -403,8 +403,8 @@ def only_pickles(folder: Path) -> None:
 
 SHARD = "model-00002-of-00003.safetensors"
 REFUSALS = {
-    "no config": (remove("config.json"), ["config.json", "not there"]),
-    "broken config": (cut("config.json", 0.5), ["config.json", "no JSON"]),
+    "no config": (remove("config.json"), ["config.json is missing"]),
+    "broken config": (cut("config.json", 0.5), ["config.json", "not JSON"]),
     "another model": (edit("config.json", model_type="qwen2_vl"), ["config.json", "'qwen2_vl'", "'qwen2_5_vl'"]),
     "another head": (edit("config.json", architectures=["Qwen2_5_VLModel"]), ["config.json", "Qwen2_5_VLModel"]),
     "ours already": (edit("config.json", model_type="fourdthinker"), ["already", "nothing to convert"]),
@@ -413,7 +413,7 @@ REFUSALS = {
     "truncated file": (cut(SHARD, 0.9), [SHARD, "truncated"]),
     "truncated header": (cut(SHARD, 0.001), [SHARD, "truncated"]),
     "empty file": (cut(SHARD, 0), [SHARD, "truncated"]),
-    "broken index": (cut("model.safetensors.index.json", 0.5), ["model.safetensors.index.json", "no JSON"]),
+    "broken index": (cut("model.safetensors.index.json", 0.5), ["model.safetensors.index.json", "not JSON"]),
     "missing tensor": (retensor(lambda tensors: dict(list(tensors.items())[1:])), ["1 missing"]),
     "unexpected tensor": (
         retensor(lambda tensors: tensors | {"visual.more": torch.zeros(2)}),
@@ -425,13 +425,13 @@ REFUSALS = {
     ),
     "other vocabulary size": (edit("config.json", vocab_size=999), ["1 of a wrong shape", EMBED]),
     "other layers": (edit("config.json", num_hidden_layers=3), ["12 missing", "model.language_model.layers.2."]),
-    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ["no tokenizer_config.json"]),
+    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ["there is no tokenizer_config.json"]),
     "another tokenizer": (
         lambda folder: small_tokenizer(False).save_pretrained(folder),
         ["latent_token_id 8", "<|latent_pad|> at None"],
     ),
-    "half a tokenizer": (remove("tokenizer.json"), ["tokenizer", "copy one from its base"]),
-    "no processor": (remove("preprocessor_config.json"), ["processor", "copy one from its base"]),
+    "half a tokenizer": (remove("tokenizer.json"), ["tokenizer", "copy both from its base"]),
+    "no processor": (remove("preprocessor_config.json"), ["processor", "copy both from its base"]),
     "no chat template": (remove("chat_template.json"), ["chat_template.json"]),
     "other latent ids": (edit("config.json", latent_start_id=151666), ["latent_start_id 151666", "at 9"]),
     "ids nowhere said": (edit("config.json", latent_token_id=None), ["names none", "latent_token_id"]),
@@ -439,7 +439,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("damage", "words"), REFUSALS.values(), ids=REFUSALS)
-def test_a_wrong_source_is_refused_and_leaves_nothing(damage, words, published, tmp_path):
+def test_a_wrong_source_is_refused_and_nothing_is_left(damage, words, published, tmp_path):
     damage(published)
     with pytest.raises(ValueError) as refusal:
         convert(published, tmp_path / "dest")
@@ -457,10 +457,10 @@ def test_wrong_arguments_are_refused(published, tmp_path):
     for arguments, words in (
         ((published, full), "full: exists already"),
         ((published, file), "file.txt: exists already"),
-        ((published, tmp_path / "dest", file), "file.txt: no UTF-8"),
+        ((published, tmp_path / "dest", file), "file.txt: this is not UTF-8"),
         ((published, tmp_path / "dest", None, 4), "its own latent_size"),
         ((published, tmp_path / "dest", None, None, "grid"), "its own compress_strategy"),
-        ((tmp_path / "nowhere", tmp_path / "dest"), "no such folder"),
+        ((tmp_path / "nowhere", tmp_path / "dest"), "no checkpoint there"),
     ):
         with pytest.raises(ValueError, match=words):
             convert(*arguments)
@@ -471,12 +471,12 @@ def test_wrong_arguments_are_refused(published, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["save_file", "custom_object_save"])
-def test_a_failure_half_way_leaves_nothing(place, base, tmp_path, monkeypatch):
+def test_after_a_failure_half_way_nothing_is_left(place, base, tmp_path, monkeypatch):
     def full_disk(tensors, path, metadata=None):
         Path(path, "half" if Path(path).is_dir() else "").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(hub, place, full_disk)
+    monkeypatch.setattr(convert_module, place, full_disk)
     (tmp_path / "dest").mkdir()
     with pytest.raises(OSError, match="No space left"):
         convert(base, tmp_path / "dest")
@@ -509,7 +509,7 @@ QWEN_TOKENS = (
 
 
 def test_the_real_vocabulary(tmp_path, monkeypatch):
-    """With `pip install --no-deps --target FOLDER dashscope` and FOLDER on PYTHONPATH; no dependency of ours."""
+    """Runs only after `pip install --no-deps --target FOLDER dashscope`, with FOLDER on PYTHONPATH."""
     if (package := find_spec("dashscope")) is None:
         pytest.skip("dashscope, which ships the Qwen vocabulary, is not installed")
     ranks = Path(package.origin).parent / "resources" / "qwen.tiktoken"

@@ -1,4 +1,4 @@
-"""Cards and publishing. The Hub here is a stand-in on this machine, tests/local_hub.py, that speaks its HTTP API."""
+"""Cards and publishing. The Hub is replaced by a server on this machine with its HTTP API, tests/local_hub.py."""
 
 import json
 import os
@@ -29,8 +29,8 @@ from fourdthinker_hf.evaluation.maps import score_maps
 from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import evaluate
 from fourdthinker_hf.hub import card
-from fourdthinker_hf.hub.card import FROM_SCRATCH, NEEDED, keep_figures, lineage, make_card, renew_card
-from fourdthinker_hf.hub.files import BUNDLED, find_folder
+from fourdthinker_hf.hub.card import FROM_SCRATCH, NEEDED, lineage, make_card, save_figures, update_card
+from fourdthinker_hf.hub.files import BUNDLED, find_model
 from fourdthinker_hf.hub.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
 from fourdthinker_hf.training import DIFTConfig, FourDRLConfig
 
@@ -54,8 +54,10 @@ def refused(result, *words):
         assert word in result.stderr
 
 
-def bare(program: str, folder: Path, hub: LocalHub | None = None, **env: str) -> subprocess.CompletedProcess:
-    """Run `program` in `folder`, where this package cannot be imported, with a cache of its own."""
+def run_without_package(
+    program: str, folder: Path, hub: LocalHub | None = None, **env: str
+) -> subprocess.CompletedProcess:
+    """Run `program` in `folder` with a cache of its own, in a process that cannot import this package."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
     kept |= {"HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1", **env}
     kept |= {"HF_ENDPOINT": hub.url} if hub else {"HF_HUB_OFFLINE": "1"}
@@ -71,7 +73,7 @@ def snippet(text: str, number: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory) -> Path:
-    """Four simulated questions. Read it."""
+    """Four simulated questions. Tests must not write to the folder."""
     folder = tmp_path_factory.mktemp("data") / "split"
     simulate(4, 3, folder, workers=1, progress=False)
     return folder
@@ -79,7 +81,7 @@ def split(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory, tiny_folder, split) -> Path:
-    """Runs of the tiny checkpoint on it: plain, zeros, maps. Read it."""
+    """Runs of the tiny checkpoint on them: plain, zeros, maps. Tests must not write to the folder."""
     folder = tmp_path_factory.mktemp("outputs")
     for probe in ("plain", "zeros"):
         evaluate(str(tiny_folder), str(split), str(folder / probe), probe=probe, max_new_tokens=3)
@@ -89,7 +91,7 @@ def outputs(tmp_path_factory, tiny_folder, split) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path, tiny_folder) -> Path:
-    """A checkpoint with a card that is ready."""
+    """A checkpoint with a card that can be published."""
     folder = shutil.copytree(tiny_folder, tmp_path / "checkpoint")
     make_card(folder, license="apache-2.0", from_scratch=True, training="On nothing.")
     return folder
@@ -97,8 +99,8 @@ def checkpoint(tmp_path, tiny_folder) -> Path:
 
 @pytest.fixture
 def evaluated(checkpoint, outputs) -> Path:
-    keep_figures(checkpoint, [outputs / "plain", outputs / "zeros"], [outputs / "maps" / "maps.json"])
-    renew_card(checkpoint)
+    save_figures(checkpoint, [outputs / "plain", outputs / "zeros"], [outputs / "maps" / "maps.json"])
+    update_card(checkpoint)
     return checkpoint
 
 
@@ -110,7 +112,7 @@ def server():
 
 @pytest.fixture
 def hub(server, monkeypatch):
-    """The stand-in, empty; this process takes it for the Hub, with the token of `me`."""
+    """The local server, empty. This process uses it as the Hub, with the token of `me`."""
     server.repositories.clear()
     server.stored.clear()
     server.log.clear()
@@ -143,7 +145,7 @@ def test_a_card_is_rendered_from_the_evaluation_files(evaluated, outputs):
     assert not any(str(outputs.parent) in path.read_text() for path in kept)  # no paths of this machine
 
 
-def test_a_card_of_something_else_names_its_base(tiny_folder, tmp_path):
+def test_the_card_of_a_model_with_a_base_names_it(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "checkpoint")
     made = run("card", folder, "--base-model", "Qwen/base", "--license", "mit", "--trained-on", "me/split")
     assert made.stdout == f"{folder / 'README.md'}\n"
@@ -153,10 +155,10 @@ def test_a_card_of_something_else_names_its_base(tiny_folder, tmp_path):
     assert (data["license"], data["datasets"], "model-index" in data) == ("mit", ["me/split"], False)
     assert FROM_SCRATCH not in data["tags"] and "It was not evaluated." in text and NEEDED in text
     assert lineage(folder) == {"base_model": "Qwen/base", "license": "mit", "from_scratch": False}
-    refused(run("card", folder, "--base-model", "Qwen/base", "--from-scratch"), "one of the two")
+    refused(run("card", folder, "--base-model", "Qwen/base", "--from-scratch"), "only one of the two")
 
 
-def test_figures_are_renewed_and_words_stay(checkpoint, outputs):
+def test_figures_are_updated_and_other_text_stays(checkpoint, outputs):
     path = checkpoint / "README.md"
     path.write_text(path.read_text().replace("On nothing.", "On something: ours."))
     arguments = ["--run", outputs / "plain", "--run", outputs / "zeros", "--maps", outputs / "maps" / "maps.json"]
@@ -166,7 +168,7 @@ def test_figures_are_renewed_and_words_stay(checkpoint, outputs):
     assert card.check_card(checkpoint) == []
     assert run("card", checkpoint).exit_code == 0 and path.read_text() == first
     path.write_text(first.replace(card.BEGIN, ""))
-    refused(run("card", checkpoint), "no place for figures", card.BEGIN)
+    refused(run("card", checkpoint), "no place for the figures", card.BEGIN)
 
 
 def test_runs_of_other_weights_or_questions_are_refused(checkpoint, outputs, split, tmp_path):
@@ -183,9 +185,9 @@ def test_runs_of_other_weights_or_questions_are_refused(checkpoint, outputs, spl
     assert not (checkpoint / "evaluation").exists()
 
 
-def test_figures_of_replaced_weights_go(evaluated, split, tmp_path):
+def test_figures_of_replaced_weights_are_deleted(evaluated, split, tmp_path):
     other_weights(evaluated)
-    assert any("other weights" in fault for fault in card.check_card(evaluated))
+    assert any("other weights" in problem for problem in card.check_card(evaluated))
     evaluate(str(evaluated), str(split), str(tmp_path / "plain"), max_new_tokens=3)
     assert run("card", evaluated, "--run", tmp_path / "plain").exit_code == 0
     assert card.check_card(evaluated) == []
@@ -215,7 +217,7 @@ def test_the_bundled_checkpoint_has_a_card_that_holds():
         assert part in text
 
 
-# What may be published
+# What may not be published
 
 
 def edit(name: str, change):
@@ -244,7 +246,7 @@ def other_weights(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
-TOKEN = "hf_" + 34 * "x"  # of the right shape, and nobody's
+TOKEN = "hf_" + 34 * "x"  # it has the form of a token
 REFUSALS = {
     "no card": (lambda folder: (folder / "README.md").unlink(), ["no README.md", "fourdthinker card"]),
     "no metadata": (edit("README.md", lambda text: text.split("---")[2]), ["no licence", "no base model"]),
@@ -281,7 +283,7 @@ def test_what_must_not_be_published_is_refused(damage, words, evaluated, hub):
     assert hub.log == []
 
 
-def test_all_that_is_wrong_is_said_at_once(checkpoint):
+def test_all_problems_are_named_at_once(checkpoint):
     (checkpoint / "README.md").write_text(f"---\ntags: [custom_code]\n---\n{TOKEN} {NEEDED}")
     refused(run("publish", checkpoint, "me/tiny"), "no licence", "no base model", NEEDED, "Hugging Face token")
 
@@ -303,7 +305,7 @@ def test_a_name_that_the_hub_would_not_take_is_refused(name, checkpoint):
     refused(run("publish", checkpoint, name), name)
 
 
-def test_trainers_files_stay_behind_and_the_plan_says_why(evaluated, hub):
+def test_files_of_the_trainer_are_not_uploaded_and_the_plan_says_why(evaluated, hub):
     (evaluated / "checkpoint-10").mkdir()
     (evaluated / "runs").mkdir()
     for name in (
@@ -322,8 +324,9 @@ def test_trainers_files_stay_behind_and_the_plan_says_why(evaluated, hub):
     result = run("publish", evaluated, "me/tiny", "--dry-run")
     assert result.exit_code == 0, result.output
     head, *lines = result.stdout.splitlines()
-    behind = dict(line.removeprefix("stays behind: ").split(", ", 1) for line in lines if line.startswith("stays"))
-    assert behind == {
+    start = "not uploaded: "
+    excluded = dict(line.removeprefix(start).split(", ", 1) for line in lines if line.startswith(start))
+    assert excluded == {
         "checkpoint-10/ (2 files)": "a trainer's checkpoint",
         "runs/ (1 files)": "logs",
         "trainer_state.json": "the trainer's state",
@@ -334,14 +337,14 @@ def test_trainers_files_stay_behind_and_the_plan_says_why(evaluated, hub):
         "evaluation/draft.md": "not needed to use it",
         "adapter_model.safetensors": "weights that the index does not name",
     }
-    going = [line.split()[0] for line in lines if line.startswith("  ")]
-    assert {WEIGHTS, "config.json", "tokenizer.json", "README.md", *CODE} <= set(going)
-    assert not {name.split(" ")[0] for name in behind} & set(going)
-    assert head.startswith(f"me/tiny (model): {len(going)} files")
+    uploaded = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert {WEIGHTS, "config.json", "tokenizer.json", "README.md", *CODE} <= set(uploaded)
+    assert not {name.split(" ")[0] for name in excluded} & set(uploaded)
+    assert head.startswith(f"me/tiny (model): {len(uploaded)} files")
     assert hub.log == []
 
 
-# To the stand-in and back
+# To the local server and back
 
 
 README = (ROOT / "README.md").read_text()
@@ -355,7 +358,7 @@ torch.save(model.state_dict(), "loaded.pt")
 
 
 def test_push_then_load_by_name_where_this_package_is_not(hub, tmp_path, clip):
-    """The stand-in is no Hub: this shows that files arrive whole and are enough."""
+    """This shows that the files arrive whole and are enough to load the model; the server is not the Hub itself."""
     result = run("publish", BUNDLED, "me/tiny")
     assert result.exit_code == 0 and result.stdout.splitlines()[-1] == f"{hub.url}/me/tiny", result.output
     files = hub.repositories["model", "me/tiny"].files
@@ -369,7 +372,7 @@ def test_push_then_load_by_name_where_this_package_is_not(hub, tmp_path, clip):
     ours = snippet(README, 1)
     assert ours.count('"checkpoints/4dthinker-tiny"') == 2
     program = LOADED + snippet(text) + ours.replace("checkpoints/4dthinker-tiny", "me/tiny")
-    done = bare(program, tmp_path, hub)
+    done = run_without_package(program, tmp_path, hub)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert sum("<output_image>" in line for line in lines) == 2 and sum("torch.Size" in line for line in lines) == 2
@@ -377,7 +380,7 @@ def test_push_then_load_by_name_where_this_package_is_not(hub, tmp_path, clip):
     for name, tensor in FourDThinkerForConditionalGeneration.from_pretrained(BUNDLED).state_dict().items():
         assert torch.equal(theirs[name], tensor)
 
-    assert upload(weights_plan(BUNDLED), "me/tiny") == f"{hub.url}/me/tiny"  # again: nothing to send
+    assert upload(weights_plan(BUNDLED), "me/tiny") == f"{hub.url}/me/tiny"  # the second time there is nothing to send
     assert hub.count("PUT", "/objects/") == 1 and hub.count("POST", "/commit/") == 1
 
 
@@ -386,7 +389,7 @@ def weights_plan(folder: Path) -> Plan:
 
 
 def shard(folder: Path) -> list[str]:
-    """Cut the weights into files; their names."""
+    """Split the weights into several files. Returns their names."""
     model = FourDThinkerForConditionalGeneration.from_pretrained(folder)
     (folder / WEIGHTS).unlink()
     model.save_pretrained(folder, max_shard_size="1MB")
@@ -410,8 +413,8 @@ upload(Plan("model", files, {}), "me/tiny")
 """
 
 
-def test_an_upload_that_is_killed_goes_on(checkpoint, hub, tmp_path):
-    """Without Xet, which the stand-in does not speak: whole files that have arrived are not sent again."""
+def test_an_upload_that_was_killed_continues(checkpoint, hub, tmp_path):
+    """Whole files that have arrived are not sent again. The local server has no Xet."""
     num = len(shard(checkpoint))
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
     hub.hold()
@@ -425,26 +428,29 @@ def test_an_upload_that_is_killed_goes_on(checkpoint, hub, tmp_path):
     files = hub.repositories["model", "me/tiny"].files
     for path in checkpoint.glob("*.safetensors*"):
         assert files[path.name] == path.read_bytes()
-    assert hub.count("PUT", "/objects/") == num  # each once
+    assert hub.count("PUT", "/objects/") == num  # each was sent once
 
 
-def test_a_private_repository_with_and_without_a_token(checkpoint, hub, tmp_path, monkeypatch):
+def test_a_private_repository_with_and_without_a_token(checkpoint, hub, tmp_path, clip, monkeypatch):
     files = {path.name: path for path in checkpoint.iterdir() if path.is_file()}
     upload(Plan("model", files, {}), "me/hidden", private=True)
     assert hub.repositories["model", "me/hidden"].private
     program = "from transformers import AutoConfig; AutoConfig.from_pretrained('me/hidden', trust_remote_code=True)"
-    done = bare(program, tmp_path, hub, HF_TOKEN="hf_local")
+    done = run_without_package(program, tmp_path, hub, HF_TOKEN="hf_local")
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
     for token, words in (
-        ("hf_other", "there is no such repository, or it is private: the token in use may not see it"),
+        ("hf_other", "there is no such repository, or it is private: the token in use has no access"),
         ("hf_none", "the token is not valid"),
         ("", "there is no such repository, or it is private: log in"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(ValueError, match=f"me/hidden: no such folder; on the Hub, {words}"):
-            find_folder("me/hidden")
-    refused(run("convert", "me/hidden", tmp_path / "dest"), "me/hidden", "`hf auth login`", "HF_TOKEN")
+        with pytest.raises(ValueError, match=f"me/hidden: no checkpoint there. .* from the Hub: {words}"):
+            find_model("me/hidden")
+    for arguments in (("convert", "me/hidden", tmp_path / "dest"), ("ask", clip, "Where?", "--model", "me/hidden")):
+        refused(run(*arguments), "me/hidden", "`hf auth login`", "HF_TOKEN")
+    with pytest.raises(ValueError, match="me/hidden: its card .* log in"):
+        lineage("me/hidden")
 
 
 def test_who_may_write(checkpoint, hub, monkeypatch):
@@ -457,11 +463,11 @@ def test_who_may_write(checkpoint, hub, monkeypatch):
     ):
         with pytest.raises(ValueError, match=words):
             upload(plan, name, token=token)
-    with pytest.raises(ValueError, match="there already and public"):
+    with pytest.raises(ValueError, match="exists and is public"):
         upload(plan, "me/tiny", private=True)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
-    with pytest.raises(ValueError, match="no token: log in"):
+    with pytest.raises(ValueError, match="there is no token: log in"):
         upload(plan, "me/tiny")
 
 
@@ -471,7 +477,7 @@ def test_a_hub_that_cannot_be_reached(checkpoint, monkeypatch):
         upload(weights_plan(checkpoint), "me/tiny", token="hf_local")
 
 
-def test_what_push_to_hub_of_a_launcher_ends_in(tiny_folder, checkpoint, hub, tmp_path):
+def test_a_run_of_a_launcher_is_published_with_a_card(tiny_folder, checkpoint, hub, tmp_path):
     trained = shutil.copytree(tiny_folder, tmp_path / "trained")
     (trained / "README.md").write_text("---\nlibrary_name: transformers\n---\nWhat a trainer writes.")
     (trained / "training_args.bin").write_bytes(b"x")
@@ -537,13 +543,13 @@ def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_pat
     done = launch(f"train/{program}.py", *flags, **env)
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.count(f"{hub.url}/me/trained") == 1 and hub.count("POST", "/commit/") == 1
-    assert "stays behind: checkpoint-2/" in done.stderr and "a trainer's checkpoint" in done.stderr
+    assert "not uploaded: checkpoint-2/" in done.stderr and "a trainer's checkpoint" in done.stderr
     sent = hub.repositories["model", "me/trained"]
     assert sent.private and not any("checkpoint-" in name or name.endswith(".bin") for name in sent.files)
     assert f"{stage} (`train/{program}.py`) on split." in sent.files["README.md"].decode()
     home = tmp_path / "elsewhere"
     home.mkdir()
-    done = bare(LOADED.replace("me/tiny", "me/trained"), home, hub, HF_TOKEN="hf_local")
+    done = run_without_package(LOADED.replace("me/tiny", "me/trained"), home, hub, HF_TOKEN="hf_local")
     assert done.returncode == 0, done.stderr
     theirs = torch.load(home / "loaded.pt")
     ours = FourDThinkerForConditionalGeneration.from_pretrained(run).state_dict()
@@ -561,7 +567,7 @@ def test_a_run_that_is_pushed_comes_back_by_name(checkpoint, split, hub, tmp_pat
     ],
 )
 @pytest.mark.parametrize(("launcher", "config"), [(sft, DIFTConfig), (grpo, FourDRLConfig)])
-def test_what_could_not_be_published_is_not_trained(
+def test_a_model_that_could_not_be_published_is_not_trained(
     launcher, config, parent, name, lora, words, request, split, tmp_path
 ):
     run = launcher.ScriptArguments(records=[str(split / "records.jsonl")])
@@ -586,7 +592,7 @@ def test_a_split_is_published_and_loads(split, hub, tmp_path):
     (folder / "videos" / "stray.mp4").write_bytes(b"x")
     result = run("publish", folder, "me/split", "--dataset")
     assert result.exit_code == 0, result.output
-    assert "stays behind: videos/stray.mp4, not needed to use it" in result.stdout
+    assert "not uploaded: videos/stray.mp4, not needed to use it" in result.stdout
     files = hub.repositories["dataset", "me/split"].files
     sent = {path.relative_to(split).as_posix() for path in split.rglob("*") if path.is_file()}
     assert set(files) == {"README.md", *sent} and not (folder / "README.md").exists()
@@ -596,7 +602,7 @@ def test_a_split_is_published_and_loads(split, hub, tmp_path):
     assert (data["license"], data["size_categories"]) == ("apache-2.0", "n<1K")
     assert "4 questions (level 1; seed 3; split train)" in text and "| camera_motion | 1 |" in text
     assert 'load_dataset("me/split")' in text
-    done = bare(DATASET, tmp_path, hub)
+    done = run_without_package(DATASET, tmp_path, hub)
     assert done.returncode == 0, done.stderr
     first = json.loads((split / "records.jsonl").read_text().splitlines()[0])
     assert done.stdout.splitlines()[-1] == f"4|{first['question']}|{first['video']}"
@@ -619,7 +625,7 @@ def test_a_split_with_a_card_of_other_records_is_refused(split, tmp_path):
 
 
 def test_the_demo_becomes_a_space(hub):
-    """It is built once from the files alone; what a ZeroGPU Space makes of them is not shown."""
+    """The demo is built from the uploaded files alone. This does not show that a ZeroGPU Space accepts them."""
     result = run("publish", ROOT, "me/demo", "--space")
     assert result.exit_code == 0, result.output
     files = hub.repositories["space", "me/demo"].files
@@ -634,4 +640,4 @@ def test_the_demo_becomes_a_space(hub):
     (pin,) = Requirement(needs[0]).specifier
     assert needs[0].startswith("torch==") and Requirement(ours["torch"]).specifier.contains(pin.version)
     refused(run("publish", BUNDLED, "me/demo", "--space"), "no app.py")
-    refused(run("publish", BUNDLED, "me/demo", "--space", "--dataset"), "one of the two")
+    refused(run("publish", BUNDLED, "me/demo", "--space", "--dataset"), "cannot be given together")
