@@ -66,7 +66,7 @@ def ask(
 ) -> None:
     """Answer QUESTION about VIDEO. Prints the reasoning, which moments the mental images resemble, and the answer."""
     with one_line_errors():
-        from .hub.files import BUNDLED
+        from .hub.checkpoints import BUNDLED
         from .qa import VideoQA, check_question
 
         options = check_question(question, option)
@@ -126,10 +126,12 @@ def simulate(
 ) -> None:
     """Make questions about simulated scenes, with exact answers."""
     with one_line_errors():
-        from .data.simulation import generation
+        from .data.simulation import generate_records
 
-        tasks = tasks or generation.expand_tasks(None, level)
-        typer.echo(generation.simulate(num, seed, out, level=level, tasks=tasks, split=split, reasoning=reasoning))
+        tasks = tasks or generate_records.expand_tasks(None, level)
+        typer.echo(
+            generate_records.simulate(num, seed, out, level=level, tasks=tasks, split=split, reasoning=reasoning)
+        )
 
 
 @app.command()
@@ -207,7 +209,7 @@ def evaluate(
     with one_line_errors():
         from .evaluation.report import format_table
         from .evaluation.runner import evaluate as run
-        from .hub.files import BUNDLED
+        from .hub.checkpoints import BUNDLED
 
         report = run(
             str(model or BUNDLED),
@@ -259,8 +261,8 @@ def maps(
 ) -> None:
     """Test whether the similarity maps of mental images point at the object that each one is about."""
     with one_line_errors():
-        from .evaluation.maps import score_maps
-        from .hub.files import BUNDLED
+        from .evaluation.imagery_maps import score_maps
+        from .hub.checkpoints import BUNDLED
 
         typer.echo(json.dumps(score_maps(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
 
@@ -285,7 +287,7 @@ def filter_command(
     A run that stopped is resumed by the same command.
     """
     with one_line_errors():
-        from .hub.files import BUNDLED
+        from .hub.checkpoints import BUNDLED
         from .training.filter_records import filter_records
 
         typer.echo(

@@ -12,10 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
+from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation import generate_records
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
-from fourdthinker_hf.data.vocabulary import DSR_TASKS
 from fourdthinker_hf.qa import VideoQA
 
 OPTIONS = ["--option", "to the left", "--option", "to the right"]
@@ -124,7 +124,7 @@ def test_simulate_refuses_an_unknown_task_and_a_missing_extra(tmp_path, monkeypa
     def missing(*args, **kwargs):
         raise ImportError('simulating needs MuJoCo: pip install "fourdthinker-hf[sim]"')
 
-    monkeypatch.setattr(generation, "simulate", missing)
+    monkeypatch.setattr(generate_records, "simulate", missing)
     refused(run(*arguments), "fourdthinker-hf[sim]")
 
 
@@ -135,7 +135,7 @@ def test_simulate_passes_on_what_it_is_given(tmp_path, monkeypatch):
         calls.append((args, kwargs))
         return "records.jsonl"
 
-    monkeypatch.setattr(generation, "simulate", make)
+    monkeypatch.setattr(generate_records, "simulate", make)
     run("simulate", "--num", 3, "--seed", 7, "--out", tmp_path, "--tasks", "faster_object", "--tasks", "camera_motion")
     run("simulate", "--num", 2, "--seed", 1, "--out", tmp_path, "--level", 3, "--split", "unseen")
     result = run("simulate", "--num", 1, "--seed", 0, "--out", tmp_path, "--reasoning", "pictures")

@@ -24,15 +24,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fourdthinker_hf.data.annotation.camera import estimate_camera_motion
-from fourdthinker_hf.data.annotation.options import add_options
+from fourdthinker_hf.data.annotation.answer_options import add_options
+from fourdthinker_hf.data.annotation.camera_motion import estimate_camera_motion
 from fourdthinker_hf.data.annotation.questions import TASKS, AnnotatedQuestion, make_questions
 from fourdthinker_hf.data.annotation.tracking import find_objects
 from fourdthinker_hf.data.ground_truth import clip_to_shot, is_answer_right, match_object, true_annotation
+from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
-from fourdthinker_hf.data.simulation.generation import simulate_clip
-from fourdthinker_hf.data.vocabulary import DSR_TASKS
+from fourdthinker_hf.data.simulation.generate_records import simulate_clip
 from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 

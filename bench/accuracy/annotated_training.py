@@ -33,20 +33,20 @@ import numpy as np
 from tqdm import tqdm
 
 from fourdthinker_hf.data import media
-from fourdthinker_hf.data.annotation.description import describe_object
-from fourdthinker_hf.data.annotation.options import add_options
+from fourdthinker_hf.data.annotation.answer_options import add_options
+from fourdthinker_hf.data.annotation.object_description import describe_object
 from fourdthinker_hf.data.annotation.pipeline import AnnotationSettings, StageTimer, VideoJob, make_shot_records
 from fourdthinker_hf.data.annotation.tracking import ScaledShot
 from fourdthinker_hf.data.ground_truth import clip_to_shot, true_annotation
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.simulation import generate_records
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
 
 
 def make_records(job: tuple[Path, int, int]) -> list[Record]:
     """Write a clip, and return the records of its exact camera motion and masks, which have no options yet."""
     out, seed, index = job
-    clip = generation.simulate_clip(seed, BASIC_TASKS[index % 4], index // 4)
+    clip = generate_records.simulate_clip(seed, BASIC_TASKS[index % 4], index // 4)
     path = out / "clips" / f"{index:06d}.mp4"
     media.write_video(path, clip.frames)
     shot, (camera, tracks) = clip_to_shot(clip), true_annotation(clip)

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record
-from fourdthinker_hf.data.simulation import generation
-from fourdthinker_hf.data.vocabulary import DSR_TASKS
+from fourdthinker_hf.data.simulation import generate_records
 from fourdthinker_hf.evaluation.blind_baselines import (
     longest_option,
     majority_letter,
@@ -52,7 +52,7 @@ def make_question(job: tuple[int, int, int, str]) -> tuple[Record, int]:
     """A question without its clip, and the number of scenes that were drawn for it."""
     seed, number, level, split = job
     task, index = DSR_TASKS[number % 13], number // 13
-    simulated = generation.simulate_question(seed, task, index, level, split)
+    simulated = generate_records.simulate_question(seed, task, index, level, split)
     question = simulated.question
     record = Record(f"{seed}-{task}-{index}", question.question, question.answer, simulated.options, task)
     return record, simulated.num_scenes
@@ -65,7 +65,7 @@ def report_blind(
     print(
         f"\nlevel {level}, split {split}: {len(records)} questions, and as many to train on, in {seconds:.0f} s; "
         f"scenes drawn for one: median {np.median(num_scenes):.0f}, mean {num_scenes.mean():.0f}; "
-        f"{(num_scenes > generation.SCENES_PER_WORDING).sum()} worded again"
+        f"{(num_scenes > generate_records.SCENES_PER_WORDING).sum()} worded again"
     )
     print("| baseline | right | accuracy | 95% interval |\n| --- | --- | --- | --- |")
     chosen = {name: baseline(records) for name, baseline in BASELINES.items()}
@@ -88,17 +88,17 @@ def report_throughput(num: int, seed: int, level: int) -> None:
 
         return call
 
-    originals = {name: getattr(generation, name) for name in TIMED_PARTS}
+    originals = {name: getattr(generate_records, name) for name in TIMED_PARTS}
     with tempfile.TemporaryDirectory() as out:
-        generation.simulate(2, seed, out, level, ["dsr"], workers=1, progress=False)  # makes the renderer
+        generate_records.simulate(2, seed, out, level, ["dsr"], workers=1, progress=False)  # makes the renderer
         for name, part in TIMED_PARTS.items():
-            setattr(generation, name, timed(part, originals[name]))
+            setattr(generate_records, name, timed(part, originals[name]))
         start = time.perf_counter()
-        generation.simulate(num, seed, out, level, ["dsr"], workers=1, progress=False)
+        generate_records.simulate(num, seed, out, level, ["dsr"], workers=1, progress=False)
         total = time.perf_counter() - start
         size = sum(path.stat().st_size for path in Path(out).rglob("*.mp4")) / num / 1e3
     for name, function in originals.items():
-        setattr(generation, name, function)
+        setattr(generate_records, name, function)
     spent["drawing scenes, finding answers, rest"] = total - sum(spent.values())
     shares = ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in spent.most_common())
     print(f"level {level}: {num / total:.1f} clips a second in one process, {size:.0f} kB a clip; {shares}")

@@ -26,12 +26,12 @@ import av
 import cv2
 import numpy as np
 
-from fourdthinker_hf.data.annotation.camera import CameraMotion, estimate_camera_motion
+from fourdthinker_hf.data.annotation.camera_motion import CameraMotion, estimate_camera_motion
 from fourdthinker_hf.data.annotation.shots import read_shots
 from fourdthinker_hf.data.ground_truth import ORBIT_PARTS, clip_to_shot
-from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.question_vocabulary import CAMERA_MOTIONS, DSR_TASKS, STATIC_CAMERA
+from fourdthinker_hf.data.simulation import generate_records
 from fourdthinker_hf.data.simulation.rendering import Clip
-from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, DSR_TASKS, STATIC_CAMERA
 from fourdthinker_hf.evaluation.statistics import wilson_interval
 
 SINGLE_MOTIONS = [name for name in CAMERA_MOTIONS if name not in ORBIT_PARTS]
@@ -63,10 +63,10 @@ def simulate_clips(seed: int, level: int) -> Iterator[tuple[str, Clip]]:
     wanted = Counter({kind: num for kind, num in NUM_CLIPS.items() if level > 1 or kind != "pairs"})
     for index in itertools.count():
         for task in DSR_TASKS:
-            kind = kind_of_clip(generation.simulate_question(seed, task, index, level).truth.camera_motions)
+            kind = kind_of_clip(generate_records.simulate_question(seed, task, index, level).truth.camera_motions)
             if wanted[kind]:
                 wanted[kind] -= 1
-                yield kind, generation.simulate_clip(seed, task, index, level, mask_frames=())
+                yield kind, generate_records.simulate_clip(seed, task, index, level, mask_frames=())
         if not sum(wanted.values()):
             return
 

@@ -18,14 +18,14 @@ from collections import Counter
 
 import numpy as np
 
-from fourdthinker_hf.data.annotation.camera import estimate_camera_motion
-from fourdthinker_hf.data.annotation.measurement import MIN_CONFIDENCE
+from fourdthinker_hf.data.annotation.camera_motion import estimate_camera_motion
+from fourdthinker_hf.data.annotation.motion_measurement import MIN_CONFIDENCE
 from fourdthinker_hf.data.annotation.tracking import Track, find_objects
 from fourdthinker_hf.data.ground_truth import clip_to_shot
-from fourdthinker_hf.data.simulation import generation
+from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
+from fourdthinker_hf.data.simulation import generate_records
 from fourdthinker_hf.data.simulation.rendering import Clip
 from fourdthinker_hf.data.simulation.scenes import SPLITS
-from fourdthinker_hf.data.vocabulary import DSR_TASKS
 
 MIN_PIXELS, MIN_FRAMES = 100, 4  # of an object that counts
 MIN_MOTION, MAX_REST = 0.3, 0.03  # m: an object that gets this far moves; one that stays within this rests
@@ -58,7 +58,7 @@ def measure(level: int, num_clips: int, seed: int, split: str) -> None:
     count: Counter = Counter()
     for number in range(num_clips):
         task, index = DSR_TASKS[number % len(DSR_TASKS)], number // len(DSR_TASKS)
-        clip = generation.simulate_clip(seed, task, index, level, split=split)
+        clip = generate_records.simulate_clip(seed, task, index, level, split=split)
         shot = clip_to_shot(clip)
         camera, start = estimate_camera_motion(shot), time.process_time()
         tracks = find_objects(shot, camera)
@@ -103,7 +103,7 @@ def measure(level: int, num_clips: int, seed: int, split: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--level", type=int, action="append", choices=generation.LEVELS)
+    parser.add_argument("--level", type=int, action="append", choices=generate_records.LEVELS)
     parser.add_argument("--clips", type=int, default=52, help="clips of each level, of the 13 tasks in turn")
     parser.add_argument("--seed", type=int, default=880001)
     parser.add_argument("--split", choices=list(SPLITS), default="train")

@@ -21,7 +21,7 @@ import numpy as np
 from gradio_client import Client, handle_file
 
 from fourdthinker_hf.data.records import read_records
-from fourdthinker_hf.data.simulation.generation import simulate
+from fourdthinker_hf.data.simulation.generate_records import simulate
 from fourdthinker_hf.qa import VideoQA
 
 ROOT = Path(__file__).resolve().parents[2]

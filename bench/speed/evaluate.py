@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def make_questions(folder: Path, num: int) -> Path:
-    from fourdthinker_hf.data.simulation.generation import simulate
+    from fourdthinker_hf.data.simulation.generate_records import simulate
 
     return Path(simulate(num, 7, folder))
 
@@ -81,7 +81,7 @@ def run(arguments: dict, prefetch: bool, queue) -> None:
     """Run `evaluate` and time its parts, which is exact only without `prefetch`."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
 
-    from fourdthinker_hf.evaluation import outputs, runner
+    from fourdthinker_hf.evaluation import prediction_files, runner
 
     prepare = runner._prefetch if prefetch else map
     runner._prepare_batches = lambda answerer, batches: prepare(answerer.prepare, batches)
@@ -93,8 +93,8 @@ def run(arguments: dict, prefetch: bool, queue) -> None:
         timed(times, runner, "answer_batch"),
         timed(times, runner, "load_model"),
         timed(times, runner, "judge"),
-        timed(times, outputs.RunOutputs, "write"),
-        timed(times, outputs.RunOutputs, "write_report"),
+        timed(times, prediction_files.RunOutputs, "write"),
+        timed(times, prediction_files.RunOutputs, "write_report"),
     ):
         report = runner.evaluate(**arguments)
     queue.put((report, times))

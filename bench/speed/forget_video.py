@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration  # noqa: E402
-from fourdthinker_hf.evaluation.outputs import commit  # noqa: E402
+from fourdthinker_hf.evaluation.prediction_files import commit  # noqa: E402
 
 NUM_TOKENS, NUM_IMAGES = 64, 2
 VIDEOS = {1000: 16, 4000: 64, 16000: 256}  # video tokens: frames

@@ -218,7 +218,7 @@ def make_score(trainer, video: Path):
     separate=False)` as the trainer does, and `score_with_all_logits(length)`."""
     import torch
 
-    from fourdthinker_hf.inference import encoder_outputs, prefill_prompts
+    from fourdthinker_hf.batch_inference import encoder_outputs, prefill_prompts
     from fourdthinker_hf.training.grpo_trainer import SampledReply
 
     model, group_replies = trainer.unwrapped_model, type(trainer).group_replies

@@ -7,16 +7,16 @@ import itertools
 
 import numpy as np
 
-from .annotation.camera import CameraMotion, CameraMotionSpan
+from .annotation.camera_motion import CameraMotion, CameraMotionSpan
 from .annotation.questions import AnnotatedQuestion
 from .annotation.shots import Shot
 from .annotation.tracking import Track
-from .changes import find_runs
-from .simulation import questions
-from .simulation.questions import QuestionSpec
+from .question_vocabulary import OBJECT_DIRECTIONS, sequence_text
+from .simulation import template_questions
 from .simulation.rendering import FPS, Clip, Truth
 from .simulation.scenes import CAMERA
-from .vocabulary import OBJECT_DIRECTIONS, sequence_text
+from .simulation.template_questions import QuestionSpec
+from .value_changes import find_runs
 
 ORBIT_PARTS = {"orbit left": ("truck left", "pan right"), "orbit right": ("truck right", "pan left")}
 MAX_ANGLE = 35.0  # degrees between a displacement and the direction of its answer; the next direction is 55 away
@@ -85,7 +85,9 @@ def is_answer_right(truth: Truth, question: AnnotatedQuestion, objects: list[int
         return QuestionSpec(task, CAMERA, x, y, start, start, end)
 
     if question.task == "object_direction":
-        positions = questions.position_from_agent(truth, spec("abs_dir", objects[0]), objects[0])  # front, left, up
+        positions = template_questions.position_from_agent(
+            truth, spec("abs_dir", objects[0]), objects[0]
+        )  # front, left, up
         displacement = positions[round(end * FPS)] - positions[round(start * FPS)]
         axes = dict(zip(OBJECT_DIRECTIONS, ((0, 1, 0), (0, -1, 0), (-1, 0, 0), (1, 0, 0)), strict=True))
         min_length = np.cos(np.radians(MAX_ANGLE)) * max(np.linalg.norm(displacement), 0.1)
@@ -93,11 +95,11 @@ def is_answer_right(truth: Truth, question: AnnotatedQuestion, objects: list[int
     if question.task == "spatial_description":
         span, angles = slice(round(start * FPS), round(end * FPS) + 1), []
         for i in objects:
-            front, left, _ = questions.position_from_agent(truth, spec("rel_dir", i), i)[span].T
+            front, left, _ = template_questions.position_from_agent(truth, spec("rel_dir", i), i)[span].T
             angles.append(np.arctan2(left, front))
         differences = np.degrees(angles[0] - angles[1]).tolist()
         sides = [None if abs(angle) < 1 else ("left", "right")[angle < 0] for angle in differences]
         return sequence_text(find_runs(sides) or ()) == question.answer
     task = {"distance_change": "rel_dis", "speed_change": "abs_spd", "faster_object": "abs_spd_comp"}[question.task]
-    answer = questions.find_answer(truth, spec(task, *objects))
+    answer = template_questions.find_answer(truth, spec(task, *objects))
     return sequence_text(answer or ()) == question.answer

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .vocabulary import CHANGE_WORDS
+from .question_vocabulary import CHANGE_WORDS
 
 # By kind of value, how much it changes at least where it is said to change, and at most where it is said to stay the
 # same; what lies between is ambiguous. Distance and speed are logarithms, orientation is in degrees.

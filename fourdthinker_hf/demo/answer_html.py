@@ -1,6 +1,6 @@
 """Writes an answer as HTML: its reasoning, its mental images over the frames that they resemble, and its verdict.
 
-Their styles are in `style.css` and `reasoning.css`. Functions that take a list of HTML pieces, one for each mental
+Their styles are in `style.css` and `answer.css`. Functions that take a list of HTML pieces, one for each mental
 image, add the pieces that are missing: while an answer grows, each mental image is drawn only once.
 """
 

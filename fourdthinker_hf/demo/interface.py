@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..hub.files import BUNDLED
+from ..hub.checkpoints import BUNDLED
 from ..qa import VideoQA
 from . import uploads
 from .answer_html import read_asset
@@ -64,7 +64,7 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> g
 def launch(demo: gr.Blocks, **kwargs) -> tuple:
     """Serves the demo. Arguments and result are those of `gr.Blocks.launch`."""
     return demo.launch(
-        css=read_asset("reasoning.css") + read_asset("style.css"),
+        css=read_asset("answer.css") + read_asset("style.css"),
         head=f"<script>{read_asset('page.js')}</script>",
         theme=THEME,
         run_history=False,

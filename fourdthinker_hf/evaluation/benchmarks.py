@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from ..data.question_vocabulary import DSR_TASKS
 from ..data.records import Record, read_records
-from ..data.vocabulary import DSR_TASKS
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 

@@ -10,8 +10,8 @@ import json
 import re
 from pathlib import Path
 
+from ..data.question_vocabulary import DSR_TASKS
 from ..data.records import LETTERS, Record
-from ..data.vocabulary import DSR_TASKS
 
 FILE = "benchmark.parquet"
 

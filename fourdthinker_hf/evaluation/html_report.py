@@ -14,7 +14,7 @@ from ..data.records import Record
 from ..demo.answer_html import read_asset, reasoning_html
 from ..qa import VideoQA
 from .benchmarks import load_benchmark
-from .outputs import PREDICTIONS, REPORT
+from .prediction_files import PREDICTIONS, REPORT
 from .probes import PROBES
 from .report import accuracy_table
 from .statistics import compare
@@ -212,7 +212,7 @@ def write_report(
         body.append(f"<h2>Wrong answers of which {html.escape(runs[0].name)} was most certain</h2>")
         body.append(wrong_answers_html(runs[0], records, qa, num_failures))
     out.parent.mkdir(parents=True, exist_ok=True)
-    style = Path(__file__).with_suffix(".css").read_text() + read_asset("reasoning.css")
+    style = Path(__file__).with_suffix(".css").read_text() + read_asset("answer.css")
     out.write_text(PAGE.format(style=style, body="".join(body)))
     out.with_suffix(".md").write_text(markdown(tables))
     return out

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..batch_inference import answer_batch, batch_inputs
 from ..data.records import Record, read_records
-from ..data.simulation.generation import clip_from_record
-from ..hub.files import load_model
+from ..data.simulation.generate_records import clip_from_record
+from ..hub.checkpoints import load_model
 from ..imagery import best_step, similarity_maps, video_features
-from ..inference import answer_batch, batch_inputs
 
 
 def score_maps(

@@ -9,10 +9,10 @@ from os import PathLike
 
 from tqdm import tqdm
 
+from ..batch_inference import Reply, answer_batch, batch_inputs
 from ..data.records import Record
-from ..hub.files import BUNDLED, load_model
-from ..inference import Reply, answer_batch, batch_inputs
-from .outputs import DistributedState
+from ..hub.checkpoints import BUNDLED, load_model
+from .prediction_files import DistributedState
 from .runner import DTYPES
 
 try:

@@ -24,13 +24,13 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from ..answers import judge
+from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, open_clip
 from ..data.records import Record
-from ..hub.files import find_model, load_model, model_hash
-from ..inference import Clip, Reply, answer_batch, batch_inputs, open_clip
+from ..hub.checkpoints import find_model, load_model, model_hash
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from .benchmarks import load_benchmark, missing_files, questions_hash
-from .outputs import DistributedState, RunOutputs, commit, versions
+from .prediction_files import DistributedState, RunOutputs, commit, versions
 from .probes import PROBES, Images, Probe
 from .report import NEAR_TIE
 

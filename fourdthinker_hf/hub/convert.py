@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
-from .files import find_model, read_json, read_tensor_shapes
+from .checkpoints import find_model, read_json, read_tensor_shapes
 
 EMBEDDING_TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 # In this order a base gets them, so that on the Qwen2.5 tokenizer they become 151665, 151666, 151667, as published.

@@ -30,8 +30,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.records import read_records
 from .card import check_card, make_card, read_card
+from .checkpoints import LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 from .dataset_card import check_dataset_card, dataset_card
-from .files import LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 
 logger = logging.getLogger(__name__)
 

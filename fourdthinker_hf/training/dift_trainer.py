@@ -26,8 +26,8 @@ from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..answers import judge
+from ..batch_inference import answer_batch, batch_inputs, open_clip
 from ..data.records import Record
-from ..inference import answer_batch, batch_inputs, open_clip
 from ..modeling_fourdthinker import FourDThinkerOutput
 from .collator import IGNORE_INDEX
 from .dift_config import DIFTConfig

@@ -24,7 +24,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
 
-from ..inference import encoder_outputs, generate_with, prefill_prompts, trim_reply
+from ..batch_inference import encoder_outputs, generate_with, prefill_prompts, trim_reply
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import rewards
 from .collator import IGNORE_INDEX

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record, write_records
-from fourdthinker_hf.data.vocabulary import DSR_TASKS
 from fourdthinker_hf.evaluation import dsr_bench
 from fourdthinker_hf.evaluation.benchmarks import load_benchmark, missing_files, questions_hash
 

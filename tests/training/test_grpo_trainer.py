@@ -20,7 +20,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from trl import GRPOTrainer, ModelConfig
 
-from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, inference
+from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, batch_inference
 from fourdthinker_hf.data.records import RecordError
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
 from fourdthinker_hf.training.grpo_config import UNSUPPORTED_OPTIONS
@@ -327,8 +327,8 @@ def test_videos_and_prompts_run_once(make_trainer, processor, tmp_path, clip, wr
     ]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     opened, towers, forwards, positions = [], [], [], []
-    real = inference.open_frames
-    monkeypatch.setattr(inference, "open_frames", lambda *args: opened.append(args[1]) or real(*args))
+    real = batch_inference.open_frames
+    monkeypatch.setattr(batch_inference, "open_frames", lambda *args: opened.append(args[1]) or real(*args))
     trainer = make_trainer(kind=FourDRLTrainer, data=question_dataset([tmp_path / "two.jsonl"], processor))
     base = trainer.unwrapped_model.model
     base.visual.register_forward_hook(lambda m, args, kwargs, out: towers.append(len(args[0])), with_kwargs=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..question_vocabulary import with_distractors
 from ..records import Record
-from ..vocabulary import with_distractors
 from .questions import ANSWERS, TASKS
 
 MAX_ANSWER_RATIO = 1.5  # how often an answer may be kept, relative to the mean over the answers of its task

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..vocabulary import STATIC_CAMERA
+from ..question_vocabulary import STATIC_CAMERA
 from .shots import Shot
 
 ROTATIONS, TRANSLATIONS = ("pan", "tilt", "roll"), ("truck", "pedestal", "dolly")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from ..vocabulary import STATIC_CAMERA
-from .camera import CameraMotion, CameraMotionSpan
+from ..question_vocabulary import STATIC_CAMERA
+from .camera_motion import CameraMotion, CameraMotionSpan
 from .shots import Shot
 from .tracking import Track
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..media import highlight
-from .description import POSITION_PHRASES
+from .object_description import POSITION_PHRASES
 from .shots import Shot
 from .tracking import Track
 from .vlm_client import VLMClient

@@ -32,10 +32,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..media import highlight, write_video
+from ..question_vocabulary import STATIC_CAMERA
 from ..records import Record, read_records, write_records
-from ..vocabulary import STATIC_CAMERA
-from .camera import CameraMotion, estimate_camera_motion
-from .options import add_options
+from .answer_options import add_options
+from .camera_motion import CameraMotion, estimate_camera_motion
 from .questions import AnnotatedQuestion, make_questions
 from .reasoning import ReasoningError, rewrite_reasoning, write_reasoning
 from .shots import Shot, read_shots
@@ -283,7 +283,7 @@ def annotate_shot(job: VideoJob, number: int, shot: Shot, timer: StageTimer, ref
     with timer("objects"):
         tracks = _get_segmenter(settings.sam3)(shot, camera)
         if settings.namer:
-            from .naming import name_tracks
+            from .object_naming import name_tracks
 
             tracks = name_tracks(shot, tracks, VLMClient(settings.server, settings.namer))
     return make_shot_records(job, number, shot, camera, tracks, timer, refused)

@@ -9,12 +9,12 @@
 | faster_object | which of two objects is faster | their trajectories |
 | spatial_description | on which side of another object is an object | the centres of their masks |
 
-What pixels do not tell (see `measurement.py`, and the scale of one object relative to another) is tried over a range,
+What pixels do not tell (see `motion_measurement.py`, and the scale of one object relative to another) is tried over a range,
 and so are thresholds that are stricter and laxer than those of simulated questions. **A question is asked only if
 every trial gives the same answer.**
 
 In the simulated benchmark the answer is drawn first, so that the text of a question tells nothing about it. Here this
-is not possible. `options.py` balances the answers afterwards, over the whole data set.
+is not possible. `answer_options.py` balances the answers afterwards, over the whole data set.
 """
 
 import itertools
@@ -25,8 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..changes import FASTER_RATIO, find_changes, find_runs
-from ..vocabulary import (
+from ..question_vocabulary import (
     CAMERA_MOTION_PAIRS,
     CAMERA_MOTIONS,
     CHANGE_WORDS,
@@ -36,8 +35,9 @@ from ..vocabulary import (
     format_seconds,
     sequence_text,
 )
-from .camera import CameraMotion, CameraMotionSpan
-from .measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot, MeasuredTrack
+from ..value_changes import FASTER_RATIO, find_changes, find_runs
+from .camera_motion import CameraMotion, CameraMotionSpan
+from .motion_measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot, MeasuredTrack
 from .shots import Shot
 from .tracking import Track
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...processing_fourdthinker import OUTPUT_IMAGE
-from ..vocabulary import format_seconds
+from ..question_vocabulary import format_seconds
 from .questions import AnnotatedQuestion
 from .vlm_client import VLMClient
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import Sam3VideoModel, Sam3VideoProcessor
 
-from .camera import CameraMotion
+from .camera_motion import CameraMotion
 from .shots import Shot
 from .tracking import CandidateTrack, ScaledShot, Track, choose_tracks, is_same_object
 

@@ -21,8 +21,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from .camera import CameraMotion
-from .description import describe_object, mask_centre
+from .camera_motion import CameraMotion
+from .object_description import describe_object, mask_centre
 from .shots import Shot
 
 AREA = 224 * 224

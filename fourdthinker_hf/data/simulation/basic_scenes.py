@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from ..vocabulary import OBJECT_DIRECTIONS
+from ..question_vocabulary import OBJECT_DIRECTIONS
 from .rendering import FPS, Question, Truth, load_mujoco, project
 
 FRAME_SIZE = 112  # pixels along both axes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from ..vocabulary import CAMERA_MOTIONS, STATIC_CAMERA
+from ..question_vocabulary import CAMERA_MOTIONS, STATIC_CAMERA
 from .rendering import FPS
 from .scenes import EXTRA_FRAMES, FOREVER, CameraMove, Scene
 

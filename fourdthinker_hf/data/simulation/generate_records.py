@@ -1,7 +1,7 @@
 """Generates questions about simulated 4D scenes. MuJoCo moves the objects and the camera, so every answer is exact.
 
 There are two families of questions. The basic tasks (`basic_scenes.py`), on which the bundled checkpoint was trained,
-exist at level 1. DSR-Sim has the 13 tasks of DSR-Bench (`questions.py`, `non_template_questions.py`) at three levels:
+exist at level 1. DSR-Sim has the 13 tasks of DSR-Bench (`template_questions.py`, `non_template_questions.py`) at three levels:
 
 | level | objects | motion | clip | frames |
 | --- | --- | --- | --- | --- |
@@ -30,15 +30,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..media import highlight, write_video
+from ..question_vocabulary import DSR_TASKS, NON_TEMPLATE_TASK, sequence_text, with_distractors
 from ..records import Record, write_records
-from ..vocabulary import DSR_TASKS, NON_TEMPLATE_TASK, sequence_text, with_distractors
-from . import basic_scenes, non_template_questions, questions
+from . import basic_scenes, non_template_questions, template_questions
 from .basic_scenes import BASIC_TASKS, GROUNDING
 from .physics import predict_motion, run_physics, template_model
-from .questions import QuestionSpec
 from .rendering import FPS, Clip, Question, Renderer, Truth
 from .scene_sampling import sample_scene, sample_specs
 from .scenes import CAMERA, FRAME_SIZES, SHAPES_WITH_FRONT, SPLITS, Scene
+from .template_questions import QuestionSpec
 
 ALL_TASKS = (*BASIC_TASKS, GROUNDING, *DSR_TASKS)
 LEVELS = (1, 2, 3)
@@ -130,7 +130,7 @@ def _simulate_template_question(rng: Generator, task: str, turn: int, level: int
     num_scenes, answers = 0, None
     while True:
         spec, scene_spec = sample_specs(rng, task, level, split)
-        possible = questions.possible_answers(spec, level)
+        possible = template_questions.possible_answers(spec, level)
         answers = answers or possible
         if possible != answers:  # a new wording keeps the wanted answer, so that difficult answers stay as frequent
             continue
@@ -139,16 +139,16 @@ def _simulate_template_question(rng: Generator, task: str, turn: int, level: int
         for _ in range(SCENES_PER_WORDING):
             num_scenes += 1
             scene = sample_scene(rng, spec, scene_spec, wanted)
-            find_answer = functools.partial(questions.find_answer, spec=spec)
+            find_answer = functools.partial(template_questions.find_answer, spec=spec)
             found = scene and _simulate_if_clear(scene, find_answer, wanted, *_frames_to_see(spec, scene))
             targets = found and _choose_targets(spec, found[2])
             if not targets:
                 continue
             truth, physics, _ = found
-            reasoning = questions.reasoning_text(truth, spec, names, wanted, targets)
+            reasoning = template_questions.reasoning_text(truth, spec, names, wanted, targets)
             answer = sequence_text(wanted)
             options = with_distractors(rng, answer, list(map(sequence_text, answers)), position)
-            question = Question(questions.question_text(spec, names), answer, reasoning, targets)
+            question = Question(template_questions.question_text(spec, names), answer, reasoning, targets)
             return SimulatedQuestion(scene, truth, question, options, physics, num_scenes)
 
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.random import Generator
 
-from ..vocabulary import CAMERA_MOTION_PAIRS, CAMERA_MOTIONS, STATIC_CAMERA
-from .cameras import CAMERA_AT_REST, sample_camera_move, sample_camera_moves
+from ..question_vocabulary import CAMERA_MOTION_PAIRS, CAMERA_MOTIONS, STATIC_CAMERA
+from .camera_paths import CAMERA_AT_REST, sample_camera_move, sample_camera_moves
 from .physics import predict_motion
 from .rendering import FPS, Truth
 from .scene_sampling import (

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .cameras import camera_path, motion_spans
+from .camera_paths import camera_path, motion_spans
 from .rendering import FPS, Truth, load_mujoco, project
 from .scenes import EXTRA_FRAMES, SHAPES_WITH_FRONT, SPLITS, Body, MotionSegment, Scene
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import Generator
 
-from ..vocabulary import CHANGE_WORDS, STATIC_CAMERA
-from .cameras import CAMERA_AT_REST, camera_path, sample_camera_moves
+from ..question_vocabulary import CHANGE_WORDS, STATIC_CAMERA
+from .camera_paths import CAMERA_AT_REST, camera_path, sample_camera_moves
 from .physics import servo_targets
-from .questions import MOVES_AROUND, PLACES_AROUND, STAYS, QuestionSpec
 from .rendering import FPS
 from .scenes import (
     AT_REST,
@@ -29,6 +28,7 @@ from .scenes import (
     ObjectSet,
     Scene,
 )
+from .template_questions import MOVES_AROUND, PLACES_AROUND, STAYS, QuestionSpec
 
 MAX_OBJECTS = {1: 3, 2: 4, 3: 6}  # by level
 CAMERA_LIFTS = {"down": "pedestal up", "up": "pedestal down"}  # how the camera moves for an object to seem to do so

@@ -13,7 +13,7 @@ such as "grows, then stays the same". Where a value is near a threshold, the que
 | spd_comp | ratio of speeds, at least 0.1 m/s | 1.5 or more, and 0.3 m/s; at most 1.15, or both rest | 1.15 to 1.5 |
 | dir, dir_pred | components of the unit vector | named above 0.3, not named below 0.2 | 0.2 to 0.3 |
 
-`changes.py` says how long a run lasts and how many frames of a span may be ambiguous. The direction that dir_pred asks
+`value_changes.py` says how long a run lasts and how many frames of a span may be ambiguous. The direction that dir_pred asks
 for must be the same in the last second of the clip and in the second after it, and the object must travel 0.3 m or
 more in each. An object that stays in place travels at most 0.03 m in each.
 """
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..changes import FASTER_RATIO, find_changes, find_runs
-from ..vocabulary import CHANGE_WORDS, all_sequences, format_seconds, sequence_text
+from ..question_vocabulary import CHANGE_WORDS, all_sequences, format_seconds, sequence_text
+from ..value_changes import FASTER_RATIO, find_changes, find_runs
 from .rendering import FPS, Truth
 from .scenes import CAMERA
 

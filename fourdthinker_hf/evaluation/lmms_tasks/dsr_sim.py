@@ -2,8 +2,8 @@
 
 import os
 
-from fourdthinker_hf.answers import judge
-from fourdthinker_hf.data.records import LETTERS
+from ...answers import judge
+from ...data.records import LETTERS
 
 
 def doc_to_visual(doc: dict, lmms_eval_specific_kwargs: dict) -> list[str]:

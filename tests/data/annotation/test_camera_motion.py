@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 cv2 = pytest.importorskip("cv2")
 
-from fourdthinker_hf.data.annotation.camera import ABSENT_PENALTY, SWITCH_PENALTY, _best_path, estimate_camera_motion  # noqa: E402
+from fourdthinker_hf.data.annotation.camera_motion import (  # noqa: E402
+    ABSENT_PENALTY,
+    SWITCH_PENALTY,
+    _best_path,
+    estimate_camera_motion,
+)
 from fourdthinker_hf.data.annotation.shots import FRAME_RATE, Shot  # noqa: E402
-from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, STATIC_CAMERA  # noqa: E402
+from fourdthinker_hf.data.question_vocabulary import CAMERA_MOTIONS, STATIC_CAMERA  # noqa: E402
 
 HEIGHT, WIDTH, FOCAL, PITCH = 180, 240, 230.0, np.radians(22)
 INTRINSIC = np.array([[FOCAL, 0, WIDTH / 2 - 0.5], [0, FOCAL, HEIGHT / 2 - 0.5], [0, 0, 1]])
@@ -190,7 +195,7 @@ def test_the_best_path_has_the_highest_score_of_all(tables):
 @pytest.mark.slow
 def test_simulated_clips():
     """Right on most clips with one motion; bench/accuracy/camera.py counts on more."""
-    simulation = pytest.importorskip("fourdthinker_hf.data.simulation.generation")
+    simulation = pytest.importorskip("fourdthinker_hf.data.simulation.generate_records")
     right = num = 0
     for index in itertools.count():
         clip = simulation.simulate_clip(7, "rel_dis", index, 1, mask_frames=())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fourdthinker_hf.data.annotation import vlm_client
-from fourdthinker_hf.data.annotation.naming import MAX_TRIES, name_tracks, parse_name
+from fourdthinker_hf.data.annotation.object_naming import MAX_TRIES, name_tracks, parse_name
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.annotation.vlm_client import VLMClient, VLMError

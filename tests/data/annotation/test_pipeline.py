@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.annotation import pipeline
-from fourdthinker_hf.data.annotation.camera import CameraMotion, CameraMotionSpan
+from fourdthinker_hf.data.annotation.camera_motion import CameraMotion, CameraMotionSpan
 from fourdthinker_hf.data.annotation.pipeline import (
     AnnotationSettings,
     VideoJob,

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data.annotation.camera import CameraMotion, CameraMotionSpan
-from fourdthinker_hf.data.annotation.options import MAX_ANSWER_RATIO, add_options
+from fourdthinker_hf.data.annotation.answer_options import MAX_ANSWER_RATIO, add_options
+from fourdthinker_hf.data.annotation.camera_motion import CameraMotion, CameraMotionSpan
 from fourdthinker_hf.data.annotation.questions import ANSWERS, TASKS, make_questions
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.ground_truth import clip_to_shot, is_answer_right, match_object, true_annotation
+from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record
-from fourdthinker_hf.data.simulation.generation import simulate_clip
-from fourdthinker_hf.data.vocabulary import DSR_TASKS
+from fourdthinker_hf.data.simulation.generate_records import simulate_clip
 
 T, SIZE, FOCAL = 33, (320, 240), 280  # frames, width and height, pixels
 TIME = np.arange(T) / 8

@@ -14,7 +14,7 @@ from transformers import (
     Sam3VideoProcessor,
 )
 
-from fourdthinker_hf.data.annotation.camera import CameraMotion
+from fourdthinker_hf.data.annotation.camera_motion import CameraMotion
 from fourdthinker_hf.data.annotation.sam3 import Sam3Segmenter
 from fourdthinker_hf.data.annotation.shots import Shot
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data.annotation.camera import CameraMotion
-from fourdthinker_hf.data.annotation.description import colour_name, describe_object
+from fourdthinker_hf.data.annotation.camera_motion import CameraMotion
+from fourdthinker_hf.data.annotation.object_description import colour_name, describe_object
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.annotation.tracking import (
     CandidateTrack,
@@ -16,7 +16,7 @@ from fourdthinker_hf.data.annotation.tracking import (
     find_objects,
     is_same_object,
 )
-from fourdthinker_hf.data.simulation.generation import simulate_clip
+from fourdthinker_hf.data.simulation.generate_records import simulate_clip
 
 HEIGHT, WIDTH, LENGTH = 112, 160, 16
 RED, BLUE, GREEN = (200, 30, 30), (30, 40, 200), (20, 160, 40)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from fourdthinker_hf.data import media
-from fourdthinker_hf.data.simulation import cameras, physics
+from fourdthinker_hf.data.simulation import camera_paths, physics
 
 pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
+from fourdthinker_hf.data.question_vocabulary import CAMERA_MOTIONS, DSR_TASKS
 from fourdthinker_hf.data.records import read_records
-from fourdthinker_hf.data.simulation import basic_scenes, generation, scene_sampling, scenes
+from fourdthinker_hf.data.simulation import basic_scenes, generate_records, scene_sampling, scenes
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS, COLOURS
-from fourdthinker_hf.data.vocabulary import CAMERA_MOTIONS, DSR_TASKS
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
 SEED = 5
@@ -29,7 +29,7 @@ SEED = 5
 def clips():
     chosen = [("camera_motion", 2), ("camera_motion", 5), ("object_direction", 1), ("faster_object", 2)]
     chosen += [("distance_change", 3), ("grounding", 1), ("grounding", 2)]
-    return {pair: generation.simulate_clip(SEED, *pair) for pair in chosen}
+    return {pair: generate_records.simulate_clip(SEED, *pair) for pair in chosen}
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,20 @@ def all_simulated():
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("simulated")
-    return generation.simulate(8, SEED, out, workers=1, progress=False)
+    return generate_records.simulate(8, SEED, out, workers=1, progress=False)
 
 
 def test_a_clip_is_the_same_on_every_call(clips):
-    again = generation.simulate_clip(SEED, "distance_change", 3, depth=True)
+    again = generate_records.simulate_clip(SEED, "distance_change", 3, depth=True)
     first = clips["distance_change", 3]
     assert again.scene == first.scene and again.question == first.question and again.options == first.options
     assert (again.frames == first.frames).all() and (again.masks == first.masks).all()
     assert first.frames.shape == (32, 112, 112, 3) and first.timestamps[-1] == 31 / 8
-    assert not (generation.simulate_clip(SEED + 1, "distance_change", 3).frames == first.frames).all()
+    assert not (generate_records.simulate_clip(SEED + 1, "distance_change", 3).frames == first.frames).all()
 
 
 def test_depth_is_metric(clips):
-    clip = generation.simulate_clip(SEED, "faster_object", 2, depth=True)
+    clip = generate_records.simulate_clip(SEED, "faster_object", 2, depth=True)
     for i, thing in enumerate(clip.scene.objects):
         seen = clip.depth[0][clip.masks[0] == i + 1]
         assert abs(np.median(seen) - (clip.truth.depths[0, i] - 0.7 * thing.half_height)) < 0.6 * thing.half_height
@@ -223,7 +223,7 @@ def test_written_files(written):
     records = read_records(written)
     assert [record.task for record in records] == list(BASIC_TASKS) * 2
     record = records[2]
-    clip = generation.clip_from_record(record)
+    clip = generate_records.clip_from_record(record)
     assert (clip.question.question, clip.options, clip.question.answer) == (
         record.question,
         record.options,
@@ -264,8 +264,8 @@ def test_the_same_frames_are_the_same_file_whatever_memory_held(clips, tmp_path)
 
 def test_records_do_not_depend_on_number_or_workers(tmp_path):
     tasks = ("faster_object", "abs_dis", "rel_spd_comp", "non_temp")
-    more = generation.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
-    few = generation.simulate(4, SEED, tmp_path / "few", tasks=tasks, workers=2, progress=False)
+    more = generate_records.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
+    few = generate_records.simulate(4, SEED, tmp_path / "few", tasks=tasks, workers=2, progress=False)
     assert few.read_bytes().splitlines() == more.read_bytes().splitlines()[:4]
     for path in (*few.parent.glob("videos/*"), *few.parent.glob("images/*")):
         assert path.read_bytes() == (more.parent / path.relative_to(few.parent)).read_bytes()
@@ -278,10 +278,10 @@ def test_records_do_not_depend_on_number_or_workers(tmp_path):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The same 8 questions with reasoning of the kinds "paths" and "pictures"."""
-    paths, pictures = (tmp_path_factory.mktemp(name) for name in generation.REASONINGS[:2])
-    generation.simulate(8, SEED, paths, workers=1, progress=False)
+    paths, pictures = (tmp_path_factory.mktemp(name) for name in generate_records.REASONINGS[:2])
+    generate_records.simulate(8, SEED, paths, workers=1, progress=False)
     return read_records(paths / "records.jsonl"), read_records(
-        generation.simulate(8, SEED, pictures, workers=1, progress=False, reasoning="pictures")
+        generate_records.simulate(8, SEED, pictures, workers=1, progress=False, reasoning="pictures")
     )
 
 
@@ -308,14 +308,14 @@ def test_pictures_show_first_and_last_and_write_no_coordinates(both):
         named = re.findall(r"the (\w+ (?:ball|cube|cylinder|cone))", record.question)
         assert targets == [(name, time) for name in named for time in times]
         assert record.answer in record.reasoning.split("> ")[-1]
-    assert generation.clip_from_record(both[1][3]).question.reasoning == both[1][3].reasoning
+    assert generate_records.clip_from_record(both[1][3]).question.reasoning == both[1][3].reasoning
 
 
 def test_places_are_said_behind_the_images_and_are_where_things_are_there():
     for task in BASIC_TASKS:
         for index in range(8):
-            simulated = generation.simulate_question(SEED, task, index, reasoning="places")
-            pictured = generation.simulate_question(SEED, task, index, reasoning="pictures").question.targets
+            simulated = generate_records.simulate_question(SEED, task, index, reasoning="places")
+            pictured = generate_records.simulate_question(SEED, task, index, reasoning="pictures").question.targets
             targets, text = simulated.question.targets, simulated.question.reasoning
             assert targets == pictured if task != "camera_motion" else targets[: len(pictured)] == pictured
             before, behind = text.split(f" {OUTPUT_IMAGE * len(targets)} ")
@@ -330,9 +330,9 @@ def test_places_are_said_behind_the_images_and_are_where_things_are_there():
 def test_what_is_pictured_is_in_the_picture():
     for task in BASIC_TASKS:
         for index in range(7):
-            simulated = generation.simulate_question(SEED, task, index, reasoning="pictures")
+            simulated = generate_records.simulate_question(SEED, task, index, reasoning="pictures")
             frames = sorted({frame for _, frame in simulated.question.targets})
-            masks = generation._basic_renderer().render(*simulated.physics, simulated.truth, [], frames)[1]
+            masks = generate_records._basic_renderer().render(*simulated.physics, simulated.truth, [], frames)[1]
             for i, frame in simulated.question.targets:
                 mask, half = masks[frames.index(frame)] == i + 1, simulated.scene.objects[i].half_height
                 radius = simulated.scene.focal * half / simulated.truth.depths[frame, i]
@@ -390,7 +390,7 @@ def test_the_checkpoints_pixels_stay_as_they_were(pair, clips):
 
 
 def test_the_checkpoints_records_stay_as_they_were(tmp_path):
-    path = generation.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*BASIC_TASKS, "grounding"))
+    path = generate_records.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*BASIC_TASKS, "grounding"))
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "00cef862b2d781ca"
 
 
@@ -458,7 +458,7 @@ def test_every_camera_motion_is_what_its_name_says(name):
     scene = make_scene(
         moves=(scenes.CameraMove(9.0, (name,), (10.0 if what in ("yaw", "pitch", "roll", "orbit") else 1.0,)),)
     )
-    positions, rotation = cameras.camera_path(scene)
+    positions, rotation = camera_paths.camera_path(scene)
     right, up, back = rotation[0].T
     step, gaze = positions[8] - positions[0], -rotation[8, :, 2]
     pivot = np.array([0.0, scene.orbit_distance, 0.0])
@@ -502,9 +502,9 @@ def test_camera_motions_are_kept_with_their_spans():
 
 @pytest.mark.parametrize("level, index, split", [(1, 0, "train"), (2, 5, "train"), (3, 6, "train"), (2, 1, "unseen")])
 def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
-    path = generation.simulate(2, index, tmp_path, level, ["rel_dis", "abs_spd_comp"], 1, False, split)
+    path = generate_records.simulate(2, index, tmp_path, level, ["rel_dis", "abs_spd_comp"], 1, False, split)
     for record in read_records(path):
-        clip, again = (generation.clip_from_record(record) for _ in range(2))
+        clip, again = (generate_records.clip_from_record(record) for _ in range(2))
         assert (clip.question.question, clip.options, clip.question.answer) == (
             record.question,
             record.options,
@@ -520,7 +520,7 @@ def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_what_is_asked_about_is_seen(level):
-    clip = generation.simulate_clip(3, "abs_dis", 2, level)
+    clip = generate_records.simulate_clip(3, "abs_dis", 2, level)
     asked = {i for i, _ in clip.question.targets}
     share = {1: 1.0, 2: 0.8, 3: 0.6}[level]
     for i in asked:
@@ -548,7 +548,7 @@ def test_a_push_is_aimed_at_what_it_then_hits(level, monkeypatch):
 def test_about_one_clip_in_five_has_a_collision():
     seen = 0
     for index in range(48):
-        simulated = generation.simulate_question(4, DSR_TASKS[index % 12], index // 12, 2)
+        simulated = generate_records.simulate_question(4, DSR_TASKS[index % 12], index // 12, 2)
         seen += any(find_collisions(simulated.scene, simulated.truth))
     assert 6 <= seen <= 16
 
@@ -569,7 +569,7 @@ def find_collisions(scene, truth):
 
 def test_level_one_has_one_motion_at_a_time():
     for index in range(6):
-        simulated = generation.simulate_question(2, "rel_dis", index)
+        simulated = generate_records.simulate_question(2, "rel_dis", index)
         truth = simulated.truth
         camera = np.ptp(truth.camera_positions, axis=0).max() + np.ptp(truth.camera_rotations, axis=0).max()
         things = np.ptp(truth.positions, axis=0).max()
@@ -581,7 +581,7 @@ def test_unseen_things_are_in_no_training_split():
     assert not set(train.shapes) & set(unseen.shapes)
     assert not set(train.colours) & set(unseen.colours) and train.speeds[1] < unseen.speeds[0]
     for index in range(4):
-        for thing in generation.simulate_question(1, "abs_dis", index, 2, "unseen").scene.objects:
+        for thing in generate_records.simulate_question(1, "abs_dis", index, 2, "unseen").scene.objects:
             assert thing.colour in unseen.colours and thing.shape in unseen.shapes
             assert all(
                 speed == 0 or abs(speed) >= unseen.speeds[0]
@@ -600,27 +600,29 @@ def test_a_span_lies_within_its_clip(level, split, kind):
 
 
 def test_default_tasks_go_by_level():
-    assert generation.expand_tasks(None, 1) == BASIC_TASKS and generation.expand_tasks(None, 2) == DSR_TASKS
-    assert generation.expand_tasks(["dsr", "grounding"], 1) == (*DSR_TASKS, "grounding") and len(DSR_TASKS) == 13
+    assert (
+        generate_records.expand_tasks(None, 1) == BASIC_TASKS and generate_records.expand_tasks(None, 2) == DSR_TASKS
+    )
+    assert generate_records.expand_tasks(["dsr", "grounding"], 1) == (*DSR_TASKS, "grounding") and len(DSR_TASKS) == 13
 
 
 def test_what_cannot_work_says_so(tmp_path):
     with pytest.raises(ValueError, match="level must be 1, 2 or 3, not 4"):
-        generation.simulate(1, 0, tmp_path, level=4)
+        generate_records.simulate(1, 0, tmp_path, level=4)
     with pytest.raises(ValueError, match="unknown task 'chess'"):
-        generation.simulate_clip(0, "chess")
+        generate_records.simulate_clip(0, "chess")
     with pytest.raises(ValueError, match="unknown task 'chess'; the tasks are dsr, camera_motion"):
-        generation.simulate(1, 0, tmp_path, tasks=("chess",))
+        generate_records.simulate(1, 0, tmp_path, tasks=("chess",))
     with pytest.raises(ValueError, match="unknown split 'test'; the splits are train, unseen"):
-        generation.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
+        generate_records.simulate(1, 0, tmp_path, tasks=("abs_dis",), split="test")
     with pytest.raises(
         ValueError, match="task 'faster_object' exists only at level 1 in split train, not at level 2 in split train"
     ):
-        generation.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
+        generate_records.simulate(1, 0, tmp_path, level=2, tasks=("faster_object",))
     with pytest.raises(ValueError, match="^unknown reasoning 'words'; it is paths, pictures or places$"):
-        generation.simulate(1, 0, tmp_path, reasoning="words")
+        generate_records.simulate(1, 0, tmp_path, reasoning="words")
     four = "camera_motion, object_direction, faster_object, distance_change"
     for task in ("grounding", "abs_dis"):
         with pytest.raises(ValueError, match=f"^pictures reasoning exists only for {four}, not for {task}$"):
-            generation.simulate(1, 0, tmp_path, tasks=("camera_motion", task), reasoning="pictures")
+            generate_records.simulate(1, 0, tmp_path, tasks=("camera_motion", task), reasoning="pictures")
     assert not list(tmp_path.iterdir())

@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourdthinker_hf.data import vocabulary
+from fourdthinker_hf.data import question_vocabulary
 
 pytest.importorskip("mujoco")
 
-from fourdthinker_hf.data.changes import find_changes, find_runs
-from fourdthinker_hf.data.simulation import generation, non_template_questions, questions, scene_sampling, scenes
-from fourdthinker_hf.data.simulation.questions import QuestionSpec, direction_words, find_answer
+from fourdthinker_hf.data.simulation import (
+    generate_records,
+    non_template_questions,
+    scene_sampling,
+    scenes,
+    template_questions,
+)
 from fourdthinker_hf.data.simulation.rendering import Truth
+from fourdthinker_hf.data.simulation.template_questions import QuestionSpec, direction_words, find_answer
+from fourdthinker_hf.data.value_changes import find_changes, find_runs
 
 T = 41  # frames: 4 s that questions are about, and one more for the direction that comes next
 TIME = np.arange(T) / 8
@@ -127,7 +133,7 @@ CASES = {
         truth_of([path(y=4)], camera=path(z=0.5 * TIME)),
         ["down"],
     ),
-    "rests": (spec_of("rel_dir_pred"), truth_of([path(y=4)]), [questions.STAYS]),
+    "rests": (spec_of("rel_dir_pred"), truth_of([path(y=4)]), [template_questions.STAYS]),
     "is overtaken": (spec_of("rel_dir_pred"), truth_of([path(y=4 + 0.3 * TIME)], camera=path(y=TIME)), ["backward"]),
 }
 
@@ -139,7 +145,7 @@ def test_answers_of_trajectories_by_hand(case):
 
 
 def test_every_template_task_is_among_them():
-    assert {spec.task for spec, _, _ in CASES.values()} == set(vocabulary.TEMPLATE_TASKS)
+    assert {spec.task for spec, _, _ in CASES.values()} == set(question_vocabulary.TEMPLATE_TASKS)
 
 
 AMBIGUOUS = {
@@ -193,7 +199,7 @@ def test_runs_are_what_was_laid_out(parts):
 
 @given(st.floats(0.3, 1.5), st.floats(-1, 1))
 def test_mirrored_changes_swap_the_words(size, start):
-    up, down, _ = vocabulary.CHANGE_WORDS["dis"]
+    up, down, _ = question_vocabulary.CHANGE_WORDS["dis"]
     values = start + np.linspace(0, size, 33)
     assert find_changes(values, "dis") == (up,)
     assert find_changes(-values, "dis") == (down,) == find_changes(values[::-1], "dis")
@@ -201,7 +207,7 @@ def test_mirrored_changes_swap_the_words(size, start):
 
 @given(st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda v: np.linalg.norm(v) > 0.1))
 def test_opposite_vectors_have_opposite_words(vector):
-    opposite = {a: b for pair in questions.PLACE_WORDS for a, b in (pair, pair[::-1])}
+    opposite = {a: b for pair in template_questions.PLACE_WORDS for a, b in (pair, pair[::-1])}
     there, back = direction_words(np.array(vector)), direction_words(-np.array(vector))
     assert (there is None) == (back is None)
     if there:
@@ -254,17 +260,17 @@ def test_non_template_answers_by_hand(kind, moves, expected):
 
 def test_every_class_comes_as_often_and_with_every_letter():
     for num in (1, 3, 4, 9, 24, 26):
-        seen = collections.Counter(generation._answer_and_position(turn, num) for turn in range(7, 7 + 4 * num))
+        seen = collections.Counter(generate_records._answer_and_position(turn, num) for turn in range(7, 7 + 4 * num))
         assert set(seen.values()) == {1} and len(seen) == 4 * num
 
 
 @pytest.mark.parametrize("level", [1, 3])
 def test_classes_are_distinct_texts_and_enough(level):
-    for task, agent in itertools.product(vocabulary.TEMPLATE_TASKS, (CAMERA, 1)):
+    for task, agent in itertools.product(question_vocabulary.TEMPLATE_TASKS, (CAMERA, 1)):
         for end in (3.0, 12.0):
             answers = [
-                vocabulary.sequence_text(answer)
-                for answer in questions.possible_answers(spec_of(task, agent, end=end), level)
+                question_vocabulary.sequence_text(answer)
+                for answer in template_questions.possible_answers(spec_of(task, agent, end=end), level)
             ]
             assert len(answers) == len(set(answers)) >= 7
     for kind in non_template_questions.KINDS[level]:
@@ -274,20 +280,27 @@ def test_classes_are_distinct_texts_and_enough(level):
 
 def test_an_answer_that_is_hard_to_show_comes_as_often(monkeypatch):
     """A new wording keeps the wanted answer: with one scene for a wording, all answers still take turns."""
-    monkeypatch.setattr(generation, "SCENES_PER_WORDING", 1)
+    monkeypatch.setattr(generate_records, "SCENES_PER_WORDING", 1)
     for index in range(8):
-        simulated = generation.simulate_question(3, "abs_dir", index)
+        simulated = generate_records.simulate_question(3, "abs_dir", index)
         text = simulated.question.question
-        answers = questions.possible_answers(spec_of("abs_dir", agent=CAMERA if "the camera" in text else 1), 1)
+        answers = template_questions.possible_answers(
+            spec_of("abs_dir", agent=CAMERA if "the camera" in text else 1), 1
+        )
         key = zlib.crc32(b"abs_dir 1 train")
-        assert simulated.question.answer == vocabulary.sequence_text(answers[(index + (3 + key) % 997) % len(answers)])
+        assert simulated.question.answer == question_vocabulary.sequence_text(
+            answers[(index + (3 + key) % 997) % len(answers)]
+        )
 
 
 def test_any_wrong_answer_is_as_likely_as_any_other():
-    answers = [vocabulary.sequence_text(answer) for answer in questions.possible_answers(spec_of("abs_dis"), 1)]
+    answers = [
+        question_vocabulary.sequence_text(answer)
+        for answer in template_questions.possible_answers(spec_of("abs_dis"), 1)
+    ]
     rng = np.random.default_rng(0)
     seen = collections.Counter(
-        option for _ in range(2400) for option in vocabulary.with_distractors(rng, answers[0], answers, 2)
+        option for _ in range(2400) for option in question_vocabulary.with_distractors(rng, answers[0], answers, 2)
     )
     assert seen.pop(answers[0]) == 2400 and len(seen) == len(answers) - 1 == 8
     assert all(abs(count - 900) < 110 for count in seen.values())
@@ -295,7 +308,7 @@ def test_any_wrong_answer_is_as_likely_as_any_other():
 
 def test_wording_is_drawn_without_the_answer():
     """`sample_specs` does not know the wanted answer, and always draws the same."""
-    for task in vocabulary.TEMPLATE_TASKS:
+    for task in question_vocabulary.TEMPLATE_TASKS:
         spec, scene_spec = scene_sampling.sample_specs(np.random.default_rng(4), task, 2, "train")
         assert (spec, scene_spec) == scene_sampling.sample_specs(np.random.default_rng(4), task, 2, "train")
         assert all(index < len(scene_spec.objects) for index in spec.asked_objects) and spec.agent < len(
@@ -311,23 +324,27 @@ def test_wording_is_drawn_without_the_answer():
 @pytest.fixture(scope="module")
 def simulated():
     return [
-        (task, generation.simulate_question(9, task, index)) for task in vocabulary.DSR_TASKS for index in range(4)
+        (task, generate_records.simulate_question(9, task, index))
+        for task in question_vocabulary.DSR_TASKS
+        for index in range(4)
     ]
 
 
 def test_letters_are_balanced_and_options_four(simulated):
     for _, each in simulated:
         assert len(set(each.options)) == 4 and each.options.count(each.question.answer) == 1
-    for task in vocabulary.DSR_TASKS:
+    for task in question_vocabulary.DSR_TASKS:
         letters = [each.options.index(each.question.answer) for name, each in simulated if name == task]
-        assert task == vocabulary.NON_TEMPLATE_TASK or sorted(letters) == [0, 1, 2, 3] or len(set(letters)) >= 3
+        assert (
+            task == question_vocabulary.NON_TEMPLATE_TASK or sorted(letters) == [0, 1, 2, 3] or len(set(letters)) >= 3
+        )
 
 
 def test_questions_say_the_span_and_the_agent(simulated):
     for task, each in simulated:
         text = each.question.question
         assert text.endswith("?") and len(text) < 130
-        if task == vocabulary.NON_TEMPLATE_TASK:
+        if task == question_vocabulary.NON_TEMPLATE_TASK:
             assert each.question.reasoning == "" and not each.question.targets
         else:
             assert ("after the clip ends" in text) or (" from " in text and " s to " in text)
