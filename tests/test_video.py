@@ -126,8 +126,6 @@ def test_narrow_frames(tmp_path, width):
         ("text", "is not a video"),
         ("no index", "truncated"),
         ("audio", "audio only"),
-        ("transport stream", "transport stream"),
-        ("untimed", "timestamps"),
     ],
 )
 def test_unreadable_files_name_file_and_cause(tmp_path, kind, cause):

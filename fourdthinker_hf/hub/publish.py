@@ -49,7 +49,7 @@ SPACE_FILES = (
 )
 # The newest versions that ZeroGPU supports: huggingface.co/docs/hub/spaces-zerogpu, as of September 2026.
 SPACE_PYTHON, SPACE_TORCH = "3.12.12", "torch==2.13.0"
-SPACE_PACKAGES = ("torchvision", "transformers", "safetensors", "decord2", "numpy", "pillow")
+SPACE_PACKAGES = ("torchvision", "transformers", "safetensors", "av", "numpy", "pillow")
 SPACE_TITLE, SPACE_TEXT = "4DThinker", "Ask about a video and see what the model pictured"
 EXCLUSION_REASONS = (  # why a file is not uploaded: the first reason with a pattern that it matches
     ("a trainer's checkpoint", ("checkpoint-*", "global_step*")),

@@ -182,10 +182,10 @@ def test_the_processor_runs_once_a_batch_and_each_frame_is_decoded_once(processo
     assert sorted(calls) == ["__call__"] + ["open_image"] * 3 + ["open_video"] * 3
 
 
-def test_frames_as_arrays_and_pictures_need_no_decord(tiny_folder):
+def test_frames_as_arrays_and_pictures_need_no_av(tiny_folder):
     program = f"""
 import sys
-sys.modules["decord"] = None
+sys.modules["av"] = None
 import numpy as np
 from PIL import Image
 from fourdthinker_hf import FourDThinkerProcessor
