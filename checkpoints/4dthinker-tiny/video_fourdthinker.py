@@ -174,17 +174,14 @@ class Video:
         size = height or self.height, width or self.width
         picture = functools.partial(_picture, VideoReformatter(), self._transfer, self._matrix, *size)
         wanted = set(self._display_pts[indices].tolist()) if self._is_indexed else None
-        decoded, reached, end = None, -1, (len(self.times), None)
+        decoded, reached = None, -1
         for index in np.asarray(indices).tolist():
             packet, key_index = self._key_before(index)
             if decoded is None or key_index - reached > SEEK_FRAMES:
-                decoded = self._numbered(self._decode(packet, wanted))
-                reached, frame = next(decoded, end)
-                if reached > index and packet > 0:  # the file's index led elsewhere
-                    decoded = self._numbered(self._decode(0, wanted))
-                    reached, frame = next(decoded, end)
+                decoded = self._decode_from(packet, key_index, wanted)
+                reached, frame = next(decoded)
             while reached < index:
-                reached, frame = next(decoded, end)
+                reached, frame = next(decoded)
             if reached > index:
                 cause = f"the frame at {self.times[index]:.3f} s cannot be decoded"
                 raise _MissingFrameError(f"{self.path}: is truncated or damaged: {cause}; {REMUX}")
@@ -199,13 +196,15 @@ class Video:
         for frame in self._decode(broken=broken):
             pts.append(frame.pts)
             duration = frame.duration or duration
+        if self._turns and len(self._turns) == len(pts):
+            pts = self._turns
         if None in pts:  # a raw stream: shown at its rate, or at 25 frames a second, as by FFmpeg
             duration = 1 / (self._time_base * (self._rate or 25))
             pts = [round(duration * number) for number in range(len(pts))]
         steps = np.diff(np.array(pts, np.int64))
         usual = max(int(np.median(steps)), 1) if len(steps) else 1
         joined = steps * self._time_base < -1  # where files have been joined, the clock starts again
-        # Times that are mixed up within a second (an AVI of H.264) are those of the frames as they come, in order.
+        # Where times are mixed up within a second, the frames take turns at them in the order in which they come.
         pts = np.sort(np.cumsum([pts[0], *np.where(joined, usual, steps).tolist()]))
         ticks = np.arange(len(pts))
         self._set_times(np.maximum.accumulate(pts - ticks) + ticks, int(duration))
@@ -249,11 +248,11 @@ class Video:
             self._pixel_aspect = float(stream.sample_aspect_ratio or 1)
             self._transfer = stream.codec_context.color_trc
             self._container_end = ((container.duration or 0) + (container.start_time or 0)) / av.time_base
-            # An AVI has decoding times only. Its display times are guesses where the decoder changes the order.
-            is_guess = container.format.name == "avi" and stream.codec_context.has_b_frames
+            # An AVI tells decoding times only, and FFmpeg guesses: in it, frames take turns at these times.
+            self._turns = sorted(dts) if container.format.name == "avi" and None not in dts and pts != dts else None
             known = [time for time in dts if time is not None]
             is_increasing = all(a <= b for a, b in zip(known, known[1:], strict=False))
-            self._is_indexed = None not in pts and len(set(pts)) == len(pts) and is_increasing and not is_guess
+            self._is_indexed = None not in pts and len(set(pts)) == len(pts) and is_increasing and not self._turns
             if not self._is_indexed:
                 return
             self._seek_times = [display if time is None else time for time, display in zip(dts, pts, strict=True)]
@@ -261,7 +260,8 @@ class Video:
             self._last_duration = durations[int(self._pts.argmax())]
             # An MP4 tells in front how many frames it has, and how long it is once edited.
             missing = self._seek_times[-1] + durations[-1]
-            is_cut = stream.frames > len(pts) and missing - self._seek_times[0] < (stream.duration or 0)
+            is_cut = "mp4" in container.format.name and stream.frames > len(pts)
+            is_cut = is_cut and missing - self._seek_times[0] < (stream.duration or 0)
             if is_cut or errors:
                 self._shown &= self._pts < missing  # of later ones, those before in decoding order may be missing
                 self._missing_from = float(missing * self._time_base)
@@ -299,8 +299,22 @@ class Video:
                 yield from frames
                 count += len(frames)
 
+    def _decode_from(self, packet: int, key_index: int, wanted: set | None) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Frames with their index in `times`, from a key frame or, if the seek fails, from the start of the file."""
+        if packet:
+            frames = self._numbered(self._decode(packet, wanted))
+            index, frame = next(frames)
+            while index < key_index:  # what an open group of pictures shows before its key frame
+                index, frame = next(frames)
+            if index == key_index and frame.key_frame:
+                yield index, frame
+                yield from frames
+                return
+            self._keys, self._key_pts = self._keys[:1], self._key_pts[:1]  # the file's index is wrong: no more seeks
+        yield from self._numbered(self._decode(0, wanted))
+
     def _numbered(self, frames: Iterator["av.VideoFrame"]) -> Iterator[tuple[int, "av.VideoFrame"]]:
-        """Decoded frames with their index in `times`, without those that are not displayed."""
+        """The displayed ones among decoded frames, each with its index in `times`; then an index that is too high."""
         last = -1
         for count, frame in enumerate(frames):
             index = count
@@ -312,6 +326,7 @@ class Video:
                     raise _MissingFrameError(f"{self.path}: its display times are not in order; {REMUX}")
                 last = index
             yield index, frame
+        yield len(self.times), None
 
 
 def _open(path: str) -> tuple["av.container.InputContainer", "av.VideoStream"]:
