@@ -196,7 +196,7 @@ class Video:
         for frame in self._decode(broken=broken):
             pts.append(frame.pts)
             duration = frame.duration or duration
-        if self._turns and len(self._turns) == len(pts):
+        if self._turns and len(self._turns) == len(pts) and pts != sorted(pts):
             pts = self._turns
         if None in pts:  # a raw stream: shown at its rate, or at 25 frames a second, as by FFmpeg
             duration = 1 / (self._time_base * (self._rate or 25))
@@ -248,7 +248,7 @@ class Video:
             self._pixel_aspect = float(stream.sample_aspect_ratio or 1)
             self._transfer = stream.codec_context.color_trc
             self._container_end = ((container.duration or 0) + (container.start_time or 0)) / av.time_base
-            # An AVI tells decoding times only, and FFmpeg guesses: in it, frames take turns at these times.
+            # An AVI tells decoding times only. If FFmpeg's guess is out of order, frames take turns at these times.
             self._turns = sorted(dts) if container.format.name == "avi" and None not in dts and pts != dts else None
             known = [time for time in dts if time is not None]
             is_increasing = all(a <= b for a, b in zip(known, known[1:], strict=False))
