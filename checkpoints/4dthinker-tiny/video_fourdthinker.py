@@ -431,7 +431,7 @@ def _deinterlace(frame: "av.VideoFrame") -> "av.VideoFrame":
     """The first field of a frame, the lines of the other filled in along its edges."""
     graph = av.filter.Graph()
     graph.link_nodes(
-        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)),
         graph.add("estdif", "mode=frame"),
         graph.add("buffersink"),
     ).configure()
