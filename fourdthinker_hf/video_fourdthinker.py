@@ -208,7 +208,7 @@ class Video:
         pts = np.sort(np.cumsum([pts[0], *np.where(joined, usual, steps).tolist()]))
         ticks = np.arange(len(pts))
         self._set_times(np.maximum.accumulate(pts - ticks) + ticks, int(duration))
-        self._damage = [float(self.times[min(number, len(pts) - 1)]) for number in broken if number > 0]
+        self._damage = [float(self.times[number]) for number in broken if 0 < number < len(pts)]
 
     def _set_times(self, pts: np.ndarray, last_duration: int) -> None:
         self._display_pts = pts
@@ -217,6 +217,7 @@ class Video:
             last_duration = np.median(np.diff(pts)) if len(pts) > 1 else 1 / (self._time_base * (self._rate or 25))
         self.duration = round(float(pts[-1] - pts[0] + last_duration) * float(self._time_base), 6)
         zero = float(pts[0] * self._time_base)
+        self._damage = [time - zero for time in self._damage]
         if self._missing_from is not None:
             self._missing_from = max(self._missing_from - zero, 0.0)
             self.duration = max(self.duration, self._promised_end - zero)
@@ -262,7 +263,8 @@ class Video:
             missing = self._seek_times[-1] + durations[-1]
             is_cut = "mp4" in container.format.name and stream.frames > len(pts)
             is_cut = is_cut and missing - self._seek_times[0] < (stream.duration or 0)
-            if is_cut or errors:
+            self._damage = [float(pts[number] * self._time_base) for number in errors if 0 < number < len(pts)]
+            if is_cut:
                 self._shown &= self._pts < missing  # of later ones, those before in decoding order may be missing
                 self._missing_from = float(missing * self._time_base)
                 self._promised_end = float(((stream.start_time or 0) + (stream.duration or 0)) * self._time_base)
@@ -280,7 +282,7 @@ class Video:
         """
         container, stream = _open(self.path)
         with container:
-            stream.thread_type, count = "AUTO", 0
+            stream.thread_type, count, broken = "AUTO", 0, [] if broken is None else broken
             packets = _packets(container, stream, broken)
             if first:
                 container.seek(self._seek_times[first], stream=stream)
@@ -294,8 +296,7 @@ class Video:
                     frames = stream.decode(packet)
                 except av.error.FFmpegError:
                     frames = []
-                    if broken is not None:
-                        broken.append(count)
+                    broken.append(count)
                 yield from frames
                 count += len(frames)
 
@@ -381,19 +382,18 @@ def _webp_as_matroska(path: str) -> io.BytesIO:
     return file
 
 
-def _packets(container, stream, errors: list | None = None) -> Iterator["av.Packet"]:
-    """The film's intact packets; where the file cannot be read on, they end, and a number goes into `errors`."""
+def _packets(container, stream, errors: list[int]) -> Iterator["av.Packet"]:
+    """The film's intact packets. Into `errors` goes the number of those before each one that is not intact."""
     count = 0
     try:
         for packet in container.demux(stream):
-            if packet.is_corrupt and errors is not None:
+            if packet.is_corrupt:
                 errors.append(count)
             elif packet.size:  # an empty one repeats the picture before, or ends the file
                 yield packet
                 count += 1
     except av.error.FFmpegError:
-        if errors is not None:
-            errors.append(count)
+        errors.append(count)
 
 
 def _displayed_shape(frame: "av.VideoFrame", pixel_aspect: float) -> tuple[int, int, tuple[int, int, int, int]]:

@@ -50,8 +50,4 @@ def unreadable(tmp_path, kind):
         with av.open(str(path), "w") as out:
             stream = out.add_stream("aac", rate=16000)
             out.mux(stream.encode(silence()) + stream.encode(None))
-    elif kind == "transport stream":
-        write_video(tmp_path / "a.ts").rename(path)
-    elif kind == "untimed":
-        write_video(tmp_path / "a.avi").rename(path)
     return path

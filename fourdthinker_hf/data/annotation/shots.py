@@ -1,26 +1,19 @@
 """Cuts a video into shots: runs of frames, sampled at about 8 a second, that contain no cut.
 
-PyAV decodes here, not decord as in video_fourdthinker.py, because a long video is sampled in windows, and decord's
-random access returns other frames than it says. PyAV seeks to the key frame before a window, and since each frame
-carries its own time, frames before the window are left out by time, never by count. Times are those of `load_video`:
-seconds since the first displayed frame. AVI files and transport streams, which decord misreads, can be read as well.
-
 Of a video longer than `SAMPLED_SECONDS`, windows of `WINDOW` seconds are sampled, evenly from start to end. Shots are
 yielded as they are found, and at most `2 * MAX_DURATION` seconds of frames are held, so that neither time nor memory
 grows with the length of the video.
 """
 
-import itertools
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av
 import cv2
 import numpy as np
 
-from ...video_fourdthinker import TIME_TOLERANCE, VideoError
+from ...video_fourdthinker import TIME_TOLERANCE, Video, VideoError
 
 FRAME_RATE = 8  # frames a second, as in simulated clips
 MAX_SIDE = 480  # pixels of the longer side
@@ -69,67 +62,28 @@ def read_shots(path: str | os.PathLike) -> Iterator[Shot]:
 
 def _sample_frames(path: str) -> Iterator[Sample]:
     """About `FRAME_RATE` frames a second of each window, then the window's end."""
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        try:
-            first = next(container.decode(stream), None)
-            if first is None:
-                raise VideoError(f"{path}: has no visible frame; it is empty, truncated or damaged")
-            if first.pts is None:
-                raise VideoError(f"{path}: its frames carry no timestamps; re-encode it, for example to MP4")
-            offset, length = first.time, float((stream.duration or 0) * stream.time_base)
-            for begin, end in _sampling_windows(length or (container.duration or 0) / av.time_base):
-                if begin:
-                    container.seek(math.floor((offset + begin) / stream.time_base), stream=stream)
-                time, due = -math.inf, begin
-                for frame in container.decode(stream) if begin else itertools.chain([first], container.decode(stream)):
-                    previous, time = time, frame.time - offset
-                    if time >= end:
-                        break
-                    if time < previous:
-                        raise VideoError(f"{path}: its times run backwards at {previous:.2f} s; re-encode it")
-                    if time > begin - TIME_TOLERANCE and frame.is_corrupt:  # frames before a key frame may well be
-                        raise VideoError(f"{path}: is truncated or damaged at {time:.2f} s")
-                    if time > due - TIME_TOLERANCE:
-                        yield time, _to_picture(frame, stream.sample_aspect_ratio)
-                        due = (math.floor((time + TIME_TOLERANCE) * FRAME_RATE) + 1) / FRAME_RATE
-                else:
-                    time += float((frame.duration or 0) * frame.time_base)
-                    if time < min(end, length) - 1:
-                        raise VideoError(f"{path}: is truncated: ends at {time:.2f} s, of {length:.2f} s")
-                yield time, None
-        except av.error.FFmpegError as error:
-            raise VideoError(f"{path}: is truncated or damaged ({error.strerror})") from error
-
-
-def _open(path: str) -> "av.container.InputContainer":
-    if not os.path.isfile(path):
-        raise VideoError(f"{path}: {'is a folder, not a video' if os.path.isdir(path) else 'no such file'}")
-    try:
-        container = av.open(path)
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: is not a video file, or is truncated or damaged ({error.strerror})") from error
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{path}: has no video stream (audio only?)")
-    return container
+    video = Video(path)
+    scale = min(1.0, MAX_SIDE / max(video.height, video.width))
+    height, width = (max(1, round(side * scale)) for side in (video.height, video.width))
+    for begin, end in _sampling_windows(video.duration):
+        first, past_last = np.searchsorted(video.times, [begin - TIME_TOLERANCE, end]).tolist()
+        indices, due = [], begin
+        for index in range(first, past_last):
+            if (time := video.times[index]) > due - TIME_TOLERANCE:
+                indices.append(index)
+                due = (math.floor((time + TIME_TOLERANCE) * FRAME_RATE) + 1) / FRAME_RATE
+        for index, picture in zip(indices, video.frames(indices, height, width), strict=True):
+            yield float(video.times[index]), picture
+        video.check_intact(begin, end)
+        yield float(video.times[past_last]) if past_last < len(video.times) else video.duration, None
 
 
 def _sampling_windows(length: float) -> list[tuple[float, float]]:
-    """(start, end) in s of the windows of a video of `length` s, which is 0 if it is unknown."""
+    """(start, end) in s of the windows of a video of `length` s."""
     if length <= SAMPLED_SECONDS:
         return [(0.0, SAMPLED_SECONDS)]
     num_windows = round(SAMPLED_SECONDS / WINDOW)
     return [(begin, begin + WINDOW) for begin in np.linspace(0, length - WINDOW, num_windows).tolist()]
-
-
-def _to_picture(frame: "av.VideoFrame", aspect_ratio) -> np.ndarray:
-    """(H, W, 3) uint8, scaled down to `MAX_SIDE`, with square pixels and upright."""
-    width, height = frame.width * float(aspect_ratio or 1), frame.height
-    scale = min(1.0, MAX_SIDE / max(width, height))
-    width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))  # both turn counter-clockwise
 
 
 def _split_at_cuts(samples: Iterator[Sample]) -> Iterator[list[Sample]]:

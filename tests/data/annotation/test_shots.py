@@ -91,8 +91,7 @@ def test_kinds_of_file_whole_and_in_windows(tmp_path, monkeypatch, name, codec, 
     monkeypatch.setattr(shots_module, "SAMPLED_SECONDS", 6.0)
     monkeypatch.setattr(shots_module, "WINDOW", 2.5)
     found = list(read_shots(path))
-    late = 13.9 if name == "a.ts" else 13.5  # a transport stream has no index: the window begins at a later key frame
-    assert [round(shot.start, 1) for shot in found] == [0.0, late] and all(2 <= s.end - s.start < 2.6 for s in found)
+    assert [round(shot.start, 1) for shot in found] == [0.0, 13.5] and all(2 <= s.end - s.start < 2.6 for s in found)
     for shot in found:
         check(shot, times)
 
@@ -101,7 +100,7 @@ def test_variable_rate_and_gaps(tmp_path):
     gaps = [*[30, 50] * 30, 700, *[100] * 25, 350, *[20] * 20]
     times = np.cumsum([0, *gaps]).tolist()
     found = list(read_shots(write_file(tmp_path / "a.mp4", times)))
-    assert [(shot.start, shot.end) for shot in found] == [(0.0, 3.1), (3.1, pytest.approx(6.35, abs=0.02))]
+    assert [(shot.start, shot.end) for shot in found] == [(0.0, 3.1), (3.1, pytest.approx(6.37, abs=0.01))]
     for shot in found:
         check(shot, times)
 
@@ -184,18 +183,14 @@ def test_times_count_from_the_first_frame(tmp_path):
     [
         ("missing", "no such file"),
         ("folder", "is a folder"),
-        ("empty", "not a video file"),
+        ("empty", "0 bytes"),
         ("text", "not a video file"),
         ("no index", "truncated or damaged"),
         ("audio", "audio only"),
-        ("backwards", "times run backwards"),
     ],
 )
 def test_unreadable_files_name_file_and_cause(tmp_path, kind, cause):
-    if kind == "backwards":  # H.264 with B-frames: an AVI file has only decoding times
-        path = write_file(tmp_path / "a.avi").rename(tmp_path / "clip.mp4")
-    else:
-        path = unreadable(tmp_path, kind)
+    path = unreadable(tmp_path, kind)
     with pytest.raises(VideoError, match=cause) as error:
         list(read_shots(path))
     assert "clip.mp4" in str(error.value)
