@@ -51,6 +51,19 @@ class VideoError(ValueError):
     """A video cannot be read as asked. The message names the file and the cause."""
 
 
+class Timestamps(np.ndarray):
+    """Display times (T,) float64 in s that know how long a frame stands for: `seconds_per_frame`, for a whole film its
+    duration over the number of frames, None where the times themselves say it best (see `second_per_grid`)."""
+
+    def __new__(cls, times, seconds_per_frame: float | None):
+        timestamps = np.array(times, np.float64).view(cls)
+        timestamps.seconds_per_frame = seconds_per_frame
+        return timestamps
+
+    def __array_finalize__(self, source):
+        self.seconds_per_frame = None
+
+
 class _MissingFrameError(VideoError):
     """A frame that the packets announce does not come out of the decoder."""
 
@@ -103,7 +116,24 @@ def _load(video: "Video", sampling: tuple, max_pixels: int | None) -> tuple[np.n
     frames = np.empty((len(indices), height, width, 3), np.uint8)
     for place, frame in enumerate(video.frames(indices, height, width)):
         frames[place] = frame
-    return frames, video.times[indices]
+    return frames, Timestamps(video.times[indices], _seconds_per_frame(video, indices, *sampling[:4]))
+
+
+def _seconds_per_frame(video: "Video", indices, fps, num_frames, start, end) -> float | None:
+    """What `Timestamps` know of frames of an even rate; None for a variable one, whose real times count."""
+    times, steps = video.times[indices], np.diff(video.times)
+    if len(steps) == 0 or steps.max() > 1.5 * np.median(steps):
+        return None
+    if (start, end) == (None, None):
+        return video.duration / len(times)
+    if num_frames is not None or len(times) == 1:
+        return None
+    fps, start = (
+        2.0 if fps is None else fps,
+        start or 0.0,
+    )  # moments, since a frame is displayed a little before its own
+    last_moment = start + math.ceil((times[-1] - start - TIME_TOLERANCE) * fps) / fps
+    return (last_moment - start) / (len(times) - 1)
 
 
 def video_size(path: str | os.PathLike) -> tuple[float, int, int]:
@@ -114,14 +144,19 @@ def video_size(path: str | os.PathLike) -> tuple[float, int, int]:
 
 
 def second_per_grid(timestamps: np.ndarray, temporal_patch_size: int = 2) -> float:
-    """Seconds from one temporal patch to the next: the mean spacing of `timestamps` (T,), in seconds, times its size.
+    """Seconds from one temporal patch to the next: its size times what a frame stands for.
 
-    A single frame has no spacing and gives 1.0. Raises ValueError unless there are timestamps and they increase.
+    That is what `Timestamps` know (for a whole film the same as in transformers' Qwen2_5_VLProcessor: duration over
+    number of frames), else the mean spacing of `timestamps` (T,), in seconds. A single frame without either gives 1.0.
+    Raises ValueError unless there are timestamps and they increase.
     """
+    seconds_per_frame = getattr(timestamps, "seconds_per_frame", None)
     timestamps = np.asarray(timestamps, dtype=np.float64)
     if timestamps.ndim != 1 or len(timestamps) == 0 or not (np.diff(timestamps) > 0).all():
         raise ValueError(f"timestamps must be an increasing list of seconds, not {timestamps.tolist()}")
-    return float(np.diff(timestamps).mean()) * temporal_patch_size if len(timestamps) > 1 else 1.0
+    if seconds_per_frame is None:
+        return float(np.diff(timestamps).mean()) * temporal_patch_size if len(timestamps) > 1 else 1.0
+    return seconds_per_frame * temporal_patch_size
 
 
 def bounded_size(height: int, width: int, max_pixels: int) -> tuple[int, int]:
@@ -294,7 +329,9 @@ class Video:
                         stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 try:
                     frames = stream.decode(packet)
-                except av.error.FFmpegError:
+                except av.error.FFmpegError as error:
+                    if isinstance(error, MemoryError):
+                        raise
                     frames = []
                     broken.append(count)
                 yield from frames

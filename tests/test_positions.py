@@ -1,12 +1,16 @@
 """Positions follow Qwen2.5-VL's rule, written out in `rule`, in prompts and while decoding, and use real times."""
 
+from fractions import Fraction
+from functools import partial
+
+import av
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, Qwen2_5_VLModel, Qwen2_5_VLProcessor
 from video_files import write_video
 
 from fourdthinker_hf import FourDThinkerProcessor
@@ -175,3 +179,41 @@ def test_a_checkpoint_with_fixed_seconds_gets_them_whatever_the_times(model, pro
     FourDThinkerProcessor(*parts, second_per_grid=1.0).save_pretrained(tmp_path)
     fixed = FourDThinkerProcessor.from_pretrained(tmp_path)
     assert ask(fixed, model, write_video(tmp_path / "a.mp4", IRREGULAR), 1.0)[1] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("rate", ["24", "24000/1001", "25", "30000/1001", "30", "50", "60000/1001", "15"])
+@pytest.mark.parametrize("num_frames", [100, 107, 121])
+def test_times_and_positions_are_those_of_the_stock_processor(model, processor, tmp_path, rate, num_frames):
+    """transformers' own processor of Qwen2.5-VL, told the same frames of the same film."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=Fraction(rate))
+        stream.width, stream.height, stream.pix_fmt = 112, 84, "yuv420p"
+        for _ in range(num_frames):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((84, 112, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode(None))
+    frames, times = processor.open_video(path)
+    fps = float(Fraction(rate))
+    metadata = {"fps": fps, "total_num_frames": num_frames, "duration": num_frames / fps}
+    metadata["frames_indices"] = [round(time * fps) for time in times]
+    parts = processor.image_processor, processor.tokenizer, processor.video_processor
+    text = "<|vision_start|><|video_pad|><|vision_end|> What moves?"
+    stock = Qwen2_5_VLProcessor(*parts)(
+        text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
+    ours = processor(text=[text], videos=[str(path)], return_tensors="pt")
+    assert ours["second_per_grid_ts"].tolist() == pytest.approx(
+        [float(seconds) for seconds in stock["second_per_grid_ts"]]
+    )
+    assert ours["input_ids"].tolist() == stock["input_ids"].tolist()
+    grid = {"video_grid_thw": ours["video_grid_thw"]}
+    types = (ours["input_ids"] == processor.video_token_id).int() * 2
+    positions = [
+        rope(ours["input_ids"], types, second_per_grid_ts=torch.as_tensor(inputs["second_per_grid_ts"]), **grid)[0]
+        for rope, inputs in (
+            (model.model.get_rope_index, ours),
+            (partial(Qwen2_5_VLModel.get_rope_index, model.model), stock),
+        )
+    ]
+    video = types[0] == 2
+    assert positions[0][:, 0, video].tolist() == positions[1][:, 0, video].tolist()

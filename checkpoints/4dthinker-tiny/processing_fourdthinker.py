@@ -174,7 +174,9 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
 def _flatten_videos(videos) -> list:
     if isinstance(videos, (str, Path)) or getattr(videos, "ndim", 0) == 4:
         return [videos]
-    if isinstance(videos, (list, tuple)) and videos:
+    if isinstance(videos, (list, tuple)) and not videos:  # a row without a video
+        return []
+    if isinstance(videos, (list, tuple)):
         if getattr(videos[0], "ndim", 0) == 3 or hasattr(videos[0], "convert"):  # frames of one video
             return [np.stack([np.asarray(frame) for frame in videos])]
         return [flat for video in videos for flat in _flatten_videos(video)]

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..video_fourdthinker import VideoError
+from ..video_fourdthinker import Timestamps, VideoError
 
 MAX_BYTES = 100_000_000
 MAX_SECONDS = 600
@@ -94,7 +94,10 @@ def open_in_subprocess(
                     "`ffmpeg -i IN -t 60 -vf scale=-2:720 OUT.mp4`"
                 )
             if code == 0:
-                return np.load(f"{out}/frames.npy"), np.load(f"{out}/timestamps.npy")
+                frames, times, per_frame = (
+                    np.load(f"{out}/{name}.npy") for name in ("frames", "timestamps", "seconds_per_frame")
+                )
+                return frames, Timestamps(times, None if np.isnan(per_frame) else float(per_frame))
             cause = stderr.rpartition("VideoError: ")[2].strip()
             if code != 1 or not cause or "Traceback" in cause:
                 raise VideoError(f"{name}: is damaged, and the decoder failed at it; re-encoding it may help")

@@ -3,7 +3,7 @@ features in every epoch.
 
     store = FeatureStore("features", processor, model)
     store.fill(model, processor, records)   # runs the tower on what is missing; writes one file a clip or frame
-    store.clip(video="clip.mp4")            # reads features, grid and times; decodes nothing
+    store.clip(video="clip.mp4")            # reads features, grid and seconds per grid; decodes nothing
 
 A file is named by a hash of the content that it was made from, in a folder named by a hash of the processor's settings
 and the tower's weights. So no outdated file is ever read, runs can share a folder, and the work of an interrupted run
@@ -40,12 +40,11 @@ logger = logging.getLogger(__name__)
 
 class VisionFeatures(NamedTuple):
     """The vision tower's output for a clip or a frame: `features` `(n, hidden)` after the merger, in raster order;
-    `grid` `(3,)` int64, patches in time, height and width; `times` `(frames,)` float64 in seconds, empty for a
-    frame."""
+    `grid` `(3,)` int64, patches in time, height and width; `second_per_grid` `(1,)` float32, empty for a frame."""
 
     features: torch.Tensor
     grid: torch.Tensor
-    times: torch.Tensor
+    second_per_grid: torch.Tensor
 
 
 class FeatureStore:
@@ -58,6 +57,7 @@ class FeatureStore:
         settings = [
             processor.fps,
             processor.max_frames,
+            processor.second_per_grid,
             processor.video_processor.to_dict(),
             processor.image_processor.to_dict(),
             tower.config.to_dict(),
@@ -104,9 +104,10 @@ class FeatureStore:
         with _gathered(tower), torch.no_grad(), autocast:
             for item in tqdm(loader, "vision tower", unit="file", disable=None, mininterval=5):
                 if item is not None:
-                    key, pixels, grid, times = item
+                    key, pixels, grid, seconds = item
                     features = model.get_video_features(pixels.to(device), grid.to(device)).pooler_output[0]
-                    self._write(key, {"features": features.cpu().contiguous(), "grid": grid[0], "times": times})
+                    tensors = {"features": features.cpu().contiguous(), "grid": grid[0], "second_per_grid": seconds}
+                    self._write(key, tensors)
         state.wait_for_everyone()
         return len(missing)
 
@@ -165,8 +166,8 @@ class VisionPreprocessor:
     skip_bad: bool
 
     def __call__(self, item: tuple):
-        """Key, patches `(n, channels * patch volume)`, grid `(1, 3)` and times of a clip or a frame; None for a file
-        that is skipped because it cannot be read."""
+        """Key, patches `(n, channels * patch volume)`, grid `(1, 3)` and seconds per grid of a clip or a frame; None
+        for a file that is skipped because it cannot be read."""
         key, source = item
         try:
             return key, *(self.clip(**source) if isinstance(source, dict) else self.frame(source))
@@ -180,11 +181,11 @@ class VisionPreprocessor:
         inputs = self.processor.video_processor(
             frames, do_sample_frames=False, cap_pixels_per_frame=True, return_tensors="pt"
         )
-        return inputs["pixel_values_videos"], inputs["video_grid_thw"], torch.from_numpy(times)
+        return inputs["pixel_values_videos"], inputs["video_grid_thw"], self.processor.grid_seconds([times])
 
     def frame(self, image):
         inputs = self.processor.image_processor([Image.fromarray(open_image(image))], return_tensors="pt")
-        return inputs["pixel_values"], inputs["image_grid_thw"], torch.empty(0, dtype=torch.float64)
+        return inputs["pixel_values"], inputs["image_grid_thw"], torch.empty(0)
 
 
 def _clip_key(video, frames, timestamps) -> str:
@@ -235,7 +236,7 @@ class CachedCollator(DIFTCollator):
             )
         )
         batch["video_grid_thw"] = torch.stack([clip.grid for clip in clips])
-        batch["second_per_grid_ts"] = self.processor.grid_seconds([clip.times.numpy() for clip in clips])
+        batch["second_per_grid_ts"] = torch.cat([clip.second_per_grid for clip in clips])
         encoded = {"video": clips}
         if targets:
             batch["image_grid_thw_latent"] = torch.stack([target.grid for target in targets])
