@@ -128,3 +128,24 @@ def test_a_name_that_only_looks_like_a_span_is_a_name(processor, clip, tmp_path)
     assert batch["video_grid_thw"].tolist() == [[4, 6, 6]]
     with pytest.raises(VideoError, match="start=-1.0 s is outside"):
         processor(text=["<|video_pad|>"], videos=[f"{clip}#t=-1"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_with_one_two_and_no_videos_give_what_each_gives_alone(processor, clip, side):
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    one = processor.conversation(str(clip), "where does it move")
+    two = [
+        {
+            "role": "user",
+            "content": [*one[0]["content"], *processor.conversation(str(clip), "and", start=1)[0]["content"]],
+        }
+    ]
+    none = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    rows = [one, none, two]
+    batch = processor.apply_chat_template(rows, **settings, processor_kwargs={"padding": True, "padding_side": side})
+    alone = [processor.apply_chat_template([row], **settings) for row in rows]
+    for ids, mask, single in zip(batch["input_ids"], batch["attention_mask"].bool(), alone, strict=True):
+        assert ids[mask].tolist() == single["input_ids"][0].tolist()
+    for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"):
+        torch.testing.assert_close(batch[name], torch.cat([single[name] for single in alone if name in single]))
+    assert batch["video_grid_thw"].shape == (3, 3) and "video_grid_thw" not in alone[1]

@@ -34,6 +34,7 @@ FACTOR = 28  # Qwen2.5-VL's patch of 14 pixels, merged by 2: the sides of its fr
 # The most that Qwen2.5-VL's processor in transformers makes of one frame, and of all frames (2 to a temporal patch).
 MAX_PIXELS = 768 * FACTOR**2
 MAX_TOTAL_PIXELS = 2 * int(128_000 * FACTOR**2 * 0.9)
+MAX_RATIO = 200  # of a frame's sides: beyond it, Qwen2.5-VL's processor refuses the frame, without naming the file
 SEEK_FRAMES = 32  # a seek has to save the decoding of this many frames
 # Formats of FFmpeg that hold a film or sound. The others are playlists that name further files, pictures, or text.
 FORMATS = (
@@ -92,8 +93,8 @@ def load_video(
 
     Returns frames (uint8, shape (T, H, W, 3), RGB) and timestamps (float64, shape (T,)), in source seconds: since
     its first displayed frame, whatever `start` is. Raises VideoError if `path` is missing, empty, a folder, a picture,
-    no video, sound only (with or without a cover picture), truncated or damaged where frames are needed, or the
-    arguments do not fit it.
+    no video, sound only (with or without a cover picture), truncated or damaged where frames are needed, too
+    narrow (200:1), or the arguments do not fit it.
     """
     video = Video(path)
     sampling = (fps, num_frames, start, end, max_frames)
@@ -111,6 +112,10 @@ def _load(video: "Video", sampling: tuple, max_pixels: int | None) -> tuple[np.n
         raise VideoError(f"{video.path}: {error}") from None
     video.check_intact(*sampling[2:4])
     height, width = video.height, video.width
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise VideoError(
+            f"{video.path}: is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it"
+        )
     if max_pixels is not None:
         height, width = bounded_size(height, width, min(max_pixels, MAX_TOTAL_PIXELS // len(indices)))
     frames = np.empty((len(indices), height, width, 3), np.uint8)
@@ -128,7 +133,10 @@ def _seconds_per_frame(video: "Video", indices, fps, num_frames, start, end) -> 
         return video.duration / len(times)
     if num_frames is not None or len(times) == 1:
         return None
-    fps, start = 2.0 if fps is None else fps, start or 0.0  # moments, since a frame is displayed a little before its own
+    fps, start = (
+        2.0 if fps is None else fps,
+        start or 0.0,
+    )  # moments, since a frame is displayed a little before its own
     last_moment = start + math.ceil((times[-1] - start - TIME_TOLERANCE) * fps) / fps
     return (last_moment - start) / (len(times) - 1)
 
