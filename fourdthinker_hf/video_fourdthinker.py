@@ -327,6 +327,7 @@ class Video:
             if first:
                 container.seek(self._seek_times[first], stream=stream)
                 packets = itertools.dropwhile(lambda packet: (packet.pos, packet.size) != self._places[first], packets)
+            packets = itertools.islice(packets, len(self._places) - first)  # a damaged file may show others on a seek
             for number, packet in enumerate(itertools.chain(packets, [None]), first):
                 if packet is not None and self._is_indexed:
                     packet.pts = int(self._pts[number])  # after a seek, FFmpeg may guess another
@@ -382,7 +383,8 @@ def _open(path: str) -> tuple["av.container.InputContainer", "av.VideoStream"]:
         raise VideoError(f"{path}: is empty (0 bytes)")
     source = _webp_as_matroska(path) if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else f"file:{path}"
     try:
-        container = av.open(source, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        container = av.open(source, container_options=options, metadata_errors="ignore")
     except av.error.FFmpegError as error:
         cause = "is not a video file"
         if head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] == b"\x1a\x45\xdf\xa3":
@@ -434,7 +436,7 @@ def _packets(container, stream, errors: list[int]) -> Iterator["av.Packet"]:
             elif packet.size:  # an empty one repeats the picture before, or ends the file
                 yield packet
                 count += 1
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, IndexError):  # IndexError: PyAV at a packet of a stream that appears late
         errors.append(count)
 
 

@@ -31,17 +31,20 @@ MAX_DECODE_BYTES = 6 * 2**30  # of memory
 MAX_MCP_BYTES = 1_000_000  # of a request to the MCP server
 POLL_SECONDS = 0.1  # between two checks whether a decoder has to be killed
 DECODE_PROGRAM = str(Path(__file__).with_name("decode_upload.py"))
-ACCEPTED_FORMATS = "MP4, MOV, WebM, MKV, AVI, FLV, Ogg, WMV or MPEG"
+ACCEPTED_FORMATS = "MP4, MOV, WebM, MKV, AVI, FLV, Ogg, WMV, MPEG, GIF or WebP"
 # How files of these formats begin: (offset, bytes). An ISO media file (MP4, MOV) has the length of its first box, then
 # the box's name.
 SIGNATURES = (
     *((4, box) for box in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")),
     (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
     (8, b"AVI "),
+    (8, b"WEBP"),
+    (0, b"GIF8"),
     (0, b"FLV\x01"),
     (0, b"OggS"),
     (0, b"\x30\x26\xb2\x75"),  # ASF: WMV
     (0, b"\x00\x00\x01\xba"),  # MPEG program stream
+    (0, b"\x00\x00\x01\xb3"),  # MPEG video
 )
 # A video inside a request to the MCP server, as json.dumps writes it. Within a string its quotes would be escaped.
 INLINE_VIDEO = re.compile(r'"video": "data:(?:[^"\\]|\\.)*"')
@@ -54,7 +57,6 @@ def check_upload(path: str) -> None:
         raise VideoError(f"{name}: has {size / 1e6:.0f} MB, more than the {MAX_BYTES / 1e6:.0f} MB that are accepted")
     with open(path, "rb") as file:
         head = file.read(400)
-    # An MPEG transport stream is let through, because opening it gives a better message.
     is_transport_stream = len(head) > 376 and head[0] == head[188] == head[376] == 0x47
     if not is_transport_stream and not any(head[i : i + len(mark)] == mark for i, mark in SIGNATURES):
         raise VideoError(f"{name}: is not a video file; {ACCEPTED_FORMATS} can be read")

@@ -1,7 +1,10 @@
 """Uploaded videos: which are accepted, and the limits on time and memory within which they are decoded."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -79,6 +82,41 @@ def test_what_may_be_uploaded(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_BYTES", 1000)
     with pytest.raises(VideoError, match="more than the 0 MB that are accepted"):
         check_upload(clip)
+
+
+INPUTS = Path(__file__).parents[1] / "video_inputs"
+
+
+@pytest.mark.parametrize(
+    "name", ["mpegps_shifted.mpg", "mediarecorder_chromium.webm", "theora_noaudio.ogv", "hdr_hlg.mov"]
+)
+def test_an_upload_is_read_as_everything_else_is(processor, name):
+    check_upload(str(INPUTS / name))
+    apart, here = (read(INPUTS / name) for read in (open_in_subprocess(processor), processor.open_video))
+    np.testing.assert_array_equal(apart[0], here[0])
+    assert apart[1].tolist() == here[1].tolist() and apart[1].seconds_per_frame == here[1].seconds_per_frame
+
+
+@pytest.mark.parametrize(
+    "name", ["mpegps_shifted.mpg", "mediarecorder_chromium.webm", "theora_noaudio.ogv", "hdr_hlg.mov"]
+)
+def test_damaged_uploads_are_read_or_refused(tmp_path, name):
+    """Bytes are changed anywhere and the end is cut: the decoder does not crash, and raises nothing but VideoError."""
+    data, random = (INPUTS / name).read_bytes(), np.random.default_rng(0)
+    program = (
+        "import sys; sys.path.insert(0, 'fourdthinker_hf'); from video_fourdthinker import VideoError, load_video\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: load_video(path)\n"
+        "    except VideoError: pass\n"
+    )
+    for number in range(25):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        places = random.integers(0, len(data), random.integers(1, 60))
+        damaged[places] = random.integers(0, 256, len(places))
+        (tmp_path / f"{number}.bin").write_bytes(damaged[: random.integers(1, len(data) + 1)].tobytes())
+    command = [sys.executable, "-c", program, *sorted(map(str, tmp_path.glob("*.bin")))]
+    done = subprocess.run(command, cwd=INPUTS.parents[1], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_size_of_a_video(clip):
