@@ -3,6 +3,7 @@
 import os
 from fractions import Fraction
 
+import av
 import numpy as np
 
 
@@ -26,10 +27,6 @@ def write_video(
     A frame is shown at its entry of `times` (T,) in s, counted from the first and rounded to ms. Without `times`,
     `fps` frames are shown a second. The same frames give the same bytes.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('Writing videos needs PyAV: pip install "fourdthinker-hf[sim]"') from error
     muxing = {"movflags": "faststart", "fflags": "bitexact"}  # bitexact keeps the muxer's version out of the file
     with av.open(str(path), "w", options=muxing) as container:
         stream = container.add_stream("libx264", rate=fps, options=ENCODING)

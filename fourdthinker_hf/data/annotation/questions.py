@@ -9,9 +9,9 @@
 | faster_object | which of two objects is faster | their trajectories |
 | spatial_description | on which side of another object is an object | the centres of their masks |
 
-What pixels do not tell (see `motion_measurement.py`, and the scale of one object relative to another) is tried over a range,
-and so are thresholds that are stricter and laxer than those of simulated questions. **A question is asked only if
-every trial gives the same answer.**
+What pixels do not tell (see `motion_measurement.py`, and the scale of one object relative to another) is tried over a
+range, and so are thresholds that are stricter and laxer than those of simulated questions. **A question is asked only
+if every trial gives the same answer.**
 
 In the simulated benchmark the answer is drawn first, so that the text of a question tells nothing about it. Here this
 is not possible. `answer_options.py` balances the answers afterwards, over the whole data set.

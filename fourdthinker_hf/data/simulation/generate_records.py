@@ -1,7 +1,8 @@
 """Generates questions about simulated 4D scenes. MuJoCo moves the objects and the camera, so every answer is exact.
 
 There are two families of questions. The basic tasks (`basic_scenes.py`), on which the bundled checkpoint was trained,
-exist at level 1. DSR-Sim has the 13 tasks of DSR-Bench (`template_questions.py`, `non_template_questions.py`) at three levels:
+exist at level 1. DSR-Sim has the 13 tasks of DSR-Bench (`template_questions.py`, `non_template_questions.py`) at three
+levels:
 
 | level | objects | motion | clip | frames |
 | --- | --- | --- | --- | --- |

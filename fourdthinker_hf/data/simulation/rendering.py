@@ -57,7 +57,7 @@ def load_mujoco() -> Any:
     try:
         import mujoco
     except ImportError as error:
-        raise ImportError('simulated scenes need MuJoCo and PyAV: pip install "fourdthinker-hf[sim]"') from error
+        raise ImportError('Simulated scenes need MuJoCo: pip install "fourdthinker-hf[sim]"') from error
     return mujoco
 
 

@@ -13,9 +13,9 @@ such as "grows, then stays the same". Where a value is near a threshold, the que
 | spd_comp | ratio of speeds, at least 0.1 m/s | 1.5 or more, and 0.3 m/s; at most 1.15, or both rest | 1.15 to 1.5 |
 | dir, dir_pred | components of the unit vector | named above 0.3, not named below 0.2 | 0.2 to 0.3 |
 
-`value_changes.py` says how long a run lasts and how many frames of a span may be ambiguous. The direction that dir_pred asks
-for must be the same in the last second of the clip and in the second after it, and the object must travel 0.3 m or
-more in each. An object that stays in place travels at most 0.03 m in each.
+`value_changes.py` says how long a run lasts and how many frames of a span may be ambiguous. The direction that
+dir_pred asks for must be the same in the last second of the clip and in the second after it, and the object must
+travel 0.3 m or more in each. An object that stays in place travels at most 0.03 m in each.
 """
 
 import itertools
