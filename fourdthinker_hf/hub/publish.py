@@ -218,7 +218,7 @@ def staged(plan: Plan) -> Iterator[Path]:
 
 
 def upload(plan: Plan, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload the files of a plan with [`files.upload_folder`], and return the address.
+    """Upload the files of a plan with [`checkpoints.upload_folder`], and return the address.
 
     The repository's name is written into its card. Weights in the repository that the plan does not have are deleted,
     because transformers would load an old `model.safetensors` instead of new shards.
