@@ -13,8 +13,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Re
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
-from ..processing_fourdthinker import FourDThinkerProcessor
+from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from .processing_fourdthinker import FourDThinkerProcessor
 
 # The files from which transformers 5.23 and 5.24 load a checkpoint, apart from its code.
 LOADED_FILES = (

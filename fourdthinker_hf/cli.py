@@ -66,7 +66,7 @@ def ask(
 ) -> None:
     """Answer QUESTION about VIDEO. Prints the reasoning, which moments the mental images resemble, and the answer."""
     with one_line_errors():
-        from .hub.checkpoints import BUNDLED
+        from .checkpoints import BUNDLED
         from .qa import VideoQA, check_question
 
         options = check_question(question, option)
@@ -207,9 +207,9 @@ def evaluate(
 ) -> None:
     """Ask a model every question of a benchmark, and print its accuracy on each task with 95% intervals."""
     with one_line_errors():
+        from .checkpoints import BUNDLED
         from .evaluation.report import format_table
         from .evaluation.runner import evaluate as run
-        from .hub.checkpoints import BUNDLED
 
         report = run(
             str(model or BUNDLED),
@@ -261,8 +261,8 @@ def maps(
 ) -> None:
     """Test whether the similarity maps of mental images point at the object that each one is about."""
     with one_line_errors():
+        from .checkpoints import BUNDLED
         from .evaluation.imagery_maps import score_maps
-        from .hub.checkpoints import BUNDLED
 
         typer.echo(json.dumps(score_maps(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
 
@@ -287,7 +287,7 @@ def filter_command(
     A run that stopped is resumed by the same command.
     """
     with one_line_errors():
-        from .hub.checkpoints import BUNDLED
+        from .checkpoints import BUNDLED
         from .training.filter_records import filter_records
 
         typer.echo(

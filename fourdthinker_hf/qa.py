@@ -22,8 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .answers import match_option, parse
+from .checkpoints import BUNDLED, load_model
 from .generation_fourdthinker import end_of_first_images
-from .hub.checkpoints import BUNDLED, load_model
 from .imagery import best_step, similarity_maps, video_features
 from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration

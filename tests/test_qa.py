@@ -14,7 +14,7 @@ import torch
 from init_model import SIDE
 
 from fourdthinker_hf import latent_hooks
-from fourdthinker_hf.hub.checkpoints import load_model
+from fourdthinker_hf.checkpoints import load_model
 from fourdthinker_hf.imagery import similarity_maps
 from fourdthinker_hf.qa import VideoQA, check_question
 from fourdthinker_hf.video_fourdthinker import VideoError

@@ -11,8 +11,8 @@ import torch
 
 import fourdthinker_hf
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.checkpoints import BUNDLED
 from fourdthinker_hf.configuration_fourdthinker import TESTED
-from fourdthinker_hf.hub.checkpoints import BUNDLED
 
 PROGRAM = """
 import json, sys

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fourdthinker_hf.hub.checkpoints import BUNDLED
+from fourdthinker_hf.checkpoints import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,6 +17,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from fourdthinker_hf.checkpoints import BUNDLED  # noqa: E402
 from fourdthinker_hf.data.question_vocabulary import DSR_TASKS  # noqa: E402
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS  # noqa: E402
 from fourdthinker_hf.data.simulation.generate_records import simulate  # noqa: E402
@@ -24,7 +25,6 @@ from fourdthinker_hf.evaluation.html_report import Run, Table, markdown, read_ru
 from fourdthinker_hf.evaluation.probes import PROBES  # noqa: E402
 from fourdthinker_hf.evaluation.runner import evaluate  # noqa: E402
 from fourdthinker_hf.evaluation.statistics import compare, wilson_interval  # noqa: E402
-from fourdthinker_hf.hub.checkpoints import BUNDLED  # noqa: E402
 
 PAGE = """# Which probes change the answers of `{model}`?
 

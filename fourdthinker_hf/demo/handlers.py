@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 
 from .. import latent_hooks
-from ..hub.checkpoints import load_model, shipped
+from ..checkpoints import load_model, shipped
 from ..qa import Answer, Clip, VideoQA, check_question
 from ..video_fourdthinker import VideoError
 from . import answer_html, uploads

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..hub.checkpoints import BUNDLED
+from ..checkpoints import BUNDLED
 from ..qa import VideoQA
 from . import uploads
 from .answer_html import read_asset

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from ..batch_inference import answer_batch, batch_inputs
+from ..checkpoints import load_model
 from ..data.records import Record, read_records
 from ..data.simulation.generate_records import clip_from_record
-from ..hub.checkpoints import load_model
 from ..imagery import best_step, similarity_maps, video_features
 
 

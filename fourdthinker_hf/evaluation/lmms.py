@@ -10,8 +10,8 @@ from os import PathLike
 from tqdm import tqdm
 
 from ..batch_inference import Reply, answer_batch, batch_inputs
+from ..checkpoints import BUNDLED, load_model
 from ..data.records import Record
-from ..hub.checkpoints import BUNDLED, load_model
 from .prediction_files import DistributedState
 from .runner import DTYPES
 

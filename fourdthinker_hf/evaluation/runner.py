@@ -25,8 +25,8 @@ from transformers import BatchFeature
 
 from ..answers import judge
 from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, open_clip
+from ..checkpoints import find_model, load_model, model_hash
 from ..data.records import Record
-from ..hub.checkpoints import find_model, load_model, model_hash
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from .benchmarks import load_benchmark, missing_files, questions_hash

@@ -24,10 +24,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..checkpoints import find_model, read_json, read_tensor_shapes
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
-from .checkpoints import find_model, read_json, read_tensor_shapes
 
 EMBEDDING_TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 # In this order a base gets them, so that on the Qwen2.5 tokenizer they become 151665, 151666, 151667, as published.

@@ -28,9 +28,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..checkpoints import LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 from ..data.records import read_records
 from .card import check_card, make_card, read_card
-from .checkpoints import LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 from .dataset_card import check_dataset_card, dataset_card
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 
 from ..answers import judge
 from ..batch_inference import generate_with, prefill_prompts, trim_reply
+from ..checkpoints import find_model, load_model, model_hash
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..data.records import read_records, write_records
-from ..hub.checkpoints import find_model, load_model, model_hash
 
 
 def filter_records(

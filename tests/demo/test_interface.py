@@ -27,8 +27,8 @@ from mcp.client.streamable_http import streamable_http_client
 from playwright.sync_api import expect, sync_playwright
 from transformers import PreTrainedModel
 
+from fourdthinker_hf.checkpoints import BUNDLED
 from fourdthinker_hf.demo import answer_html, handlers, interface, uploads
-from fourdthinker_hf.hub.checkpoints import BUNDLED
 from fourdthinker_hf.video_fourdthinker import load_video
 
 EXAMPLE = handlers.EXAMPLES[0]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fourdthinker_hf.checkpoints import BUNDLED
 from fourdthinker_hf.data.simulation.generate_records import simulate
 from fourdthinker_hf.evaluation.imagery_maps import _bootstrap_interval, _score_cases, score_maps
-from fourdthinker_hf.hub.checkpoints import BUNDLED
 
 
 def map_case(rng, number=0):

@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from fourdthinker_hf.checkpoints import BUNDLED
 from fourdthinker_hf.evaluation import evaluate, lmms
-from fourdthinker_hf.hub.checkpoints import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "fourdthinker_hf/evaluation/lmms_tasks"

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from fourdthinker_hf.batch_inference import Reply, answer_batch, batch_inputs
+from fourdthinker_hf.checkpoints import BUNDLED, load_model
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.evaluation import evaluate, runner
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
 from fourdthinker_hf.evaluation.runner import prediction_row, unreadable_row
-from fourdthinker_hf.hub.checkpoints import BUNDLED, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = sorted((ROOT / "examples").glob("sim_*.mp4"))

@@ -23,6 +23,7 @@ from trl import ModelConfig
 from typer.testing import CliRunner
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
+from fourdthinker_hf.checkpoints import BUNDLED, find_model
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.simulation.generate_records import simulate
 from fourdthinker_hf.evaluation.imagery_maps import score_maps
@@ -30,7 +31,6 @@ from fourdthinker_hf.evaluation.report import format_table
 from fourdthinker_hf.evaluation.runner import evaluate
 from fourdthinker_hf.hub import card
 from fourdthinker_hf.hub.card import FROM_SCRATCH, NEEDED, lineage, make_card, save_figures, update_card
-from fourdthinker_hf.hub.checkpoints import BUNDLED, find_model
 from fourdthinker_hf.hub.publish import SPACE_TEXT, SPACE_TITLE, Plan, make_plan, publish_run, upload
 from fourdthinker_hf.training import DIFTConfig, FourDRLConfig
 
