@@ -39,7 +39,7 @@ LOADED_FILES = (
 
 def shipped(name: str) -> Path:
     """A file or folder that comes with the project, such as `examples`, from the checkout or the installed wheel."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     in_wheel = package / "shipped" / name  # pyproject.toml puts it there
     return in_wheel if in_wheel.exists() else package.parent / name
 
