@@ -5,8 +5,8 @@ lmms-eval loads this file by its path and not as part of the package, so its imp
 
 import os
 
-from ...answers import judge
-from ...data.records import LETTERS
+from fourdthinker_hf.answers import judge
+from fourdthinker_hf.data.records import LETTERS
 
 
 def doc_to_visual(doc: dict, lmms_eval_specific_kwargs: dict) -> list[str]:
