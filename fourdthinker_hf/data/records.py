@@ -1,4 +1,5 @@
 """Records: a JSONL file with one question about one clip on each line. Three schemas are read, the first is written.
+A JSON array of such objects is read, too, and a byte order mark is skipped.
 
 1. Ours, with the fields of [`Record`]: `id`, `question`, `answer`, and `video` or `frames` are required.
 2. The published DIFT set: `id, text_input, text_output, image_input[], image_output[]`. `text_output` is
@@ -9,12 +10,13 @@ An answer may be given as the letter of its option. In the file, paths are relat
 [`Record`] they are absolute. [`check_trainable`] says what makes a record unfit for training.
 """
 
+import codecs
 import json
 import logging
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 LETTERS = "ABCDEFGH"  # of the options, in their order
 THINK_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+
+
+MAX_RATIO = 200  # of a picture's sides: Qwen2.5-VL's processor refuses a longer one, without naming the file
 
 
 class RecordError(ValueError):
@@ -97,6 +102,8 @@ def check_trainable(record: Record) -> None:
         raise ValueError("needs either a video or frames")
     if record.timestamps is not None and len(record.timestamps) != len(record.frames or ()):
         raise ValueError(f"{len(record.timestamps)} timestamps for {len(record.frames or ())} frames")
+    if record.options is not None and not 2 <= len(record.options) <= len(LETTERS):
+        raise ValueError(f"{len(record.options)} options, where 2 to {len(LETTERS)} can be asked")
     if record.options is not None and record.answer not in record.options:
         raise ValueError(f"the answer {record.answer!r} is not among the options {record.options}")
     if record.timestamps and any(b <= a for a, b in pairwise(record.timestamps)):
@@ -106,8 +113,8 @@ def check_trainable(record: Record) -> None:
             raise ValueError(f"missing file {path}")
 
 
-def _parse(text: str | bytes, line: int, folder: Path) -> Record:
-    row = json.loads(text)
+def _parse(text: bytes, line: int, folder: Path) -> Record:
+    row = json.loads(text.decode())
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     if "text_output" in row:
@@ -118,6 +125,8 @@ def _parse(text: str | bytes, line: int, folder: Path) -> Record:
         values = _from_ours(row)
     values["id"] = str(values["id"])
     options, answer = values.get("options"), values["answer"]
+    if options is not None and not (isinstance(options, list) and all(isinstance(text, str) for text in options)):
+        raise ValueError(f"the options must be a list of texts, not {options!r}")
     if options and answer not in options and answer in LETTERS[: len(options)] and len(answer) == 1:
         values["answer"] = options[LETTERS.index(answer)]
     if values.get("video") is not None:
@@ -129,45 +138,90 @@ def _parse(text: str | bytes, line: int, folder: Path) -> Record:
 
 
 def read_records(
-    path: str | os.PathLike[str], skip_bad: bool = False, check: Callable[[Record], None] | None = check_trainable
+    path: str | os.PathLike[str],
+    skip_bad: bool = False,
+    check: Callable[[Record], None] | None = check_trainable,
+    refused: list[str] | None = None,
 ) -> list[Record]:
-    """Read a JSONL file of any of the three schemas.
+    """Read a JSONL file, or a JSON array, of any of the three schemas.
 
     A record that cannot be read, or for which `check` raises a `ValueError`, raises `RecordError`. With `skip_bad` it
-    is left out instead, and one warning says how many were left out and why.
+    is left out instead: one warning says how many were left out and why, and each message is added to `refused`.
     """
     path = Path(path).absolute()
-    records, refused = [], []
-    with open(path, encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                records.append(_read(text, path, line, check))
-            except RecordError as error:
-                refused.append(str(error))
-                if not skip_bad:
-                    raise
-    if refused:
-        logger.warning("skipped %d of %d records:\n%s", len(refused), len(refused) + len(records), "\n".join(refused))
+    records, refused = [], [] if refused is None else refused
+    num_before = len(refused)
+    for line, _, text in _find_records(path):
+        try:
+            records.append(_read(text, path, line, check))
+        except RecordError as error:
+            refused.append(str(error))
+            if not skip_bad:
+                raise
+    if reasons := refused[num_before:]:
+        logger.warning("skipped %d of %d records:\n%s", len(reasons), len(reasons) + len(records), "\n".join(reasons))
     return records
 
 
-def _read(text: str | bytes, path: Path, line: int, check: Callable[[Record], None] | None) -> Record:
+def _read(text: bytes, path: Path, line: int, check: Callable[[Record], None] | None) -> Record:
     try:
         record = _parse(text, line, path.parent)
         if check is not None:
             check(record)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
         raise RecordError(f"{path}, line {line}: {reason}") from error
     return record
 
 
-class RecordFiles:
-    """The trainable records of JSONL files of any of the three schemas, each read when it is indexed.
+def _find_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The line, the byte offset and the text of each record of a file: its lines, or the items of its array."""
+    with open(path, "rb") as file:
+        head = file.read(3)
+        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise RecordError(f"{path}, line 1: the file is UTF-16; save it as UTF-8")
+        offset, is_first = (3 if head == codecs.BOM_UTF8 else 0), True
+        file.seek(offset)
+        for line, text in enumerate(file, start=1):
+            if text.strip():
+                if is_first and _begins_array(text):
+                    yield from _find_items(line, offset, text + file.read())
+                    return
+                is_first = False
+                yield line, offset, text
+            offset += len(text)
 
-    Only the position of each line is kept in memory (24 bytes a record), so that files of any size can be opened and
+
+def _begins_array(line: bytes) -> bool:
+    """Whether a file's first line begins an array of objects, which may go on on the next lines."""
+    return re.match(rb"\s*\[\s*(\{|$)", line) is not None
+
+
+def _find_items(line: int, offset: int, text: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The items of an array of objects that begins at `line` and `offset`. A broken item ends where a later line
+    begins an object, indented as it is itself, or else at the end of the file."""
+    characters, decoder = text.decode("latin-1"), json.JSONDecoder()  # one character a byte: positions are bytes
+    begin = characters.index("[") + 1
+    while (begin := begin + len(re.match(r"[\s,]*", characters[begin : begin + 1000])[0])) < len(text):
+        if characters[begin] == "]":
+            return
+        try:
+            end = decoder.raw_decode(characters, begin)[1]
+            is_whole = re.compile(r"\s*[,\]]").match(characters, end) is not None
+        except (ValueError, RecursionError):
+            is_whole = False
+        if not is_whole:
+            indent = characters[characters.rfind("\n", 0, begin) + 1 : begin]
+            end = characters.find(f"\n{indent}{{", begin) if not indent.strip() else -1
+            end = len(text) if end < 0 else end
+        yield line + text.count(b"\n", 0, begin), offset + begin, text[begin:end]
+        begin = end
+
+
+class RecordFiles:
+    """The trainable records of files of any of the three schemas, each read when it is indexed.
+
+    Only the place of each record is kept in memory (32 bytes a record), so that files of any size can be opened and
     read in any order. A bad record raises its error when it is read.
     """
 
@@ -175,28 +229,24 @@ class RecordFiles:
         self.paths = [Path(path).absolute() for path in paths]
         positions = array("q")
         for number, path in enumerate(self.paths):
-            with open(path, "rb") as file:
-                offset = 0
-                for line, text in enumerate(file, start=1):
-                    if text.strip():
-                        positions.extend((number, line, offset))
-                    offset += len(text)
-        self.positions = np.array(positions).reshape(-1, 3)  # (records, [file, line, byte offset]) int64
+            for line, offset, text in _find_records(path):
+                positions.extend((number, line, offset, len(text)))
+        self.positions = np.array(positions).reshape(-1, 4)  # (records, [file, line, byte offset, bytes]) int64
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Record:
-        """Raises `RecordError` if the line is not a record that can be trained on."""
-        number, line, offset = self.positions[index].tolist()
+        """Raises `RecordError` if this is not a record that can be trained on."""
+        number, line, offset, size = self.positions[index].tolist()
         with open(self.paths[number], "rb") as file:
             file.seek(offset)
-            text = file.readline()
+            text = file.read(size)
         return _read(text, self.paths[number], line, check_trainable)
 
     def location(self, index: int) -> str:
         """The file and line of a record."""
-        number, line, _ = self.positions[index].tolist()
+        number, line, *_ = self.positions[index].tolist()
         return f"{self.paths[number]}, line {line}"
 
 
@@ -220,13 +270,21 @@ def open_frames(
 
 
 def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
-    """Pixels `(H, W, 3)` uint8 of a file, a PIL image or an array. Raises `OSError` if the file cannot be read."""
-    if isinstance(image, np.ndarray):
-        return image
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    with Image.open(image) as opened:
-        return np.asarray(opened.convert("RGB"))
+    """Pixels `(H, W, 3)` uint8 of a file, a PIL image or an array. Raises `OSError` if the file cannot be read, and
+    `ValueError` if one side is over 200 times the other, which the model does not take."""
+    if not isinstance(image, (np.ndarray, Image.Image)):
+        try:
+            with Image.open(image) as opened:
+                return open_image(opened.convert("RGB"))
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}") from None
+        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise OSError(f"{image}: cannot be read as a picture: {error}") from error
+    pixels = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise ValueError(f"is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it")
+    return pixels
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:

@@ -73,6 +73,13 @@ BAD = [
     ({key: OURS[key] for key in ("id", "video", "question")}, "missing field 'answer'"),
     ({"id": "1", "text_input": "q", "text_output": "no tags", "image_input": [], "image_output": []}, "text_output"),
     ({**BARE, "frames": ["f0.png", "f1.png"], "timestamps": [1, 1]}, "timestamps must increase"),
+    ({**OURS, "options": ["y"]}, "1 options, where 2 to 8 can be asked"),
+    ({**OURS, "options": [*"abcdefgh", "y"]}, "9 options, where 2 to 8"),
+    ({**OURS, "options": []}, "0 options, where 2 to 8"),
+    ({**OURS, "options": "x or y"}, "the options must be a list of texts, not 'x or y'"),
+    ({**OURS, "options": ["x", 3]}, "the options must be a list of texts"),
+    ({**OURS, "frames": [3], "video": None}, "int"),
+    ("[" * 100000, "recursion"),
     ("[1]", "not a JSON object"),
     ("{", "Expecting"),
 ]
@@ -85,10 +92,10 @@ def test_bad_records_name_file_line_and_reason(tmp_path, row, reason):
 
 
 def test_skip_bad_reports_how_many_and_why(tmp_path, caplog):
-    kept = read_records(
-        write_rows(tmp_path, OURS, {**OURS, "answer": "z"}, OURS, {**OURS, "video": "gone.mp4"}), skip_bad=True
-    )
+    path, refused = write_rows(tmp_path, OURS, {**OURS, "answer": "z"}, OURS, {**OURS, "video": "gone.mp4"}), []
+    kept = read_records(path, skip_bad=True, refused=refused)
     assert len(kept) == 2
+    assert [message.partition(": ")[0] for message in refused] == [f"{path}, line {line}" for line in (2, 4)]
     assert "skipped 2 of 4" in caplog.text and "line 2: the answer 'z'" in caplog.text and "gone.mp4" in caplog.text
 
 
@@ -100,12 +107,62 @@ def test_record_files_keep_positions_and_read_on_demand(tmp_path, monkeypatch):
     parsed, parse = [], records._parse
     monkeypatch.setattr(records, "_parse", lambda *args: parsed.append(args[1]) or parse(*args))
     files = RecordFiles([first, second])
-    assert len(files) == 4 and not parsed and files.positions.nbytes == 4 * 24
+    assert len(files) == 4 and not parsed and files.positions.nbytes == 4 * 32
     assert [files[i].id for i in (2, 1, 0)] == ["3", "\u00e9\u4e16", "1"] and parsed == [1, 3, 1]
     assert files[1] == read_records(first)[1]
     assert files.location(1) == f"{first}, line 3"
     with pytest.raises(RecordError, match=r"two.records\.jsonl, line 2: missing file"):
         files[3]
+
+
+def write_array(path: Path, indent: int | None, mark: bytes = b"") -> Path:
+    """An array whose second item is broken."""
+    rows = [{**OURS, "id": name, "source": {"targets": [{"object": "\u00e9\u4e16"}]}} for name in "abc"]
+    text = json.dumps(rows, indent=indent, ensure_ascii=False)
+    path.write_bytes(mark + text.replace('"id": "b",', '"id" "b",').encode())
+    return path
+
+
+@pytest.mark.parametrize("mark", [b"", "\ufeff".encode()], ids=["", "mark"])
+def test_an_array_of_records_is_read(tmp_path, mark):
+    lines = write_rows(tmp_path, *({**OURS, "id": name} for name in "abc"))
+    text = lines.read_bytes()
+    expected = read_records(lines)
+    rows = [json.loads(line) for line in text.splitlines()]
+    for name, content in {
+        "marked.jsonl": mark + text,
+        "one_line.json": mark + json.dumps(rows).encode(),
+        "indented.json": mark + b"\n" + json.dumps(rows, indent=2).encode() + b"\n",
+        "a_line_each.json": mark + b"[" + b",\n".join(text.splitlines()) + b"]",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        files = RecordFiles([tmp_path / name])
+        assert read_records(tmp_path / name) == expected == [files[i] for i in range(3)]
+
+
+def test_a_broken_item_of_an_array_is_one_bad_record(tmp_path):
+    write_rows(tmp_path)
+    path, refused = write_array(tmp_path / "a.json", indent=1), []
+    assert [record.id for record in read_records(path, skip_bad=True, refused=refused)] == ["a", "c"]
+    (message,) = refused
+    assert message.startswith(f"{path}, line 19: Expecting ':' delimiter")
+    files = RecordFiles([path])
+    assert files.location(1) == f"{path}, line 19" and files[2].id == "c" and files[0].source["targets"]
+    path = write_array(tmp_path / "b.json", indent=None)  # where nothing shows the end, the rest is left out
+    assert [record.id for record in read_records(path, skip_bad=True)] == ["a"]
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(RecordError, match=r"b\.json, line 1: "):
+        read_records(path)
+
+
+def test_a_file_of_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(OURS), encoding="utf-16")
+    with pytest.raises(RecordError, match="line 1: the file is UTF-16; save it as UTF-8"):
+        read_records(path)
+    path.write_text(json.dumps({**OURS, "question": "\u00e9"}, ensure_ascii=False), encoding="latin-1")
+    with pytest.raises(RecordError, match="line 1: 'utf-8' codec can't decode"):
+        read_records(path)
 
 
 @pytest.fixture
@@ -130,6 +187,15 @@ def test_frames_are_bounded_as_a_video_is(processor, frame_paths):
 def test_frames_of_a_clip_are_of_one_size(processor):
     with pytest.raises(ValueError, match=r"one size, got .*\(28, 56, 3\), \(56, 28, 3\)"):
         open_frames(processor, None, [Image.new("RGB", (56, 28)), np.zeros((56, 28, 3), np.uint8)], None)
+
+
+def test_a_picture_that_the_model_does_not_take_is_named(processor, tmp_path):
+    Image.new("RGB", (4096, 20)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match="wide.png: is 4096 x 20 pixels, one side over 200 times the other"):
+        open_frames(processor, None, [str(tmp_path / "wide.png")], None)
+    (tmp_path / "wide.png").write_bytes((tmp_path / "wide.png").read_bytes()[:45])
+    with pytest.raises(OSError, match="wide.png: cannot be read as a picture"):
+        open_frames(processor, None, [str(tmp_path / "wide.png")], None)
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=1, max_size=20)
