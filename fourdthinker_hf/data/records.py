@@ -272,19 +272,19 @@ def open_frames(
 def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
     """Pixels `(H, W, 3)` uint8 of a file, a PIL image or an array. Raises `OSError` if the file cannot be read, and
     `ValueError` if one side is over 200 times the other, which the model does not take."""
-    if not isinstance(image, (np.ndarray, Image.Image)):
-        try:
+    name = "" if isinstance(image, (np.ndarray, Image.Image)) else f"{image}: "
+    try:
+        if isinstance(image, Image.Image):
+            image = np.asarray(image.convert("RGB"))
+        elif not isinstance(image, np.ndarray):
             with Image.open(image) as opened:
-                return open_image(opened.convert("RGB"))
-        except ValueError as error:
-            raise ValueError(f"{image}: {error}") from None
-        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise OSError(f"{image}: cannot be read as a picture: {error}") from error
-    pixels = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
-    height, width = pixels.shape[:2]
+                image = np.asarray(opened.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"{name}cannot be read as a picture: {error}") from error
+    height, width = image.shape[:2]
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise ValueError(f"is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it")
-    return pixels
+        raise ValueError(f"{name}is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it")
+    return image
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
