@@ -112,10 +112,6 @@ def _load(video: "Video", sampling: tuple, max_pixels: int | None) -> tuple[np.n
         raise VideoError(f"{video.path}: {error}") from None
     video.check_intact(*sampling[2:4])
     height, width = video.height, video.width
-    if max(height, width) > MAX_RATIO * min(height, width):
-        raise VideoError(
-            f"{video.path}: is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it"
-        )
     if max_pixels is not None:
         height, width = bounded_size(height, width, min(max_pixels, MAX_TOTAL_PIXELS // len(indices)))
     frames = np.empty((len(indices), height, width, 3), np.uint8)
@@ -146,6 +142,16 @@ def video_size(path: str | os.PathLike) -> tuple[float, int, int]:
     video = Video(path)
     video.check_intact()
     return video.duration, video.width, video.height
+
+
+def check_header(path: str | os.PathLike) -> None:
+    """VideoError for what the head of a file shows without decoding: it is missing, empty or no video, its index is
+    missing, or its frames are too narrow."""
+    container, stream = _open(os.fspath(path))
+    with container:
+        codec, aspect = stream.codec_context, float(stream.sample_aspect_ratio or 1)
+        if codec.width and codec.height:  # some formats tell them only with the first frame
+            _check_ratio(os.fspath(path), codec.height, max(round(codec.width * aspect), 1))
 
 
 def second_per_grid(timestamps: np.ndarray, temporal_patch_size: int = 2) -> float:
@@ -191,6 +197,7 @@ class Video:
         if first is None:
             raise VideoError(f"{self.path}: has no visible frame; it is empty, truncated or damaged; {REMUX}")
         self.height, self.width, self._matrix = _displayed_shape(first, self._pixel_aspect)
+        _check_ratio(self.path, self.height, self.width)
         shown = np.sort(self._pts[self._shown]) if self._is_indexed else ()
         if first.pts in shown:
             self._set_times(shown[shown >= first.pts], self._last_duration)
@@ -371,6 +378,11 @@ class Video:
                 last = index
             yield index, frame
         yield len(self.times), None
+
+
+def _check_ratio(path: str, height: int, width: int) -> None:
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise VideoError(f"{path}: is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it")
 
 
 def _open(path: str) -> tuple["av.container.InputContainer", "av.VideoStream"]:

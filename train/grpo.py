@@ -7,19 +7,23 @@ Any setting of the recipe can be given on the command line instead, e.g. `--lear
 trains LoRA adapters. The same command continues an interrupted run from its last complete checkpoint; for a finished
 run it says so and stops. `--push_to_hub true --hub_model_id OWNER/NAME` publishes the result as `fourdthinker publish`
 does, with a card.
+
+The exit status is 3 if the run is complete but bad records were skipped (`--skip_bad true`).
 """
 
 import logging
+import sys
 import warnings
 from dataclasses import dataclass, field
 
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
-from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
+from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, check_records, question_dataset
 from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.run import (
     check_publishable,
+    exit_status,
     is_finished,
     last_checkpoint,
     load_for_training,
@@ -34,14 +38,17 @@ class ScriptArguments:
 
     records: list[str] = field(metadata={"help": "JSONL files of records, ours or the published RL set, to train on."})
     eval_records: list[str] = field(default_factory=list, metadata={"help": "JSONL files of records to evaluate on."})
+    skip_bad: bool = field(default=False, metadata={"help": "Skip and count bad records instead of stopping."})
     merge_adapter: bool = field(
         default=False, metadata={"help": "After LoRA: save the whole model; the adapter goes to output_dir/adapter."}
     )
 
 
-def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args: ModelConfig) -> None:
+def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args: ModelConfig) -> int:
     if is_finished(training_args.output_dir):
-        return
+        return 0
+    if not script_args.skip_bad:
+        check_records([*script_args.records, *script_args.eval_records])
 
     # Model
     publish = training_args.push_to_hub
@@ -55,8 +62,10 @@ def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args:
         model_args.lora_target_modules = LORA_TARGETS
 
     # Dataset
-    train_dataset = question_dataset(script_args.records, processor)
-    eval_dataset = question_dataset(script_args.eval_records, processor) if script_args.eval_records else None
+    train_dataset = question_dataset(script_args.records, processor, script_args.skip_bad)
+    eval_dataset = None
+    if script_args.eval_records:
+        eval_dataset = question_dataset(script_args.eval_records, processor, script_args.skip_bad)
 
     # Training
     trainer = FourDRLTrainer(
@@ -73,10 +82,11 @@ def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args:
     save_result(trainer, script_args, training_args, model_args, processor)
     if publish and trainer.is_world_process_zero():
         publish_result(script_args, training_args, parent, "4DRL (`train/grpo.py`)")
+    return exit_status(trainer)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is uploaded and what is not
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # TRL reads it at every step
-    main(*TrlParser((ScriptArguments, FourDRLConfig, ModelConfig)).parse_args_and_config())
+    sys.exit(main(*TrlParser((ScriptArguments, FourDRLConfig, ModelConfig)).parse_args_and_config()))

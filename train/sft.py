@@ -7,9 +7,12 @@ Any setting of the recipe can be given on the command line instead, e.g. `--lear
 trains LoRA adapters. The same command continues an interrupted run from its last complete checkpoint; for a finished
 run it says so and stops. `--push_to_hub true --hub_model_id OWNER/NAME` publishes the result as `fourdthinker publish`
 does, with a card.
+
+The exit status is 3 if the run is complete but bad records were skipped (`--skip_bad true`).
 """
 
 import logging
+import sys
 from dataclasses import dataclass, field
 
 from transformers import set_seed
@@ -17,11 +20,12 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.data.records import RecordFiles
-from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, record_dataset
+from fourdthinker_hf.training import DIFTCollator, DIFTConfig, DIFTTrainer, check_records, record_dataset
 from fourdthinker_hf.training.feature_store import CachedCollator, FeatureStore
 from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.run import (
     check_publishable,
+    exit_status,
     is_finished,
     last_checkpoint,
     load_for_training,
@@ -42,9 +46,11 @@ class ScriptArguments:
     )
 
 
-def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: ModelConfig) -> None:
+def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: ModelConfig) -> int:
     if is_finished(training_args.output_dir):
-        return
+        return 0
+    if not script_args.skip_bad:
+        check_records([*script_args.records, *script_args.eval_records])
     set_seed(training_args.seed)
 
     # Model
@@ -87,9 +93,10 @@ def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: Mo
     save_result(trainer, script_args, training_args, model_args, processor)
     if publish and trainer.is_world_process_zero():
         publish_result(script_args, training_args, parent, "DIFT (`train/sft.py`)")
+    return exit_status(trainer)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is uploaded and what is not
-    main(*TrlParser((ScriptArguments, DIFTConfig, ModelConfig)).parse_args_and_config())
+    sys.exit(main(*TrlParser((ScriptArguments, DIFTConfig, ModelConfig)).parse_args_and_config()))

@@ -1,7 +1,7 @@
 """Training of 4DThinker with TRL: DIFT (supervised training of text and latents) and 4DRL (GRPO)."""
 
 from .collator import DIFTCollator
-from .dataset import question_dataset, record_dataset
+from .dataset import check_records, question_dataset, record_dataset
 from .dift_config import DIFTConfig
 from .dift_trainer import DIFTTrainer
 from .grpo_config import FourDRLConfig
@@ -13,6 +13,7 @@ __all__ = [
     "DIFTTrainer",
     "FourDRLConfig",
     "FourDRLTrainer",
+    "check_records",
     "question_dataset",
     "record_dataset",
 ]

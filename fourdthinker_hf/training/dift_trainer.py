@@ -66,7 +66,7 @@ class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer):
         model.config.forget_video = args.forget_video
         self.metric_means = {"train": MetricMeans(), "eval": MetricMeans()}
         self.latent_metrics = LatentMetrics(model.config.latent_size)
-        self._num_latents, self._num_skipped = None, 0
+        self._num_latents = None
         super().__init__(model=model, args=args, peft_config=peft_config, **kwargs)
 
     # The loss
@@ -85,7 +85,7 @@ class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The DIFT loss of a micro-batch: its part of the means over the accumulation window."""
         inputs = dict(inputs)
-        self._num_skipped += int(inputs.pop("num_skipped", 0)) if self.model.training else 0
+        self._count_skipped(int(inputs.pop("num_skipped", 0)))
         without_video, labels = inputs.pop("without_video", None), inputs.pop("labels")
         is_labelled = _predicts_label(labels)
         outputs = self.forward(model, inputs, is_labelled)
@@ -164,7 +164,7 @@ class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer):
     def log(self, logs, start_time=None):
         if self.model.training:
             logs.update(self.metric_means["train"].compute())
-            if num_skipped := sum(gather_object([self._num_skipped])):
+            if num_skipped := self.num_skipped("train"):
                 logs["skipped_records"] = num_skipped
         super().log(logs, start_time)
 

@@ -46,7 +46,8 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
     """`GRPOTrainer` on rows of [`question_dataset`], in which sampled latents are replayed when a reply is scored.
 
     The rewards are those of `args` (see [`FourDRLConfig`]) unless `reward_funcs` are given. Logs, beside TRL's
-    metrics, `completions/images`: the mean number of mental images in a reply. The vision tower is frozen.
+    metrics, `completions/images`: the mean number of mental images in a reply, and `skipped_records`: how often a bad
+    record was skipped. The vision tower is frozen.
     """
 
     def __init__(self, model, args: FourDRLConfig, reward_funcs=None, peft_config=None, **kwargs):
@@ -95,6 +96,7 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         """Keeps the rows for [`rollout`] and adds the sampled replies to TRL's batch."""
         self._rows = inputs
+        self._count_skipped(sum(row.get("num_skipped", 0) for row in inputs))
         output = super()._generate_and_score_completions(inputs)
         return output | {"sampled_replies": self._sampled_replies}
 
@@ -106,6 +108,16 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["completions/images"].append(self.accelerator.gather(images).mean().item())
         return tuple(output)
+
+    def num_skipped(self, *modes: str) -> int:
+        """A question is in as many rows as it has replies."""
+        replies = {"train": self.num_generations, "eval": self.num_generations_eval}
+        return sum(super(FourDRLTrainer, self).num_skipped(mode) // replies[mode] for mode in modes or replies)
+
+    def log(self, logs, start_time=None):
+        if self.model.training and (num_skipped := self.num_skipped("train")):
+            logs["skipped_records"] = num_skipped
+        super().log(logs, start_time)
 
     @torch.no_grad()
     def rollout(self, prompts, trainer) -> dict[str, list]:
@@ -291,17 +303,20 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
     # Resuming
 
     def _save_rng_state(self, output_dir):
-        """Also saves the number of the step and, if later steps still learn from this rollout, its replies."""
+        """Also saves the number of the step, the number of skipped records and, if later steps still learn from this
+        rollout, its replies."""
         is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process may not have made it yet
-        torch.save((self._step, None if is_used_up else self._buffered_inputs), self._state_file(output_dir))
+        state = (self._step, self._num_skipped, None if is_used_up else self._buffered_inputs)
+        torch.save(state, self._state_file(output_dir))
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self._state_file(checkpoint).exists():
             path, device = self._state_file(checkpoint), self.accelerator.device.type
-            self._step, self._buffered_inputs = torch.load(path, map_location=device, weights_only=False)
+            state = torch.load(path, map_location=device, weights_only=False)
+            self._step, self._num_skipped, self._buffered_inputs = state
 
     def _state_file(self, folder: str) -> Path:
         return Path(folder) / f"rollout_{self.args.process_index}.pth"

@@ -15,6 +15,7 @@ from ..hub.publish import check_repo_id, publish_run
 
 logger = logging.getLogger(__name__)
 
+SOME_SKIPPED = 3  # exit status of a run that is complete but skipped records
 FINISHED = "trainer_state.json"  # the last file that a run writes into output_dir itself
 
 
@@ -75,6 +76,15 @@ def save_result(trainer, script_args, training_args, model_args: ModelConfig, pr
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # without it Gloo's threads may abort the ending process (pytorch#190489)
     trainer.end()
+
+
+def exit_status(trainer) -> int:
+    """`SOME_SKIPPED` if a record was skipped in any process, else 0. Says how often."""
+    if num_skipped := trainer.num_skipped():
+        if trainer.is_world_process_zero():
+            print(f"Bad records were skipped {num_skipped} times; the log names file, line and reason of each.")
+        return SOME_SKIPPED
+    return 0
 
 
 def publish_result(script_args, training_args, parent: dict, method: str) -> None:

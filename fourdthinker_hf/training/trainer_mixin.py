@@ -7,6 +7,7 @@ The mixin stands before one of TRL's trainers: `class DIFTTrainer(FourDThinkerTr
 import math
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -20,13 +21,14 @@ def unwrap_peft(model) -> FourDThinkerForConditionalGeneration:
 
 class FourDThinkerTrainerMixin:
     """Saves and loads weights under the Hub's names, marks a checkpoint as complete only when every process has
-    written its part, and stops all processes when a number is not finite.
+    written its part, counts the records that were skipped, and stops all processes when a number is not finite.
 
     Raises `ValueError` for a ZeRO-3 run that would save no weights, and `FloatingPointError`, in all processes, when
     the loss of one process or the gradient is not finite.
     """
 
     def __init__(self, *args, **kwargs):
+        self._num_skipped = {"train": 0, "eval": 0}  # in the rows of this process
         super().__init__(*args, **kwargs)
         if is_deepspeed_zero3_enabled():
             zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
@@ -39,6 +41,13 @@ class FourDThinkerTrainerMixin:
     def unwrapped_model(self) -> FourDThinkerForConditionalGeneration:
         """The model without the wrappers of DDP, DeepSpeed and PEFT."""
         return unwrap_peft(self.accelerator.unwrap_model(self.model))
+
+    def _count_skipped(self, num_skipped: int) -> None:
+        self._num_skipped["train" if self.model.training else "eval"] += num_skipped
+
+    def num_skipped(self, *modes: str) -> int:
+        """How often a record was skipped, over all processes. `modes` are "train" and "eval", by default both."""
+        return sum(gather_object([sum(self._num_skipped[mode] for mode in modes or self._num_skipped)]))
 
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None and self.unwrapped_model.config.tie_word_embeddings:

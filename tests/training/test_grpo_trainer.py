@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 import time
@@ -22,12 +24,14 @@ from trl import GRPOTrainer, ModelConfig
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, batch_inference
 from fourdthinker_hf.data.records import RecordError
-from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, question_dataset
+from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, check_records, question_dataset
 from fourdthinker_hf.training.grpo_config import UNSUPPORTED_OPTIONS
 from fourdthinker_hf.training.grpo_trainer import SampledReply
 from fourdthinker_hf.training.lora import LORA_TARGETS
+from fourdthinker_hf.training.run import exit_status
 
 ROOT = Path(__file__).resolve().parents[2]
+WIDE = ROOT / "tests/video_inputs/wide_205to1.mp4"
 QUESTIONS = ("which way does it move", "where", "which way", "what is red and how does it move now")
 
 
@@ -500,6 +504,33 @@ def test_an_error_names_the_record_of_a_broken_video(make_trainer, processor, tm
     trainer = make_trainer(data=question_dataset([tmp_path / "bad.jsonl"], processor))
     with pytest.raises(RecordError, match=r"bad\.jsonl, line \d: .*truncated or damaged"):
         trainer.train()
+
+
+def test_bad_records_can_be_skipped_and_are_counted(make_trainer, processor, tmp_path, questions, caplog):
+    shutil.copy(WIDE, tmp_path)
+    (tmp_path / "cut.mp4").write_bytes(WIDE.read_bytes()[:900])
+    row = {"id": "x", "question": "q", "options": ["a", "b"], "answer": "a"}
+    bad = [{**row, "video": name} for name in (WIDE.name, "cut.mp4", "gone.mp4")] + [
+        {**row, "options": ["a"], "video": WIDE.name}
+    ]
+    lines = ["{", *map(json.dumps, bad)]
+    questions.write_text("\n".join(lines) + "\n" + questions.read_text())
+    data = question_dataset([questions], processor, skip_bad=True)
+    assert [data[i]["index"] for i in range(6)] == [5] * 6 and data[0]["id"] == "0"
+    assert [data[i]["num_skipped"] for i in range(6)] == [5, 4, 3, 2, 1, 0]
+    for number, reason in enumerate(
+        ("Expecting", "4096 x 20 pixels", "truncated or damaged", "missing file", "1 options, where 2 to 8"), start=1
+    ):
+        assert re.search(rf"questions\.jsonl, line {number}: .*{reason}", caplog.text)
+    trainer = make_trainer(kind=FourDRLTrainer, data=data.select([4, 5, 6, 7]))
+    trainer.train()
+    assert trainer.state.log_history[0]["skipped_records"] == 1
+    assert exit_status(trainer) == 3 and exit_status(make_trainer(data=data)) == 0
+    with pytest.raises(RecordError, match=r"questions\.jsonl, line 1: Expecting"):
+        check_records([questions])
+    questions.write_text("\n".join(lines[1:]))
+    with pytest.raises(RecordError, match=r"questions\.jsonl, line 1: .*4096 x 20 pixels"):
+        check_records([questions])
 
 
 def test_the_published_rl_set_is_read(make_trainer, processor, tmp_path, clip):
