@@ -143,8 +143,9 @@ def prefill_prompts(
     """The inputs from which `generate` continues, with the prompts' cache; and for each row the features `(n, hidden)`
     of its video, shared by rows about the same video.
 
-    `rows` are those of `question_dataset`, one prompt each. `reply_to` `(replies,)`, on the network's device, holds
-    for each reply the number of its prompt. Raises `RecordError`, with file and line, if a video cannot be read.
+    `rows` are those of `question_dataset`, one prompt each; a row with a `clip` is not opened again. `reply_to`
+    `(replies,)`, on the network's device, holds for each reply the number of its prompt. Raises `RecordError`, with
+    file and line, if a video cannot be read.
     """
     inputs, features = encode_prompts(network, processor, rows)
     output = network(
@@ -168,7 +169,7 @@ def encode_prompts(network, processor, rows: list[dict]) -> tuple[dict, list[tor
     for row in rows:
         if (key := _clip_key(row)) not in clips:
             try:
-                clips[key] = open_frames(processor, row["video"], row["frames"], row["timestamps"])
+                clips[key] = row.get("clip") or open_frames(processor, row["video"], row["frames"], row["timestamps"])
             except (ValueError, OSError) as error:
                 raise RecordError(f"{row['where']}: {error}") from error
     keys = [_clip_key(row) for row in rows]

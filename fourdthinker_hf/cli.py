@@ -1,6 +1,7 @@
 """The `fourdthinker` command. Each command imports what it needs when it runs, so that help appears at once.
 
-A mistake in what was given ends a command with one line on stderr and exit status 2.
+A mistake in what was given ends a command with one line on stderr and exit status 2. A command that did its work, but
+had to leave something out, names each such thing on stderr and ends with exit status 3.
 """
 
 import json
@@ -33,6 +34,17 @@ def one_line_errors() -> Iterator[None]:
             text = f'This command needs the package {error.name}: pip install "fourdthinker-hf[train]"'
         typer.echo(f"fourdthinker: {text}", err=True)
         raise typer.Exit(2) from error
+
+
+def name_left_out(reasons: list[str]) -> None:
+    """End the command with exit status 3 and these lines on stderr, if there are any."""
+    if reasons:
+        lines = [
+            f"fourdthinker: {len(reasons)} left out or failed:",
+            *(" ".join(reason.split()) for reason in reasons),
+        ]
+        typer.echo("\n  ".join(lines), err=True)
+        raise typer.Exit(3)
 
 
 def print_version(wanted: bool) -> None:
@@ -183,6 +195,7 @@ def annotate(
         settings = pipeline.AnnotationSettings(seed, sam3, server, namer, reasoner)
         summary = pipeline.annotate(source, out, (int(index), int(count)), workers, settings)
         typer.echo(pipeline.format_summary(summary))
+    name_left_out([f"{failed['video']}: {failed['cause']}" for failed in summary["failed"]])
 
 
 @app.command()
@@ -223,6 +236,8 @@ def evaluate(
         )
     if report:  # only the main process has one
         typer.echo(format_table(report["table"]))
+        unread = [f"question {name!r} counts as wrong: {reason}" for name, reason in report["unread"].items()]
+        name_left_out([*report["left_out"], *unread])
 
 
 @app.command()
@@ -290,9 +305,11 @@ def filter_command(
         from .checkpoints import BUNDLED
         from .training.filter_records import filter_records
 
-        typer.echo(
-            filter_records(records, out, str(model or BUNDLED), samples, temperature, batch_size, max_new_tokens, seed)
+        summary, left_out = filter_records(
+            records, out, str(model or BUNDLED), samples, temperature, batch_size, max_new_tokens, seed
         )
+        typer.echo(summary)
+    name_left_out(left_out)
 
 
 @app.command()

@@ -146,19 +146,18 @@ def read_records(
     """Read a JSONL file, or a JSON array, of any of the three schemas.
 
     A record that cannot be read, or for which `check` raises a `ValueError`, raises `RecordError`. With `skip_bad` it
-    is left out instead: one warning says how many were left out and why, and each message is added to `refused`.
+    is left out instead, and its message is added to `refused`. Without that list, one warning has all messages.
     """
     path = Path(path).absolute()
-    records, refused = [], [] if refused is None else refused
-    num_before = len(refused)
+    records, reasons = [], [] if refused is None else refused
     for line, _, text in _find_records(path):
         try:
             records.append(_read(text, path, line, check))
         except RecordError as error:
-            refused.append(str(error))
+            reasons.append(str(error))
             if not skip_bad:
                 raise
-    if reasons := refused[num_before:]:
+    if reasons and refused is None:
         logger.warning("skipped %d of %d records:\n%s", len(reasons), len(reasons) + len(records), "\n".join(reasons))
     return records
 
@@ -219,13 +218,16 @@ def _find_items(line: int, offset: int, text: bytes) -> Iterator[tuple[int, int,
 
 
 class RecordFiles:
-    """The trainable records of files of any of the three schemas, each read when it is indexed.
+    """The records of files of any of the three schemas, each read when it is indexed and checked as in `read_records`.
 
     Only the place of each record is kept in memory (32 bytes a record), so that files of any size can be opened and
     read in any order. A bad record raises its error when it is read.
     """
 
-    def __init__(self, paths: Iterable[str | os.PathLike[str]]):
+    def __init__(
+        self, paths: Iterable[str | os.PathLike[str]], check: Callable[[Record], None] | None = check_trainable
+    ):
+        self.check = check
         self.paths = [Path(path).absolute() for path in paths]
         positions = array("q")
         for number, path in enumerate(self.paths):
@@ -237,12 +239,12 @@ class RecordFiles:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Record:
-        """Raises `RecordError` if this is not a record that can be trained on."""
+        """Raises `RecordError` if this is not a record, or not one that passes the check."""
         number, line, offset, size = self.positions[index].tolist()
         with open(self.paths[number], "rb") as file:
             file.seek(offset)
             text = file.read(size)
-        return _read(text, self.paths[number], line, check_trainable)
+        return _read(text, self.paths[number], line, self.check)
 
     def location(self, index: int) -> str:
         """The file and line of a record."""

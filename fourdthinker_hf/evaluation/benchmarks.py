@@ -1,32 +1,56 @@
 """Reads benchmarks from their own files.
 
-A loader is a function `load(path) -> list[Record] | None`. It returns the questions of the benchmark at `path`, or
-None if `path` is not in its format. If the format is right but the file cannot be read, it raises a `ValueError` that
-names file, place and reason. To add a benchmark, write a file like `dsr_bench.py` and add its `load` to `LOADERS`.
-Loaders do not check that videos exist; the runner does.
+A loader is a function `load(path, question) -> list[Record] | None`. It returns the questions of the benchmark at
+`path`, or None if `path` is not in its format. If the format is right but the file cannot be read, it raises a
+`ValueError` that names the file and the reason. Each question is read inside `with question(place) as check:` and goes
+through `check(record)`, which returns it. An error there leaves the question out if the caller allows that. To add a
+benchmark, write a file like `dsr_bench.py` and add its `load` to `LOADERS`. Loaders do not check that videos exist;
+the runner does.
 """
 
 import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ..data.question_vocabulary import DSR_TASKS
-from ..data.records import Record, read_records
+from ..data.records import LETTERS, Record, RecordError, RecordFiles
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 
 
-def load_benchmark(path: str | os.PathLike) -> list[Record]:
-    """The questions at `path`. Raises `ValueError` unless each has options, one of them the answer, and its own id."""
+def load_benchmark(path: str | os.PathLike, refused: list[str] | None = None) -> list[Record]:
+    """The questions at `path`. Raises `ValueError` unless each has options, one of them the answer, and its own id.
+    With a list `refused`, a question that does not is left out, and a message with file, line and reason is added."""
     path = Path(path).absolute()
+    seen = set()
+
+    def check(record: Record) -> Record:
+        if reason := "another question has the same id" if record.id in seen else _why_unusable(record):
+            raise ValueError(f"question {record.id!r} cannot be asked: {reason}")
+        seen.add(record.id)
+        return record
+
+    @contextmanager
+    def question(place: str) -> Iterator[Callable[[Record], Record]]:
+        try:
+            yield check
+        except (ValueError, SyntaxError, TypeError, AttributeError) as error:
+            message = str(error) if isinstance(error, RecordError) else f"{place}: {error}"
+            if refused is None:
+                raise ValueError(message) from error
+            refused.append(message)
+
     if not path.exists():
         raise ValueError(f"{path}: there is neither a file nor a folder of this name")
     for load in LOADERS:
-        if (records := load(path)) is not None:
-            _check(path, records)
+        if (records := load(path, question)) is not None:
+            if not records:
+                raise ValueError("; ".join([f"{path} holds no questions that can be asked", *(refused or ())]))
             return records
     raise ValueError(
         f"{path} is no benchmark: neither a JSONL file of records, nor a folder with records.jsonl, nor a folder with "
@@ -34,13 +58,17 @@ def load_benchmark(path: str | os.PathLike) -> list[Record]:
     )
 
 
-def load_jsonl(path: Path) -> list[Record] | None:
-    """The records of a JSONL file, or of `records.jsonl` in a folder, in any schema that [`read_records`] reads. Their
-    reasoning and imagery are dropped, since answering does not need them."""
+def load_jsonl(path: Path, question: Callable) -> list[Record] | None:
+    """The records of a JSONL file or a JSON array, or of `records.jsonl` in a folder, in any schema of `data.records`.
+    Their reasoning and imagery are dropped, since answering does not need them."""
     path = path / "records.jsonl" if path.is_dir() else path
     if path.suffix not in (".jsonl", ".json") or not path.exists():
         return None
-    return [replace(record, reasoning=None, imagery=[]) for record in read_records(path, check=None)]
+    files, records = RecordFiles([path], check=None), []
+    for index in range(len(files)):
+        with question(files.location(index)) as check:
+            records.append(replace(check(files[index]), reasoning=None, imagery=[]))
+    return records
 
 
 LOADERS = (dsr_bench.load, load_jsonl)
@@ -88,19 +116,11 @@ def simulated_facts(records: list[Record]) -> dict:
     }
 
 
-def _check(path: Path, records: list[Record]) -> None:
-    if not records:
-        raise ValueError(f"{path} holds no questions")
-    seen = set()
-    for record in records:
-        if reason := "another question has the same id" if record.id in seen else _why_unusable(record):
-            raise ValueError(f"{path}: question {record.id!r} cannot be asked: {reason}")
-        seen.add(record.id)
-
-
 def _why_unusable(record: Record) -> str | None:
     if not record.options or len(record.options) < 2:
         return "it has no options to choose from, and an open answer cannot be judged"
+    if len(record.options) > len(LETTERS):
+        return f"it has {len(record.options)} options, and only {len(LETTERS)} have a letter"
     if record.answer not in record.options:
         return f"the answer {record.answer!r} is not among the options {record.options}"
     if any(OUTPUT_IMAGE in text for text in (record.question, *record.options)):

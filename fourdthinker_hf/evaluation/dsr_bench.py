@@ -8,6 +8,7 @@ It is a folder with `benchmark.parquet`, and the videos as `videos/{videoID}.mp4
 import ast
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ..data.question_vocabulary import DSR_TASKS
@@ -16,9 +17,9 @@ from ..data.records import LETTERS, Record
 FILE = "benchmark.parquet"
 
 
-def load(path: Path) -> list[Record] | None:
+def load(path: Path, question: Callable) -> list[Record] | None:
     """The questions in the file's order, or None if `path` is not a folder with `benchmark.parquet`."""
-    file, videos = path / FILE, path / "videos"
+    file, videos, records = path / FILE, path / "videos", []
     if not file.is_file():
         return None
     try:
@@ -26,19 +27,21 @@ def load(path: Path) -> list[Record] | None:
     except ImportError as error:
         raise ImportError('reading DSR-Bench needs pyarrow: pip install "fourdthinker-hf[train]"') from error
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-        return [_record(number, row, videos if videos.is_dir() else path) for number, row in enumerate(rows)]
+        for number, row in enumerate(pyarrow.parquet.read_table(file).to_pylist()):
+            with question(f"{file}: it cannot be read as DSR-Bench: row {number}") as check:
+                records.append(check(_record(number, row, videos if videos.is_dir() else path)))
     except KeyError as error:
         raise ValueError(f"{file}: this is not the schema of DSR-Bench, which has a column {error}") from error
-    except (pyarrow.ArrowException, ValueError, SyntaxError, TypeError, AttributeError) as error:
+    except pyarrow.ArrowException as error:
         raise ValueError(f"{file}: it cannot be read as DSR-Bench: {error}") from error
+    return records
 
 
 def _record(number: int, row: dict, folder: Path) -> Record:
     video = str(row["videoID"] if "videoID" in row else row["video"]).removesuffix(".mp4")
     options, answer, task = _options(row["options"]), row["answer"].strip().rstrip("."), row["type"]
     if task not in DSR_TASKS or len(answer) != 1 or answer not in LETTERS[: len(options)]:
-        raise ValueError(f"row {number}: type {task!r}, answer {row['answer']!r} of {len(options)} options")
+        raise ValueError(f"type {task!r}, answer {row['answer']!r} of {len(options)} options")
     return Record(
         id=f"{number:04}-{video}",
         question=row["question"].strip(),

@@ -85,15 +85,16 @@ class RunOutputs:
     def accuracy(self) -> float:
         return self.num_correct / max(self.num_answered, 1)
 
-    def write_report(self, this_call: dict) -> dict | None:
+    def write_report(self, left_out: list[str], this_call: dict) -> dict | None:
         """In the main process, merge the rows of all processes, write the report and return it. All must have written
-        their rows."""
+        their rows. `left_out` has a message for each question that could not be asked."""
         if not self.distributed.is_main_process:
             return None
         self._merge_files()
         rows = _read_rows(self.folder / PREDICTIONS)
         settings = json.loads((self.folder / REPORT).read_text())["settings"]
-        report = {"settings": settings, **summary([rows[name] for name in self.ids]), "this_call": this_call}
+        results = summary([rows[name] for name in self.ids])
+        report = {"settings": settings, **results, "left_out": left_out, "this_call": this_call}
         write_whole(self.folder / "report.md", format_report(report))
         write_whole(self.folder / REPORT, json.dumps(report, indent=1))
         return report

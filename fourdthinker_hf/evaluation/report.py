@@ -72,6 +72,7 @@ def format_report(report: dict) -> str:
         f"{failures['names_no_option']}.",
         f"Mental images: {latents['mental_images']}, which is {latents['per_answer']:.2f} for each answer, with "
         f"{latents['vectors']} latents of mean norm {latents['mean_norm']:.3g}.",
+        _listed("Questions that cannot be asked, left out", report["left_out"]),
         _listed("Questions whose video could not be read, counted as wrong", report["unread"]),
         _listed(f"Answers with a token whose two best scores differ by less than {NEAR_TIE:g}", report["near_ties"]),
     ]

@@ -59,9 +59,10 @@ def evaluate(
         out: a folder. If it holds a part of the same run, the run is resumed; if it holds another run, it is refused.
         probe: one of `PROBES`.
         dtype: one of `DTYPES`.
-        missing: with "count" a question whose video is missing or cannot be read counts as wrong and is listed; the
-            next call asks it again if the file is there. With "refuse" a missing file ends the run before anything is
-            loaded, and an unreadable file when it is met.
+        missing: with "count" a question that cannot be asked (a broken line, a wrong number of options) is left out
+            and named in the report's `left_out`, and a question whose video is missing or cannot be read counts as
+            wrong and is listed; the next call asks it again if the file is there. With "refuse" the first two end the
+            run before anything is loaded, and an unreadable file ends it when it is met.
         max_new_tokens: the limit of a reply.
 
     Raises `ValueError` for an argument that cannot be used.
@@ -70,7 +71,8 @@ def evaluate(
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     start = time.perf_counter()
-    records = load_benchmark(benchmark)
+    left_out = []
+    records = load_benchmark(benchmark, None if missing == "refuse" else left_out)
     if missing == "refuse":
         _refuse_missing(records)
     distributed = DistributedState()
@@ -103,6 +105,7 @@ def evaluate(
     distributed.wait_for_everyone()
     num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
     return outputs.write_report(
+        left_out,
         {
             "asked": num_asked,
             "seconds": round(seconds, 2),
@@ -110,7 +113,7 @@ def evaluate(
             "batch_size": batch_size,
             "num_processes": distributed.world_size,
             "commit": commit(),
-        }
+        },
     )
 
 

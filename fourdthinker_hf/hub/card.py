@@ -304,7 +304,7 @@ def _write_eval_results(folder: Path, figures: dict[str, dict]) -> None:
 def _run_figures(run: Run, plain: Run) -> dict:
     """What the card needs of a run. Paths of this machine are left out."""
     settings = run.settings
-    records = load_benchmark(settings["benchmark"])
+    records = load_benchmark(settings["benchmark"], refused=[])
     if questions_hash(records) != settings["questions_sha256"]:
         raise ValueError(f"{run.folder}: {settings['benchmark']} holds other questions now; evaluate it again")
     name, is_simulated = benchmark_name(records, Path(settings["benchmark"]))

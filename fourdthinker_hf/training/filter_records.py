@@ -2,7 +2,8 @@
 
 Replies that are all right, or all wrong, have no advantage over one another, so GRPO learns nothing from them. The
 published RL set was filtered in this way. The counts are appended to a file after each batch, and each batch has its
-own seed, so a filter run that was killed continues where it stopped and gives the result of an uninterrupted one.
+own seed, so a filter run that was killed continues where it stopped and gives the result of an uninterrupted one. A
+record that cannot be used is left out and named.
 """
 
 import json
@@ -14,10 +15,10 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from ..answers import judge
-from ..batch_inference import generate_with, prefill_prompts, trim_reply
+from ..batch_inference import generate_with, open_clip, prefill_prompts, trim_reply
 from ..checkpoints import find_model, load_model, model_hash
 from ..configuration_fourdthinker import FourDThinkerConfig
-from ..data.records import read_records, write_records
+from ..data.records import RecordError, RecordFiles, write_records
 
 
 def filter_records(
@@ -29,17 +30,27 @@ def filter_records(
     batch_size: int = 8,
     max_new_tokens: int = 512,
     seed: int = 0,
-) -> str:
+) -> tuple[str, list[str]]:
     """Writes to the JSONL file `out` those of `records` for which at least one of `samples` replies of `model` (folder
     or Hub id) is right and at least one is wrong. The counts of all records go to `out` with the ending
     `.counts.jsonl`.
 
-    `batch_size` is in questions. Returns a line that says how many were kept. Raises `ValueError` for records that
-    cannot be trained on, for a model with `forget_video`, and for an `out` that belongs to another filter run.
+    `batch_size` is in questions. Returns a line that says how many were kept, and for each record that cannot be
+    trained on or whose video cannot be read, a message with file, line and reason. Raises `ValueError` if there is no
+    usable record, for a model with `forget_video`, and for an `out` that belongs to another filter run.
     """
     _refuse_forget_video(model)
     out = Path(out)
-    questions = read_records(records)
+    files = RecordFiles([records])
+    questions, locations, left_out = [], [], []
+    for index in range(len(files)):
+        try:
+            questions.append(files[index])
+            locations.append(files.location(index))
+        except RecordError as error:
+            left_out.append(str(error))
+    if not questions:
+        raise ValueError("; ".join([f"{records} has no record that can be used", *left_out]))
     settings = {
         "model_sha256": model_hash(find_model(model)),
         "samples": samples,
@@ -56,20 +67,33 @@ def filter_records(
     if unfinished:
         network, processor = load_model(model)
     for batch in tqdm(unfinished, unit="batch", disable=None):
-        rows = [{**vars(questions[number]), "where": f"{records}, record {number + 1}"} for number in batch]
+        found, clips = {}, {}
+        for number in batch:
+            question = questions[number]
+            video = question.video or (*question.frames, *(question.timestamps or ()))
+            try:
+                if video not in clips:
+                    clips[video] = open_clip(processor, question)
+                found[number] = {**vars(question), "where": locations[number], "clip": clips[video]}
+            except (ValueError, OSError) as error:
+                counts[number] = {"record": number, "id": question.id, "right": None, "reason": str(error)}
         torch.manual_seed(seed + batch.start)
-        replies = _sample_replies(network, processor, rows, samples, temperature, max_new_tokens)
+        rows = list(found.values())
+        replies = _sample_replies(network, processor, rows, samples, temperature, max_new_tokens) if rows else []
+        for (number, row), texts in zip(found.items(), replies, strict=True):
+            right = sum(judge(text, row["answer"], row["options"]).is_right for text in texts)
+            counts[number] = {"record": number, "id": row["id"], "right": right}
         with open(counts_path, "a", encoding="utf-8") as file:
-            for number, row, texts in zip(batch, rows, replies, strict=True):
-                counts[number] = sum(judge(text, row["answer"], row["options"]).is_right for text in texts)
-                file.write(json.dumps({"record": number, "id": row["id"], "right": counts[number]}) + "\n")
+            file.writelines(json.dumps(counts[number]) + "\n" for number in batch)
             file.flush()
             os.fsync(file.fileno())
-    kept = [questions[number] for number in range(len(questions)) if 0 < counts[number] < samples]
+    right = [counts[number]["right"] for number in range(len(questions))]
+    left_out += [f"{locations[n]}: {counts[n]['reason']}" for n in range(len(questions)) if right[n] is None]
+    kept = [question for question, count in zip(questions, right, strict=True) if count and count < samples]
     write_records(out, kept)
-    never = sum(count == 0 for count in counts.values())
-    always = len(questions) - len(kept) - never
-    return f"{out}: {len(kept)} of {len(questions)} records; {always} are always right, {never} never"
+    always, never = right.count(samples), right.count(0)
+    line = f"{out}: {len(kept)} of {len(files)} records; {always} are always right, {never} never"
+    return line + (f", {len(left_out)} cannot be used" if left_out else ""), left_out
 
 
 def _refuse_forget_video(model: str) -> None:
@@ -86,8 +110,9 @@ def _refuse_forget_video(model: str) -> None:
         )
 
 
-def _read_counts(path: Path, settings: dict) -> dict[int, int]:
-    """The counts in `path` so far, by record number. A half-written last line is also removed from the file."""
+def _read_counts(path: Path, settings: dict) -> dict[int, dict]:
+    """The lines of `path` so far, by record number: `right` is the number of right replies, or None with a `reason`. A
+    half-written last line is also removed from the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -97,7 +122,7 @@ def _read_counts(path: Path, settings: dict) -> dict[int, int]:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines or [settings]), encoding="utf-8")
     os.replace(temporary, path)
-    return {line["record"]: line["right"] for line in lines[1:]}
+    return {line["record"]: line for line in lines[1:]}
 
 
 @torch.no_grad()

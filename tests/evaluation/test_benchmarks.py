@@ -160,6 +160,19 @@ def test_jsonl_with_bad_rows(tmp_path, row, message):
         load_benchmark(path)
 
 
+def test_bad_rows_can_be_left_out_and_are_named(tmp_path):
+    refused = []
+    path = write_jsonl(
+        tmp_path, ours(), "{", ours(id=1, options=["up"]), ours(id=2, options=[*"abcdefghi"]), ours(id=3)
+    )
+    assert [record.id for record in load_benchmark(path, refused)] == ["7", "3"]
+    assert [message[len(f"{path}, line ")] for message in refused] == ["2", "3", "4"]
+    refused.clear()
+    folder = write_dsr(tmp_path / "dsr", [dsr_row(0), dsr_row(1, answer="E"), dsr_row(2)])
+    assert [record.id for record in load_benchmark(folder, refused)] == ["0000-vid_0", "0002-vid_1"]
+    assert len(refused) == 1 and f"{folder}/benchmark.parquet: it cannot be read as DSR-Bench: row 1: " in refused[0]
+
+
 def test_a_file_without_questions(tmp_path):
     with pytest.raises(ValueError, match="holds no questions"):
         load_benchmark(write_jsonl(tmp_path))

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from fourdthinker_hf.batch_inference import Reply, answer_batch, batch_inputs
 from fourdthinker_hf.checkpoints import BUNDLED, load_model
+from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.evaluation import evaluate, runner
 from fourdthinker_hf.evaluation.probes import PROBES, Probe
@@ -204,7 +206,7 @@ def test_a_row_that_is_there_is_not_appended_again(tiny_folder, questions, whole
     out = make_killed_run(whole, tmp_path / "out")
     (out / "predictions.jsonl").write_bytes(whole[1].splitlines(keepends=True)[0])  # half of the first batch
     monkeypatch.setattr(
-        runner.RunOutputs, "write_report", lambda outputs, this_call: None
+        runner.RunOutputs, "write_report", lambda outputs, *args: None
     )  # leaves the files as they are before they are merged
     evaluate(str(tiny_folder), str(questions), str(out), batch_size=2, max_new_tokens=6)
     assert (out / "predictions.jsonl").read_bytes() == whole[1]
@@ -356,6 +358,30 @@ def test_unreadable_videos_count_as_wrong_and_are_listed(run, broken, tmp_path, 
     assert "counted as wrong: 2, gone, cut." in (tmp_path / "out" / "report.md").read_text()
     for batch_size in (1, 5):
         assert run(tmp_path / str(batch_size), benchmark=broken, probe=probe, batch_size=batch_size)[1] == text
+
+
+def test_bad_records_are_left_out_and_named_and_the_exit_status_tells(tiny_folder, broken, tmp_path):
+    """As in a file from a spreadsheet: a byte order mark, a broken line, one option, a video that is too narrow."""
+    shutil.copy(ROOT / "tests/video_inputs/wide_205to1.mp4", tmp_path / "gone.mp4")
+    lines = broken.read_text().splitlines()
+    bad = ["{", json.dumps({**json.loads(lines[0]), "id": "x", "options": ["left"]})]
+    broken.write_text("\n".join([lines[0], *bad, *lines[1:3]]), encoding="utf-8-sig")
+    array = tmp_path / "records.json"
+    array.write_text("[\n" + ",\n".join([lines[0], *bad, *lines[1:3]]) + "\n]", encoding="utf-8-sig")
+    for path, first in ((broken, 2), (array, 3)):
+        arguments = ["--benchmark", path, "--out", tmp_path / path.suffix[1:], "--model", tiny_folder]
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--max-new-tokens", "6"])
+        assert result.exit_code == 3 and "| task |" in result.stdout, result.stderr
+        assert "3 left out or failed" in result.stderr
+        for number, reason in ((first, "Expecting"), (first + 1, "question 'x' cannot be asked: it has no options")):
+            assert f"{path}, line {number}: {reason}" in result.stderr
+        assert f"question 'gone' counts as wrong: the video could not be read: {tmp_path}/gone.mp4: is 4096 x 20" in (
+            result.stderr
+        )
+        report = json.loads((tmp_path / path.suffix[1:] / "report.json").read_text())
+        assert len(report["left_out"]) == 2 and report["table"]["pooled"]["num"] == 3
+    with pytest.raises(ValueError, match="line 2: Expecting"):
+        evaluate(str(tiny_folder), str(broken), str(tmp_path / "out"), missing="refuse")
 
 
 def test_a_video_damaged_in_its_middle_is_one_wrong_answer_with_the_time(run, broken, tmp_path, clip):

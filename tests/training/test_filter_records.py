@@ -1,7 +1,9 @@
 """Filtering: which questions are kept, that a killed run gives the result of a whole one, and what is refused."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +11,8 @@ from typer.testing import CliRunner
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.records import read_records
 from fourdthinker_hf.training import filter_records
+
+WIDE = Path(__file__).parents[1] / "video_inputs/wide_205to1.mp4"
 
 
 @pytest.fixture
@@ -70,6 +74,30 @@ def test_questions_that_are_sometimes_right_are_kept_and_a_killed_run_continues(
     assert other.exit_code == 2 and "holds another filter run with different seed" in other.output
 
 
+def test_bad_records_are_left_out_and_named_and_the_others_are_filtered(tiny_folder, questions, tmp_path, replies):
+    shutil.copy(WIDE, tmp_path)
+    row = {"id": "9", "question": "q", "options": ["left", "right"], "answer": "left"}
+    bad = [{**row, "video": WIDE.name}, {**row, "video": "gone.mp4"}, {**row, "options": ["left"], "video": WIDE.name}]
+    lines = questions.read_text().splitlines()
+    questions.write_bytes(b"\xef\xbb\xbf" + "\n".join([lines[0], "{", *map(json.dumps, bad), *lines[1:]]).encode())
+    for _ in range(2):  # the second time nothing is sampled
+        result = run(tiny_folder, questions, tmp_path / "out.jsonl")
+        assert result.exit_code == 3
+        assert "3 of 9 records; 1 are always right, 1 never, 4 cannot be used" in result.stdout
+        for number, reason in (
+            (2, "Expecting"),
+            (3, "wide_205to1.mp4: is 4096 x 20"),
+            (4, "missing"),
+            (5, "1 options"),
+        ):
+            assert re.search(rf"questions\.jsonl, line {number}: .*{reason}", result.stderr)
+    assert [record.id for record in read_records(tmp_path / "out.jsonl")] == ["1", "2", "3"]
+    assert [len(batch) for batch in replies] == [1, 2, 2]
+    questions.write_text("{")
+    result = run(tiny_folder, questions, tmp_path / "other.jsonl")
+    assert result.exit_code == 2 and "has no record that can be used" in result.stderr
+
+
 def test_a_model_with_forget_video_is_refused_before_anything_is_loaded(tiny_folder, questions, tmp_path, monkeypatch):
     """Its config.json is all that is read: the folder holds nothing else."""
     folder = tmp_path / "forgets"
@@ -77,7 +105,7 @@ def test_a_model_with_forget_video_is_refused_before_anything_is_loaded(tiny_fol
     shutil.copy(tiny_folder / "config.json", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"forget_video": True}))
-    for name in ("read_records", "find_model", "model_hash", "load_model"):
+    for name in ("RecordFiles", "find_model", "model_hash", "load_model"):
         monkeypatch.setattr(filter_records, name, lambda *args, name=name: pytest.fail(f"{name} was called"))
     result = run(folder, questions, tmp_path / "out.jsonl")
     assert result.exit_code == 2 and "config.json has forget_video" in result.output

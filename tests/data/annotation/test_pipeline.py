@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,13 @@ def test_the_command(folder, tmp_path):
     assert (result.exit_code, result.stdout) == (2, "") and "--shard 1of2: it must be I/N" in result.stderr
 
 
+def test_a_video_that_fails_is_named_and_the_exit_status_tells(tmp_path):
+    shutil.copy(Path(__file__).parents[2] / "video_inputs/wide_205to1.mp4", tmp_path / "wide.mp4")
+    result = CliRunner().invoke(app, ["annotate", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert result.exit_code == 3 and "failed: wide.mp4, stage shots" in result.stdout
+    assert "wide.mp4: VideoError: " in result.stderr and "is 4096 x 20 pixels, one side over 200" in result.stderr
+
+
 def test_a_server_that_is_not_there_fails_the_video_at_its_stage(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fourdthinker_hf.data.annotation.vlm_client.PAUSE", 0.0)
     settings = AnnotationSettings(server="http://127.0.0.1:9/v1", reasoner="some-model")
@@ -278,7 +286,7 @@ def test_a_video_that_kills_its_process_is_reported_and_the_others_go_on(many, t
         os.kill(worker, signal.SIGKILL)
         until(lambda pid=worker: not Path(f"/proc/{pid}/cmdline").exists() or not _command(pid))
     output, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors
+    assert process.returncode == 3, errors
     summary = json.loads((out / "report-1-of-1.json").read_text())
     (failed,) = summary["failed"]
     assert failed["video"] == "0.mp4" and failed["stage"] in pipeline.STAGES and "the process died" in failed["cause"]
