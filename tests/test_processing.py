@@ -1,5 +1,8 @@
 """The processor: prompts, target frames of mental images, real times, and videos given by path."""
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +152,100 @@ def test_rows_with_one_two_and_no_videos_give_what_each_gives_alone(processor, c
     for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"):
         torch.testing.assert_close(batch[name], torch.cat([single[name] for single in alone if name in single]))
     assert batch["video_grid_thw"].shape == (3, 3) and "video_grid_thw" not in alone[1]
+
+
+INPUTS = Path(__file__).parent / "video_inputs"
+NTSC, UHD = INPUTS / "ntsc_2997.mp4", INPUTS / "uhd_33s.mp4"
+
+
+@pytest.fixture(scope="module")
+def stock_processor(processor):
+    """With the sizes and the number of frames of Qwen2.5-VL, which are those of qwen-vl-utils."""
+    stock = copy.deepcopy(processor)
+    stock.max_frames = 768
+    stock.video_processor.size = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
+    return stock
+
+
+def message(video, **asked):
+    return [{"role": "user", "content": [{"type": "video", "video": video, **asked}, {"type": "text", "text": "q"}]}]
+
+
+SETTINGS = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+
+# Number of frames, height and width of `fetch_video` of qwen-vl-utils 0.0.14 (decord) on the same message.
+QWEN_VL_UTILS = [
+    (NTSC, {"fps": 1}, (4, 280, 392)),
+    (NTSC, {"fps": 3.5}, (14, 280, 392)),
+    (NTSC, {"nframes": 7}, (8, 280, 392)),
+    (NTSC, {"nframes": 10, "max_pixels": 100352}, (10, 280, 392)),
+    (NTSC, {"min_pixels": 200704}, (8, 392, 532)),
+    (NTSC, {"total_pixels": 401408}, (8, 280, 392)),
+    (NTSC, {"video_start": 1.0, "video_end": 2.5}, (4, 280, 392)),
+    (NTSC, {"video_start": 0.7, "fps": 4}, (12, 280, 392)),
+    (NTSC, {"resized_height": 100, "resized_width": 150}, (8, 112, 140)),
+    (NTSC, {"video_end": 99, "nframes": 4}, (4, 280, 392)),
+    (NTSC, {"fps": 4, "max_frames": 5}, (4, 280, 392)),
+    (NTSC, {"fps": 0.1, "min_frames": 6}, (6, 280, 392)),
+    (UHD, {"nframes": 4, "max_pixels": 50176, "min_pixels": 784}, (4, 168, 280)),
+    (UHD, {"nframes": 2, "total_pixels": 300000}, (2, 392, 728)),
+    ("frames", {}, (4, 280, 392)),
+    ("frames", {"max_pixels": 100352}, (4, 280, 392)),
+    ("frames", {"min_pixels": 784, "max_pixels": 23520}, (4, 112, 168)),
+    ("frames", {"resized_height": 100, "resized_width": 150}, (4, 112, 140)),
+    ("frames", {"sample_fps": 1}, (4, 280, 392)),
+]
+
+
+@pytest.mark.parametrize(("video", "asked", "expected"), QWEN_VL_UTILS, ids=str)
+def test_what_a_message_asks_for_is_what_qwen_vl_utils_gives(stock_processor, tmp_path, video, asked, expected):
+    if video == "frames":  # three pictures of 320 x 240; the last is repeated
+        Image.new("RGB", (320, 240)).save(tmp_path / "frame.png")
+        video = [str(tmp_path / "frame.png"), f"file://{tmp_path}/frame.png", str(tmp_path / "frame.png")]
+    else:
+        video = f"file://{video}"
+    batch = stock_processor.apply_chat_template([message(video, **asked)], **SETTINGS)
+    (grid,) = batch["video_grid_thw"].tolist()
+    assert (2 * grid[0], 14 * grid[1], 14 * grid[2]) == expected
+    assert int((batch["input_ids"] == stock_processor.video_token_id).sum()) == grid[0] * grid[1] * grid[2] // 4
+
+
+def test_frames_that_a_message_asks_for_have_their_real_times(stock_processor):
+    """decord's indices of the same message, over 29.97 frames a second."""
+    asked = {"video_start": 0.7, "fps": 4}
+    _, times = stock_processor._open_asked(str(NTSC), asked)
+    indices = np.array([21, 30, 39, 48, 57, 66, 74, 83, 92, 101, 110, 119])
+    assert times == pytest.approx(indices * 1001 / 30000, abs=1e-5)
+    batch = stock_processor.apply_chat_template([message(str(NTSC), **asked)], **SETTINGS)
+    assert batch["second_per_grid_ts"].item() == pytest.approx(2 * 99 * 1001 / 30000 / 12, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("video", "asked", "reason"),
+    [
+        ("gone.mp4", {"fps": 1, "nframes": 4}, "fps and nframes"),
+        ("gone.mp4", {"fps": 0}, "fps of a video in a message must be a number above 0, not 0"),
+        ("gone.mp4", {"fps": "two"}, "fps .* not 'two'"),
+        ("gone.mp4", {"speed": 2}, "speed beside this video"),
+        ("gone.mp4", {"resized_height": 56}, "resized_height and resized_width"),
+        ("gone.mp4", {"min_pixels": 9000, "max_pixels": 8000}, "min_pixels=9000 .* above max_pixels=8000"),
+        ("gone.mp4", {"video_start": 3, "video_end": 2}, "video_start=3 .* not before video_end=2"),
+        ("gone.mp4#t=1,2", {"fps": 2}, "not by both"),
+        ("https://example.org/a.mp4", {}, "https://example.org/a.mp4: nothing is downloaded"),
+        (["gone.png", "http://example.org/a.png"], {}, "http://example.org/a.png: nothing is downloaded"),
+        (["gone.png"], {"fps": 2}, "fps beside this video"),
+        (np.zeros((4, 84, 84, 3), np.uint8), {"nframes": 2}, "nframes beside this video"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(processor, video, asked, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        processor.apply_chat_template([message(video, **asked)], **SETTINGS)
+    assert not isinstance(error.value, VideoError)  # nothing was opened
+
+
+def test_a_video_with_settings_leaves_the_others_as_they_are(processor, clip):
+    rows = [message(str(clip)), message(str(clip), resized_height=112, resized_width=140), message(str(clip))]
+    batch = processor.apply_chat_template(rows, **SETTINGS, processor_kwargs={"padding": True})
+    assert batch["video_grid_thw"].tolist() == [[4, 6, 6], [4, 8, 10], [4, 6, 6]]
+    with pytest.raises(ValueError, match="gone.png: cannot be read as a frame"):
+        processor.apply_chat_template([message(["gone.png"])], **SETTINGS)

@@ -7,20 +7,64 @@ What happens to the text of an assistant turn (with `latent_size` 4):
     tensors   pixel_values_latent, image_grid_thw_latent: the target frame of these four pads
 """
 
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import Qwen2_5_VLProcessor
 
-from .video_fourdthinker import load_video, second_per_grid
+from .video_fourdthinker import Timestamps, Video, VideoError, load_video, second_per_grid
 
 OUTPUT_IMAGE = "<output_image>"
 # A part of a video, in seconds, as in W3C's Media Fragments (section 4.2.1) and in HTML: clip.mp4#t=1,2.5
 FRAGMENT = re.compile(r"(?P<path>.+)#t=(?P<start>-?\d*\.?\d+)?(,(?P<end>-?\d*\.?\d+))?")
+# What a message may say beside a video, as in qwen-vl-utils 0.0.14, and which of these choose frames or their size.
+FRAME_KEYS = ("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end")
+SIZE_KEYS = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
+ADDRESS = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://|data:")
 LATENT_PAD, LATENT_START, LATENT_END = "<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"
+
+
+class MessageVideo:
+    """A video of a chat message (a path, an array, or a list of frames, which are paths or pictures) and what the
+    message asks for it. Raises `ValueError`, naming the key, for what is not known or does not fit together; nothing
+    is opened. (Not a dataclass: transformers turns those into dicts.)"""
+
+    def __init__(self, video, asked: dict):
+        self.video, self.asked = video, asked
+        known = (*FRAME_KEYS, *SIZE_KEYS)
+        if isinstance(self.video, (list, tuple)):
+            known = (*SIZE_KEYS, "sample_fps")
+        elif not isinstance(self.video, (str, Path)):
+            known = SIZE_KEYS
+        for name, value in asked.items():
+            if name not in known:
+                raise ValueError(
+                    f"{name} beside this video of a message is not supported; what is: {', '.join(known)}"
+                )
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or (value < 0 if name in ("video_start", "video_end") else value <= 0):
+                raise ValueError(f"{name} of a video in a message must be a number above 0, not {value!r}")
+        for one, other in (("fps", "nframes"), ("nframes", "min_frames"), ("nframes", "max_frames")):
+            if one in asked and other in asked:
+                raise ValueError(f"a message gives {one} and {other} for one video; give only one of them")
+        if ("resized_height" in asked) != ("resized_width" in asked):
+            raise ValueError("resized_height and resized_width of a video are given together or not at all")
+        if asked.get("min_pixels", 0) > asked.get("max_pixels", math.inf):
+            raise ValueError(f"min_pixels={asked['min_pixels']} of a video is above max_pixels={asked['max_pixels']}")
+        if asked.get("video_start", 0) >= asked.get("video_end", math.inf):
+            raise ValueError(
+                f"video_start={asked['video_start']} of a video is not before video_end={asked['video_end']}"
+            )
+        if asked and isinstance(self.video, str) and _split_fragment(self.video)[1:] != (None, None):
+            raise ValueError(f"{self.video}: give the part by #t= or by the keys of the message, not by both")
+        for path in self.video if isinstance(self.video, (list, tuple)) else [self.video]:
+            if isinstance(path, str):
+                _local_path(path)
 
 
 class FourDThinkerProcessor(Qwen2_5_VLProcessor):
@@ -68,8 +112,8 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         """Qwen2.5-VL's call with these changes:
 
         Args:
-            videos: paths, or arrays `(frames, height, width, 3)` uint8 with `video_timestamps`. A path may name a part
-                of a video: `clip.mp4#t=1,2.5` is 1 s to 2.5 s, and positions begin at 1 s.
+            videos: paths (also `file://`), or arrays `(frames, height, width, 3)` uint8 with `video_timestamps`. A
+                path may name a part of a video: `clip.mp4#t=1,2.5` is 1 s to 2.5 s, and positions begin at 1 s.
             video_timestamps: for each video given as an array, the times of its frames in seconds.
             imagery: for each text, the target frames (PIL images or uint8 arrays) of its `<output_image>`s, in order.
                 Without it, `<output_image>` still becomes a block of pads, whose latents are then given as vectors.
@@ -80,8 +124,11 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         file that cannot be read as a video, `ValueError` for a number of frames, times or texts that does not fit.
         """
         if videos is not None:
-            videos, times = self._open_videos(videos, video_timestamps, fps, num_frames)
+            opened = self._open_videos(videos, video_timestamps, fps, num_frames)
+            videos, times = [frames for frames, *_ in opened], [seconds for _, seconds, _ in opened]
             kwargs |= {"do_sample_frames": False, "cap_pixels_per_frame": True}
+            if any(is_sized for *_, is_sized in opened):
+                kwargs["do_resize"] = False
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             if imagery is not None:
@@ -110,23 +157,130 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
             fps = self.fps
         return load_video(path, fps=fps, num_frames=num_frames, start=start, end=end, max_frames=self.max_frames)
 
-    def _open_videos(self, videos, video_timestamps, fps, num_frames):
-        """Opens paths and flattens nested lists: returns a list of arrays and a list of their times."""
-        arrays, times, given = [], [], iter(video_timestamps or ())
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """That of transformers. A video of a message may also be a list of frame paths, and beside it may stand what
+        qwen-vl-utils reads: `fps`, `nframes`, `min_frames`, `max_frames`, `video_start`, `video_end`, `min_pixels`,
+        `max_pixels`, `total_pixels`, `resized_height` and `resized_width`, and `sample_fps` beside a list. They choose
+        the same number of frames and the same size as there, within the processor's own bounds of a frame's pixels.
+        Anything else is a `ValueError` that names it, before a video is opened."""
+        first = conversation[0] if isinstance(conversation, (list, tuple)) and conversation else None
+        if not isinstance(first, (dict, list, tuple)):  # an object with messages
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        is_batch = not isinstance(first, dict)
+        rows = [
+            [_with_message_videos(message) for message in row]
+            for row in (conversation if is_batch else [conversation])
+        ]
+        return super().apply_chat_template(rows if is_batch else rows[0], *args, **kwargs)
+
+    def _open_videos(self, videos, video_timestamps, fps, num_frames) -> list[tuple]:
+        """Opens paths and flattens nested lists: for each video its frames, their times, and whether the frames have
+        the size that they will be encoded in. If one has it, all have."""
+        opened, given = [], iter(video_timestamps or ())
         for video in _flatten_videos(videos):
-            if isinstance(video, (str, Path)):
-                path, start, end = _split_fragment(str(video))
-                video, seconds = self.open_video(path, start, end, fps, num_frames)
+            asked = video.asked if isinstance(video, MessageVideo) else {}
+            source = video.video if isinstance(video, MessageVideo) else video
+            if isinstance(source, (list, tuple)):
+                frames = _open_pictures(source)
+                times = next(given, None) if "sample_fps" not in asked and not _are_paths(source) else None
+                if times is None:
+                    times = np.arange(len(frames)) / asked.get("sample_fps", 2.0)
+                if asked or _are_paths(source):
+                    frames = self._resize(frames, self._picture_size(frames, asked))
+                    opened.append((frames, times, True))
+                    continue
+            elif isinstance(source, (str, Path)):
+                path, start, end = _split_fragment(_local_path(str(source)))
+                if asked:
+                    opened.append((*self._open_asked(path, asked), True))
+                    continue
+                frames, times = self.open_video(path, start, end, fps, num_frames)
             else:
-                seconds = next(given, None)
-                if seconds is None or len(seconds) != len(video):
-                    raise ValueError(
-                        f"A video given as an array of {len(video)} frames needs video_timestamps with as many times "
-                        f"in seconds, got {'none' if seconds is None else len(seconds)}"
-                    )
-            arrays.append(video)
-            times.append(seconds)
-        return arrays, times
+                frames, times = source, next(given, None)
+            if times is None or len(times) != len(frames):
+                raise ValueError(
+                    f"A video given as an array of {len(frames)} frames needs video_timestamps with as many times "
+                    f"in seconds, got {'none' if times is None else len(times)}"
+                )
+            if asked:
+                frames = self._resize(frames, self._asked_size(asked, len(frames), *np.shape(frames)[1:3]))
+            opened.append((frames, times, bool(asked)))
+        if any(is_sized for *_, is_sized in opened):
+            opened = [
+                (
+                    frames
+                    if is_sized
+                    else self._resize(frames, self._asked_size({}, len(frames), *np.shape(frames)[1:3])),
+                    times,
+                    True,
+                )
+                for frames, times, is_sized in opened
+            ]
+        return opened
+
+    def _open_asked(self, path: str, asked: dict) -> tuple[np.ndarray, np.ndarray]:
+        """The frames that qwen-vl-utils takes (`calculate_video_frame_range`, `smart_nframes`), with their times."""
+        film = Video(path)
+        total = len(film.times)
+        rate = total / film.duration
+        first, last = 0, total - 1
+        if "video_start" in asked:
+            first = math.ceil(min(asked["video_start"], film.duration) * rate - 1e-6)
+        if "video_end" in asked:
+            last = min(math.floor(min(asked["video_end"], film.duration) * rate + 1e-6), last)
+        if first >= last and ("video_start" in asked or "video_end" in asked):
+            raise VideoError(f"{path}: video_start and video_end leave no two frames of its {film.duration:.3f} s")
+        span = last - first + 1
+        if "nframes" in asked:
+            count = round(asked["nframes"] / 2) * 2
+        else:
+            most = asked.get(
+                "max_frames", min(self.video_processor.max_frames if "fps" in asked else self.max_frames, span)
+            )
+            least = math.ceil(asked.get("min_frames", 4) / 2) * 2
+            count = span / rate * asked.get("fps", self.fps)
+            count = math.floor(min(max(count, least), math.floor(most / 2) * 2, span) / 2) * 2
+        if not 2 <= count <= span:
+            raise VideoError(
+                f"{path}: {count} frames cannot be taken; there are {span}, and it must be 2 or more of them"
+            )
+        indices = np.linspace(first, last, count).round().astype(np.int64)
+        film.check_intact(*film.times[[indices[0], indices[-1]]].tolist())
+        size = self._asked_size(asked, count, film.height, film.width)
+        frames = np.empty((count, *size, 3), np.uint8)
+        for place, frame in enumerate(film.frames(np.unique(indices), *size)):
+            frames[place] = frame
+        steps = np.diff(film.times)
+        is_even = steps.max() <= 1.5 * np.median(steps)
+        return frames, Timestamps(film.times[indices], span / rate / count if is_even else None)
+
+    def _asked_size(self, asked: dict, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """Height and width of each frame, as in `fetch_video` of qwen-vl-utils."""
+        factor = self.video_processor.patch_size * self.video_processor.merge_size
+        if "resized_height" in asked:
+            bounds = 4 * factor**2, 16384 * factor**2
+            return _smart_resize(asked["resized_height"], asked["resized_width"], factor, *bounds)
+        size = self.video_processor.size
+        least = asked.get("min_pixels", size["shortest_edge"])
+        total = asked.get("total_pixels", int(self.video_processor.max_video_tokens * factor**2 * 0.9))
+        most = max(min(size["longest_edge"], total / num_frames * 2), int(least * 1.05))
+        return _smart_resize(height, width, factor, least, min(asked.get("max_pixels", most), most))
+
+    def _picture_size(self, frames: np.ndarray, asked: dict) -> tuple[int, int]:
+        """As `_asked_size`, for frames that are pictures: qwen-vl-utils first scales each as a picture of patches of
+        28 pixels."""
+        factor = 2 * self.video_processor.patch_size * self.video_processor.merge_size
+        sides = asked.get("resized_height", frames.shape[1]), asked.get("resized_width", frames.shape[2])
+        bounds = 4 * factor**2, 16384 * factor**2
+        if "resized_height" not in asked:
+            bounds = asked.get("min_pixels", bounds[0]), asked.get("max_pixels", bounds[1])
+        return self._asked_size(asked, len(frames), *_smart_resize(*sides, factor, *bounds))
+
+    @staticmethod
+    def _resize(frames, size: tuple[int, int]) -> np.ndarray:
+        """Frames (T, H, W, 3) uint8 in another size, by Pillow's bicubic filter."""
+        resized = [Image.fromarray(np.asarray(frame)).resize(size[::-1], Image.Resampling.BICUBIC) for frame in frames]
+        return np.stack([np.asarray(frame) for frame in resized])
 
     def format_question(self, question: str, options=None, start: float | None = None, end: float | None = None):
         """The user's text, the same in training, rollouts, evaluation and demo: the span of a trimmed video in seconds
@@ -172,7 +326,7 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
 
 
 def _flatten_videos(videos) -> list:
-    if isinstance(videos, (str, Path)) or getattr(videos, "ndim", 0) == 4:
+    if isinstance(videos, (str, Path, MessageVideo)) or getattr(videos, "ndim", 0) == 4:
         return [videos]
     if isinstance(videos, (list, tuple)) and not videos:  # a row without a video
         return []
@@ -181,6 +335,66 @@ def _flatten_videos(videos) -> list:
             return [np.stack([np.asarray(frame) for frame in videos])]
         return [flat for video in videos for flat in _flatten_videos(video)]
     raise ValueError(f"A video is a path, an array (frames, height, width, 3) or a list of frames, got {type(videos)}")
+
+
+def _with_message_videos(message):
+    """The message, with a `MessageVideo` for each video that is a list or that has settings beside it."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), (list, tuple)):
+        return message
+    content = []
+    for block in message["content"]:
+        if isinstance(block, dict) and block.get("type") == "video":
+            given = {name: value for name, value in block.items() if value is not None and name != "type"}
+            place = next((name for name in ("video", "url", "path") if name in given), None)
+            if place is not None:
+                video = given.pop(place)
+                asked = MessageVideo(video, given)  # also refuses an address
+                video = asked if given or _are_paths(video) else video
+                block = {"type": "video", place: video}
+        content.append(block)
+    return {**message, "content": content}
+
+
+def _are_paths(video) -> bool:
+    return isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(one, (str, Path)) for one in video)
+
+
+def _local_path(path: str) -> str:
+    """A path, without `file://`. `ValueError` for an address of another kind."""
+    if ADDRESS.match(path):
+        raise ValueError(f"{path[:200]}: nothing is downloaded; save the video as a file and give its path")
+    return path.removeprefix("file://")
+
+
+def _open_pictures(pictures) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 from paths, PIL images or arrays of one size."""
+    frames = []
+    for picture in pictures:
+        if isinstance(picture, (str, Path)):
+            picture = _local_path(str(picture))
+            try:
+                with Image.open(picture) as opened:
+                    picture = opened.convert("RGB")
+            except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{picture}: cannot be read as a frame: {error}") from error
+        frames.append(np.asarray(picture))
+    if len(sizes := {frame.shape for frame in frames}) > 1:
+        raise ValueError(f"the frames of a video must be of one size, got (height, width, 3) {sorted(sizes)}")
+    return np.stack(frames)
+
+
+def _smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+    """`smart_resize` of qwen-vl-utils: multiples of `factor` within these bounds, in about the same shape."""
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"a frame of {width} x {height} pixels has one side over 200 times the other; crop it")
+    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
+    if sides[0] * sides[1] > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        sides = [max(factor, math.floor(side / scale / factor) * factor) for side in (height, width)]
+    elif sides[0] * sides[1] < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * scale / factor) * factor for side in (height, width)]
+    return sides[0], sides[1]
 
 
 def _split_fragment(video: str) -> tuple[str, float | None, float | None]:
