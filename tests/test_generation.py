@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from reference_loop import STEPS, TOLERANCE, Force, assert_exact, blocks, follow, generate, prompts, reference, single
 from transformers import (
     CompileConfig,
@@ -24,6 +26,7 @@ from transformers import (
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, latent_hooks
 from fourdthinker_hf.generation_fourdthinker import CACHE_NAME
+from fourdthinker_hf.hub.checkpoints import BUNDLED, load_model
 
 
 def test_greedy_in_a_batch_whose_rows_open_blocks_at_other_steps(model, processor):
@@ -46,6 +49,38 @@ def test_none_to_eight_blocks(model, processor):
 def test_prompts_without_a_video(model, processor, kind):
     inputs, schedule = prompts(processor, [1, 1], kind), blocks(model, (0, 2), (1, 5))
     assert_exact(model, inputs, generate(model, inputs, schedule), schedule)
+
+
+def test_rows_with_videos_with_pictures_and_with_text_alone_give_what_each_gives_alone():
+    """Greedy replies of the bundled checkpoint, which pictures things in three of the rows."""
+    model, processor = load_model(BUNDLED, "cpu", "float32")
+    examples = Path(__file__).parents[1] / "examples"
+    video = lambda name: {"type": "video", "video": str(examples / f"sim_{name}.mp4")}  # noqa: E731
+    text = lambda words: {"type": "text", "text": words}  # noqa: E731
+    red, blue = ({"type": "image", "image": Image.new("RGB", (84, 112), color)} for color in ("red", "blue"))
+    contents = [
+        [video("camera"), text("How does the camera move?")],
+        [text("Hello")],
+        [red, text("What is this?")],
+        [video("direction"), text("and"), video("faster"), text("Which is faster?")],
+        [blue, video("faster"), red, text("What moves?")],
+    ]
+    rows = [[{"role": "user", "content": content}] for content in contents]
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    limits = {"do_sample": False, "max_new_tokens": 64, "return_dict_in_generate": True}
+    padding = {"padding": True, "padding_side": "left"}
+    batch = processor.apply_chat_template(rows, **settings, processor_kwargs=padding)
+    together = model.generate(**batch, **limits)
+    num_blocks = 0
+    for number, row in enumerate(rows):
+        inputs = processor.apply_chat_template([row], **settings)
+        alone = model.generate(**inputs, **limits)
+        new = alone.sequences[0, inputs["input_ids"].shape[1] :]
+        begin = batch["input_ids"].shape[1]
+        assert together.sequences[number, begin : begin + len(new)].tolist() == new.tolist()
+        torch.testing.assert_close(together.latents[number, : len(new)], alone.latents[0], atol=1e-3, rtol=1e-3)
+        num_blocks += int((new == model.config.latent_start_id).sum())
+    assert num_blocks >= 3
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -43,9 +43,11 @@ class DIFTCollator:
     forget_video: bool = False
 
     def open(self, row: dict) -> dict:
-        """Reads the files of a row and adds `clip` (frames and times) and `targets` (PIL images). Raises `ValueError`
+        """Reads the files of a row and adds `clip` (frames and times; None for a row with neither a video nor frames)
+        and `targets` (PIL images). Raises `ValueError`
         or `OSError` for a file that cannot be read, or a target frame that has fewer features than latents."""
-        clip = open_frames(self.processor, *(row.get(name) for name in VIDEO_COLUMNS))
+        source = [row.get(name) for name in VIDEO_COLUMNS]
+        clip = None if source[0] is None and source[1] is None else open_frames(self.processor, *source)
         targets = [Image.fromarray(open_image(image)) for image in self.target_frames(row)]
         image_processor = self.processor.image_processor
         for number, frame in enumerate(targets, start=1):
@@ -97,20 +99,20 @@ class DIFTCollator:
             reasoning = reasoning.replace(f" {OUTPUT_IMAGE}", "").replace(OUTPUT_IMAGE, "")
         answer = completion_text(reasoning, row["answer"])
         messages = self.processor.conversation(
-            row["clip"][0], row["question"], row.get("options") if self.options else None, answer
+            row["clip"] and row["clip"][0], row["question"], row.get("options") if self.options else None, answer
         )
-        if not with_video:
+        if not with_video or row["clip"] is None:
             del messages[0]["content"][0]
         return self.processor.apply_chat_template(messages, tokenize=False)
 
     def model_inputs(self, texts: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
         """The model's inputs for the conversations `texts` about the opened `rows`."""
-        frames, times = zip(*(row["clip"] for row in rows), strict=True)
+        clips = [row["clip"] for row in rows if row["clip"] is not None]
+        videos = {"videos": [clip[0] for clip in clips], "video_timestamps": [clip[1] for clip in clips]}
         return dict(
             self.processor(
                 text=texts,
-                videos=list(frames),
-                video_timestamps=times,
+                **(videos if clips else {}),
                 imagery=[row["targets"] for row in rows],
                 padding=True,
                 padding_side="right",

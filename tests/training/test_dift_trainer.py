@@ -103,6 +103,30 @@ def test_labels_are_the_tokens_of_the_assistant_without_the_pads(processor, rows
     assert batch["attention_mask"][:, 0].tolist() == [1, 1, 1]  # padded on the right
 
 
+def test_rows_with_a_video_with_pictures_and_with_text_alone_give_what_each_gives_alone(model, processor, rows):
+    """A row of one picture and one of five of another size stand beside the rows with a video."""
+    pictures = [Image.new("RGB", (84, 56), color) for color in ("red", "blue", "green", "red", "white")]
+    text = {"question": "what is up", "options": None, "answer": "down", "reasoning": None, "imagery": []}
+    mixed = [text, rows[1], {**rows[0], "video": None, "frames": pictures[:1]}, rows[2]]
+    mixed.append({**rows[1], "video": None, "frames": pictures})
+    collator = DIFTCollator(processor)
+    batch, alone = collator(mixed), [collator([row]) for row in mixed]
+    assert batch["video_grid_thw"].tolist() == [[4, 6, 6], [1, 4, 6], [4, 6, 6], [3, 4, 6]]
+    assert "pixel_values_videos" not in alone[0]
+    for name in ("pixel_values_videos", "second_per_grid_ts", "pixel_values_latent", "image_grid_thw_latent"):
+        assert torch.equal(batch[name], torch.cat([single[name] for single in alone if name in single]))
+    for number, single in enumerate(alone):
+        mask = batch["attention_mask"][number].bool()
+        for name in ("input_ids", "labels"):
+            assert torch.equal(batch[name][number][mask], single[name][0])
+    names = ("labels", "num_skipped")
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name not in names}).logits
+        for number, single in enumerate(alone):
+            expected = model(**{name: value for name, value in single.items() if name not in names}).logits[0]
+            torch.testing.assert_close(logits[number, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_imagery_and_options_can_be_left_out(processor, rows):
     batch = DIFTCollator(processor, imagery=False, options=False)(rows)
     text = processor.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
