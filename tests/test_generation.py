@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, latent_hooks
+from fourdthinker_hf.checkpoints import BUNDLED, load_model
 from fourdthinker_hf.generation_fourdthinker import CACHE_NAME
-from fourdthinker_hf.hub.checkpoints import BUNDLED, load_model
 
 
 def test_greedy_in_a_batch_whose_rows_open_blocks_at_other_steps(model, processor):
