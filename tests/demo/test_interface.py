@@ -134,6 +134,17 @@ def wait_until(happens):
         time.sleep(0.05)
 
 
+def start_from(page, second: str):
+    """Type into the field that may still be taking its place on the page, until it keeps what was typed."""
+    field = page.get_by_role("spinbutton", name="From second")
+    for _ in range(20):
+        field.fill(second)
+        page.wait_for_timeout(300)
+        if field.input_value() == second:
+            return
+    pytest.fail(f"The field does not keep {second}")
+
+
 def decoders():
     """Process ids of those that open a video."""
     return [child.pid for child in psutil.Process().children() if "-I" in child.cmdline()]
@@ -347,7 +358,7 @@ def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(
     page = open_page()
     choose_first_example(page)
     page.get_by_text("Only a part of the video").click()
-    page.get_by_role("spinbutton", name="From second").fill(str(1.0 + leave / 2))  # a part of its own
+    start_from(page, str(1.0 + leave / 2))  # a part of its own
     monkeypatch.setattr(qa, "open_video", uploads.open_in_subprocess(qa.processor, seconds=600))
     (tmp_path / "sleep.py").write_text("import time; time.sleep(600)")
     monkeypatch.setattr(uploads, "DECODE_PROGRAM", str(tmp_path / "sleep.py"))
@@ -391,11 +402,11 @@ def test_a_person_who_errs_is_told_and_can_go_on(open_page, tmp_path):
     expect(page.get_by_text("text.mp4: is not a video file").first).to_be_visible(timeout=WAIT)
     choose_first_example(page)
     page.get_by_text("Only a part of the video").click()
-    page.get_by_role("spinbutton", name="From second").fill("90")
+    start_from(page, "90")
     press(page, "Ask")
     alert = page.get_by_role("alert").filter(has_text="outside the clip, which runs from 0 to 4.000 s")
     expect(alert).to_be_visible(timeout=WAIT)
-    page.get_by_role("spinbutton", name="From second").fill("1")
+    start_from(page, "1")
     press(page, "Ask")
     expect(page.locator("#answer .verdict")).to_be_visible(timeout=WAIT)
     expect(page.get_by_text("frames from 1.0 to 3.5 s")).to_be_visible()
@@ -446,7 +457,7 @@ def test_text_stands_out_from_what_is_behind_it(open_page, scheme):
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)  # colours fade in
     after = page.evaluate(CONTRASTS)
-    page.get_by_role("spinbutton", name="From second").fill("90")
+    start_from(page, "90")
     press(page, "Ask")
     expect(page.locator("#answer .notice")).to_be_visible(timeout=WAIT)
     rows = before + after + page.evaluate(CONTRASTS)
