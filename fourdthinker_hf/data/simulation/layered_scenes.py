@@ -627,7 +627,8 @@ def _spoil(scene: Scene, frames: np.ndarray, times: np.ndarray) -> np.ndarray:
     noise = rng.normal(size=frames.shape[1:]).astype(np.float32) * look.noise if look.noise else None
     left, top = rng.integers(2, scene.width - 30), rng.integers(8, scene.height - 4)
     columns = camera_at(scene, times)[:, YAW]
-    rates = np.gradient(columns, times) * scene.focal if len(times) > 1 else np.zeros(1)
+    later = camera_at(scene, times + 0.05)[:, YAW]
+    rates = (later - columns) / 0.05 * scene.focal  # pixels a second
     spoilt = np.empty_like(frames)
     for k, frame in enumerate(frames):
         if look.skew and abs(rates[k]) > 1:
@@ -656,12 +657,12 @@ def _spoil(scene: Scene, frames: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def optical_flow(
-    scene: Scene, shown: np.ndarray, start: float, end: float, points: np.ndarray
+    scene: Scene, shown: np.ndarray, start: float, end: float, points: np.ndarray, camera_stays: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact flow (n, 2) in pixels of picture `points` (n, 2) from `start` to `end`, and whether each shows something
     that moves by itself, (n,). `shown` (H, W) is the rendering's at `start`. The flow of a cut-out is its body's: its
-    limbs move besides."""
-    first, last = camera_at(scene, np.array([start, end]))
+    limbs move besides. With `camera_stays` it is the flow for a camera that stays as it is at `start`."""
+    first, last = camera_at(scene, np.array([start, start if camera_stays else end]))
     columns, rows = np.clip(points.astype(int), 0, [scene.width - 1, scene.height - 1]).T
     what = shown[rows, columns]
     flow, moves = np.zeros((len(points), 2)), np.zeros(len(points), bool)

@@ -1,9 +1,9 @@
 """Textures of the layered scenes: procedural ones, and photos that well-known packages bring along or a folder holds.
 
 The packages' photos, where these packages are installed, with their licences as the packages state them:
-- scikit-image (`skimage/data`): astronaut, hubble_deep_field (NASA, public domain), rocket (SpaceX, CC0), brick, gravel
-  and grass (CC0Textures, CC0), camera, chelsea, coffee, retina (CC0 by their photographers), moon and coins (no known
-  copyright restrictions), motorcycle_left (CC0);
+- scikit-image (`skimage/data`): astronaut, hubble_deep_field (NASA, public domain), rocket (SpaceX, CC0), brick,
+  gravel, grass (CC0Textures, CC0), camera, chelsea, coffee, retina (CC0 by their photographers), moon and coins
+  (no known copyright restrictions), motorcycle_left (CC0);
 - scikit-learn (`sklearn/datasets/images`): china, flower (CC BY 2.0, danielbuechele and vultilion on Flickr);
 - matplotlib (`mpl-data/sample_data`): grace_hopper (US Navy, public domain).
 """
