@@ -758,7 +758,7 @@ def _direction(mover: Mover, own: np.ndarray, depths: np.ndarray) -> str | None:
         turn = (
             int(np.abs(own - own[0]).sum(1).argmax())
             if mover.path[0] in ("left", "right")
-            else int(np.abs(np.log(depths / depths[0])).argmax())
+            else int(np.abs(np.log(np.maximum(depths / depths[0], 1e-3))).argmax())
         )
         parts = [_direction_of(own[: turn + 1], depths[: turn + 1]), _direction_of(own[turn:], depths[turn:])]
         return ", then ".join(parts) if tuple(parts) == mover.path else None
@@ -767,7 +767,7 @@ def _direction(mover: Mover, own: np.ndarray, depths: np.ndarray) -> str | None:
 
 
 def _direction_of(own: np.ndarray, depths: np.ndarray) -> str | None:
-    (x, y), growth = own[-1] - own[0], np.log(depths[0] / depths[-1])
+    (x, y), growth = own[-1] - own[0], np.log(np.maximum(depths[0], 1e-3) / np.maximum(depths[-1], 1e-3))
     if abs(x) >= CLEAR_MOVE and abs(x) > 2 * abs(y) and abs(growth) < np.log(CLEAR_SIZE):
         return "right" if x > 0 else "left"
     if abs(y) >= CLEAR_MOVE and abs(y) > 2 * abs(x) and abs(growth) < np.log(CLEAR_SIZE):
