@@ -55,6 +55,7 @@ class FeatureStore:
         settings = [
             processor.fps,
             processor.max_frames,
+            processor.pair_seconds,
             processor.video_processor.to_dict(),
             processor.image_processor.to_dict(),
             tower.config.to_dict(),

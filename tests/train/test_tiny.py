@@ -1,15 +1,12 @@
-"""The tiny model's making: its tokenizer, and the labels its tower is warmed up on."""
+"""The tiny model's making: its tokenizer, and the labels that its tower learns from."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from init_model import SPECIAL_TOKENS, make_tokenizer
-from pretrain_tower import place_loss, places_of
-
-from fourdthinker_hf.data.simulation.generation import COLOURS
+from init_model import SPECIAL_TOKENS, make_processor, make_tokenizer
+from pretrain_tower import HEADS, PATCH, Pairs, to_features, to_patches, vision_config
 
 TOKENIZER = make_tokenizer(["red ball 3 4, 5 4."], 300)
 
@@ -26,23 +23,33 @@ def test_special_tokens_and_tags_are_one_token_each():
         assert len(TOKENIZER(token)["input_ids"]) == 1
 
 
-def test_places_are_the_bins_of_the_text():
-    text = "blue cube 0 0, 3 3, out, 11 5. white ball 4 4, 4 4, 4 4, 4 4. everything moves right. camera pan left."
-    places = places_of(text, 3)
-    assert places.shape == (4, 3, 3, len(COLOURS), 2)
-    blue, white = list(COLOURS).index("blue"), list(COLOURS).index("white")
-    assert places[0, 0, 0, blue].tolist() == [0, 0] and places[1, 0, 0, blue].tolist() == [3, 3]
-    assert places[3, 1, 2, blue].tolist() == [11, 5]
-    assert (places[2, ..., blue, :] == -1).all()
-    assert (places[:, 1, 1, white] == 4).all()
-    assert (places >= 0).all(-1).sum() == 7
+def test_patches_are_those_of_the_processor():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 112, 140, 3), dtype=np.uint8)
+    processor = make_processor(TOKENIZER)
+    made = processor.video_processor(frames, do_sample_frames=False, cap_pixels_per_frame=True, return_tensors="pt")
+    patches, grid = to_patches(torch.from_numpy(frames)[None])
+    assert grid.tolist() == made["video_grid_thw"].tolist() == [[1, 8, 10]]
+    torch.testing.assert_close(patches, made["pixel_values_videos"], atol=2e-2, rtol=0)
 
 
-def test_place_loss_counts_present_and_absent_equally():
-    places = torch.full((2, len(COLOURS), 2), -1)
-    places[0, 0] = torch.tensor([5, 2])  # modulo 4: 1 and 2
-    scores = torch.zeros(2, len(COLOURS), 2, 5)
-    loss, right = place_loss(scores.flatten(1), places, 4)
-    assert loss.item() == pytest.approx(2 * math.log(5)) and right == 0
-    scores[0, 0, 0, 2] = scores[0, 0, 1, 3] = 9
-    assert place_loss(scores.flatten(1), places, 4)[1] == 1
+def test_labels_stand_in_the_order_of_the_patches():
+    rows, columns = 6, 8
+    labels = torch.arange(rows * columns, dtype=torch.float32).view(1, rows, columns)
+    frames = (
+        labels.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None, :, :, None].expand(1, 2, -1, -1, 3)
+    )
+    patches, _ = to_patches(frames)
+    assert to_features(labels).flatten().argsort().tolist() == patches.mean(1).argsort().tolist()
+
+
+def test_a_batch_of_pairs_depends_on_its_number_alone():
+    pytest.importorskip("cv2")
+    one, other = (Pairs(3, 0, 10, 2, []).prepared().batch(4) for _ in range(2))
+    assert set(one) == {"frames", *HEADS} and all(torch.equal(one[name], other[name]) for name in one)
+    rows, columns = (side // PATCH for side in one["frames"].shape[2:4])
+    assert one["flow"].shape == (2, rows, columns, 2) and one["colour"].shape == (2, rows, columns)
+
+
+def test_the_tower_has_no_windows():
+    config = vision_config()
+    assert config.fullatt_block_indexes == list(range(config.depth))

@@ -1,6 +1,6 @@
-"""Make the starting point of the tiny model: a byte-level BPE tokenizer, a processor and random weights.
+"""Make the start of the tiny model: a byte-level BPE tokenizer, a processor, random weights, and a trained tower.
 
-    python train/tiny/init_model.py runs/tiny_init --records data/base/records.jsonl
+    python train/tiny/init_model.py runs/tiny/init --tower runs/tiny/tower --records data/tiny/train/records.jsonl
 
 The tokenizer is trained on the words of the records and on Python's own language reference (`pydoc_data.topics`), so
 that the vocabulary of the scenes is one token a word and any other question still tokenizes. No download.
@@ -13,10 +13,13 @@ from typing import Annotated
 
 import torch
 import typer
+from pretrain_tower import vision_config
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.data.simulation.layered_questions import NUM_PAIRS, PAIR_SECONDS
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -48,8 +51,11 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}<|im_start|>assistant
 {% endif -%}"""
 
-SIDE = 84  # pixels: 3 x 3 features a frame after the merger
-MAX_FRAMES = 8
+# Pixels of a frame at most: 168 x 84 of a wide video, 112 x 112 of a square one; 16 to 21 features after the merger.
+MAX_PIXELS = 16800
+MIN_PIXELS = 16 * 28 * 28  # so that a mental image has its 16 features
+LATENT_SIZE = 16
+HIDDEN_SIZE = 192
 
 
 def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -73,13 +79,16 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerProcessor:
-    size = {"shortest_edge": 28 * 28, "longest_edge": SIDE * SIDE}
+    size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     return FourDThinkerProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         video_processor=Qwen2VLVideoProcessor(size=size),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
-        max_frames=MAX_FRAMES,
+        latent_size=LATENT_SIZE,
+        fps=8.0,
+        max_frames=2 * NUM_PAIRS,
+        pair_seconds=PAIR_SECONDS,
     )
 
 
@@ -88,9 +97,9 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
     return FourDThinkerConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 5,
+            "hidden_size": HIDDEN_SIZE,
+            "intermediate_size": 576,
+            "num_hidden_layers": 6,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
@@ -99,16 +108,8 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_heads": 3,
-            "out_hidden_size": 192,
-            "window_size": SIDE,
-            "fullatt_block_indexes": [0, 1, 2],
-            "tokens_per_second": 2,
-        },
+        vision_config=vision_config(HIDDEN_SIZE).to_dict(),
+        latent_size=LATENT_SIZE,
         tie_word_embeddings=True,
         compress_strategy="grid",
         latent_scale="rms",
@@ -125,6 +126,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
 def main(
     out: Path,
     records: Annotated[list[Path], typer.Option(help="records.jsonl files whose words the tokenizer learns")],
+    tower: Annotated[Path | None, typer.Option(help="Folder of pretrain_tower.py; random without")] = None,
     vocab_size: int = 2048,
     seed: int = 0,
 ) -> None:
@@ -136,6 +138,8 @@ def main(
     tokenizer = make_tokenizer([*words, *options, *topics.values()], vocab_size)
     torch.manual_seed(seed)
     model = FourDThinkerForConditionalGeneration(make_config(tokenizer))
+    if tower is not None:
+        model.model.visual.load_state_dict(load_file(tower / "tower.safetensors"))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)

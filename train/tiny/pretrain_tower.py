@@ -121,9 +121,13 @@ class Pairs(IterableDataset):
         self.seed, self.first, self.steps, self.batch_size = seed, first, steps, batch_size
         self.photos, self.easy, self.textures = photos, easy, None
 
+    def prepared(self, count: int = TEXTURES) -> "Pairs":
+        """With its textures made, which takes seconds: `__iter__` does it in the loader's worker."""
+        self.textures = self.textures or make_textures(np.random.default_rng(self.seed), count, self.photos)
+        return self
+
     def __iter__(self):
-        if self.textures is None:
-            self.textures = make_textures(np.random.default_rng(self.seed), TEXTURES, self.photos)
+        self.prepared()
         info = torch.utils.data.get_worker_info()
         number, count = (info.id, info.num_workers) if info else (0, 1)
         for step in range(self.first + number, self.steps, count):
@@ -287,8 +291,7 @@ def main(
         done = state["step"]
         for name, module in (("tower", tower), ("reader", reader), ("optimizer", optimizer)):
             module.load_state_dict(state[name])
-    held_out = Pairs(seed + 10**6, 0, 1, 8, sources, easy=False)
-    held_out.textures = make_textures(np.random.default_rng(seed + 10**6), 100, sources)
+    held_out = Pairs(seed + 10**6, 0, 1, 8, sources, easy=False).prepared(100)
     unseen = [held_out.batch(i) for i in range(40)]
     pairs = Pairs(seed, done, steps, batch_size, sources)
     loader = DataLoader(pairs, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None)
