@@ -257,6 +257,17 @@ def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str,
     return {name: round(float(value), 3) for name, value in found.items()}
 
 
+@torch.no_grad()
+def standardise(tower, batches: list[dict[str, torch.Tensor]]) -> None:
+    """Shift and scale the merger's last layer: features get mean 0 and, over all channels, deviation 1. A large common
+    part would put every cosine near 1 and leave the loss on the latents nothing to teach."""
+    tower.eval()
+    features = torch.cat([tower(*to_patches(batch["frames"])).pooler_output for batch in batches])
+    last, scale = tower.merger.mlp[-1], features.std(0).pow(2).mean().sqrt()
+    last.bias.sub_(features.mean(0)).div_(scale)
+    last.weight.div_(scale)
+
+
 def main(
     out: Path,
     steps: int = 40000,
@@ -313,6 +324,7 @@ def main(
             state = {"step": done, "tower": tower.state_dict(), "reader": reader.state_dict()}
             torch.save(state | {"optimizer": optimizer.state_dict()}, out / "state.tmp")
             (out / "state.tmp").replace(out / "state.pt")
+    standardise(tower, unseen)
     save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, out / "tower.safetensors")
     config.save_pretrained(out)
 

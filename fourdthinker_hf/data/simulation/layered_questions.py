@@ -54,6 +54,7 @@ SIZES = [(84, 168), (112, 140), (112, 112), (140, 112), (168, 84)]  # (height, w
 SIZE_SHARES = [0.4, 0.2, 0.15, 0.1, 0.15]
 NUM_PAIRS, PAIR_SECONDS = 8, 0.2
 CAMERA = -1  # where a mover's number is expected
+LEAST_TEXTURE = 2.5  # grey levels a pixel, down and across
 UNKNOWN_SHARE = 0.1  # of the questions are such that the video does not answer them
 # Keys that are not offered beside each other: nobody could tell them apart for certain.
 CONFUSABLE = [
@@ -275,7 +276,14 @@ class Asker:
     def camera_key(self) -> str | None:
         if not self.scene.motions:
             return "static"
+        if not self.is_textured():
+            return None
         return self.scene.motions[0] if len(self.scene.motions) == 1 else None
+
+    def is_textured(self) -> bool:
+        """Whether there is enough to see that a motion of the camera shows."""
+        middle = self.clip.frames[len(self.clip.frames) // 2].mean(-1)
+        return bool(np.abs(np.diff(middle, axis=0)).mean() + np.abs(np.diff(middle, axis=1)).mean() > LEAST_TEXTURE)
 
     def camera_motion(self) -> AskedQuestion | None:
         key = self.camera_key()
@@ -292,6 +300,8 @@ class Asker:
 
     def camera_moves(self) -> AskedQuestion | None:
         moves = bool(self.scene.motions)
+        if moves and not self.is_textured():
+            return None
         text, opposite = self.words("camera_moves")
         key = "yes" if moves != opposite else "no"
         if not self.balanced("camera_moves", key, 2):
