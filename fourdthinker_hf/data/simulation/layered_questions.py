@@ -24,6 +24,7 @@ from ..media import highlight, write_video
 from ..records import Record, write_records
 from .layered_scenes import (
     FIRST_MOVER,
+    OPPOSITE,
     MoverTruth,
     Rendering,
     Scene,
@@ -83,6 +84,11 @@ SEEN_AS = {
     "zoom out": "draws together",
     "many": "is in another place",
 }
+# How late a task has its turn: below 1 what few scenes allow, or matters most; above 1 what nearly every scene allows.
+TURNS = dict.fromkeys(("when", "moves_first", "place_after", "stops", "starts", "faster_object", "speed_change"), 0.2)
+TURNS |= dict.fromkeys(("camera_motion", "object_direction", "distance_change", "how_many_move", "what_moves"), 0.5)
+EASY_TO_ASK = ("camera_moves", "place", "place_at_end", "larger_object", "goes_that_way")
+TURNS |= dict.fromkeys(EASY_TO_ASK, 2.0)
 NUMBERS = ("none", "one", "two", "three")
 
 
@@ -116,11 +122,16 @@ class Asker:
         self.scene, self.clip = scene, clip
         self.truths = [truth_of(scene, clip, index) for index in range(len(scene.movers))]
         self.clear = [self.is_clear(truth) for truth in self.truths]
-        tasks = [name for name in QUESTIONS if name not in ("place", "place_at_end") or self.rng.random() < 0.4]
+        tasks = [
+            name
+            for name in (*QUESTIONS, "camera_two")
+            if name not in ("place", "place_at_end") or self.rng.random() < 0.4
+        ]
+        tasks = [task for task in tasks if task not in EASY_TO_ASK or self.rng.random() < 0.4]
         asked = []
         if self.rng.random() < UNKNOWN_SHARE * most:
             asked.append(self.unanswerable())
-        for task in self.rng.permutation(tasks):
+        for task in tasks:
             if len(asked) == most:
                 break
             if (question := getattr(self, task)()) is not None:
@@ -148,12 +159,12 @@ class Asker:
     def words(self, task: str, **names: str) -> tuple[str, bool]:
         """A wording, and whether it asks for the opposite."""
         pattern = self.pick(QUESTIONS[task].patterns(self.held_out))
-        names = {"it": "", "other": "", "way": ""} | names
+        names = {"it": "", "other": "", "way": "", "change": ""} | names
         text = self.pick(expand(pattern.lstrip("!"))).format(**names, It=_capital(names["it"]))
         return text, pattern.startswith("!")
 
-    def option_texts(self, kind: str, keys: Sequence[str]) -> list[str] | None:
-        """The keys in one style; `None` if two of them would be the same."""
+    def option_texts(self, kind: str, keys: Sequence[str], distinct: bool = True) -> list[str] | None:
+        """The keys in one style; `None` if two of them would be the same and should not be."""
         if self.held_out:
             texts = [self.pick(expand(HELD_OUT_OPTIONS[kind][key])) for key in keys]
         else:
@@ -164,7 +175,7 @@ class Asker:
             for key in keys:
                 ways = expand(table[key][style])
                 texts.append(ways[int(which * len(ways))])
-        return texts if len(set(texts)) == len(texts) else None
+        return texts if not distinct or len(set(texts)) == len(texts) else None
 
     def build(
         self, task: str, kind: str, key: str, question: str, reasoning: str, targets, it: str = "", most: int = 6
@@ -298,6 +309,114 @@ class Asker:
         text = f"What is seen at first {OUTPUT_IMAGE} {SEEN_AS[key]} until the end {OUTPUT_IMAGE}."
         return text, [(CAMERA, 0), (CAMERA, last)]
 
+    def camera_two(self) -> AskedQuestion | None:
+        """A camera that makes two motions, at once or in turn."""
+        motions, links = self.scene.motions, (" and ", ", then ")
+        if len(motions) != 2 or not self.is_textured():
+            return None
+        right = (*motions, links[self.scene.in_turn])
+        rows = [right]
+        names = list(CONCLUSIONS["camera"])[1:]
+        while len(rows) < max(2, min(self.option_count(), 5)):
+            link = self.pick(links)
+            one, two = self.rng.permutation(names)[:2].tolist()
+            one = self.pick([motions[0], one])
+            row = (one, OPPOSITE[one] if link == links[1] else two, link)
+            clash = any({a, b} in CONFUSABLE or a == b for a in motions for b in row[:2]) and row[0] != motions[0]
+            if row[0] != row[1] and not clash and {row[1], motions[1]} not in CONFUSABLE and row[:2] != motions:
+                if len({frozenset(other) for other in (*rows, row)}) > len(rows):
+                    rows.append(row)
+        texts = self.option_texts("camera", [name for row in rows for name in row[:2]], distinct=False)
+        joined = [a + row[2] + _without_subject(b) for row, a, b in zip(rows, texts[::2], texts[1::2], strict=True)]
+        if len(set(joined)) < len(joined):
+            return None
+        order = self.rng.permutation(len(rows))
+        joined = self.with_capitals(joined)
+        last = len(self.clip.times) - 1
+        seen = SEEN_AS[motions[0]] + right[2] + SEEN_AS[motions[1]]
+        ends = [CONCLUSIONS["camera"][name] for name in motions]
+        conclusion = ends[0] + right[2] + ends[1].removeprefix("the camera ")
+        reasoning = f"What is seen at first {OUTPUT_IMAGE} {seen} until the end {OUTPUT_IMAGE}. So {conclusion}."
+        text, _ = self.words("camera_motion")
+        options, answer = [joined[i] for i in order], joined[0]
+        if self.option_count() == 0:
+            options, answer = None, _sentence(conclusion)
+        return AskedQuestion("camera_two", right[0], text, options, answer, reasoning, ((CAMERA, 0), (CAMERA, last)))
+
+    def larger_object(self) -> AskedQuestion | None:
+        pair = self.subjects()[:2]
+        if len(pair) < 2:
+            return None
+        sizes = [self.truths[i].sizes * max(self.scene.movers[i].cutout.extent) for i in pair]
+        if max((sizes[0] / sizes[1]).min(), (sizes[1] / sizes[0]).min()) < 1.5:
+            return None
+        large = int(sizes[1].mean() > sizes[0].mean())
+        return self.compare("larger_object", pair, large, "is larger", self.looks)
+
+    def looks(self, index: int, name: str) -> tuple[str, list[tuple[int, int]]]:
+        frame = int(self.truths[index].visible.argmax())
+        return f"{_capital(name)} looks like this {OUTPUT_IMAGE}.", [(index, frame)]
+
+    def moves_first(self) -> AskedQuestion | None:
+        movers = self.scene.movers
+        late = [i for i in self.subjects(moving=True) if (self.truths[i].start or 0) > 0.3 * self.scene.duration]
+        soon = [
+            i for i in self.subjects(moving=True) if movers[i].pace in ("steady", "stops", "speeds up", "slows down")
+        ]
+        if not late or not soon:
+            return None
+        pair = [late[0], soon[0]] if self.rng.random() < 0.5 else [soon[0], late[0]]
+
+        def how(index: int, name: str) -> tuple[str, list[tuple[int, int]]]:
+            text, targets = self.first_and_last(index, name)
+            return f"{text} It {'stands still at first' if index in late else 'moves from the start'}.", targets
+
+        return self.compare("moves_first", pair, pair.index(soon[0]), "moves first", how)
+
+    def compare(self, task: str, pair: list[int], right: int, what: str, describe) -> AskedQuestion | None:
+        """Which of two things is the right one; `describe(index, name)` gives the reasoning for one of them."""
+        names = [self.name(i, only=False) for i in pair]
+        if None in names or names[0] == names[1]:
+            return None
+        if task == "larger_object" and any(word in name for name in names for word in ("large", "big", "small")):
+            return None
+        if not self.balanced(task, str(right), 2):
+            return None
+        text, _ = self.words(task, it=names[0], other=names[1])
+        parts = [describe(i, name) for i, name in zip(pair, names, strict=True)]
+        reasoning = " ".join(part for part, _ in parts) + f" So {names[right]} {what}."
+        targets = [target for _, some in parts for target in some]
+        return self.choice(task, text, names[right], [names[1 - right]], reasoning, targets)
+
+    def when(self) -> AskedQuestion | None:
+        """At which second a thing starts or stops."""
+        for index in self.subjects(moving=True):
+            truth = self.truths[index]
+            moment = truth.start if truth.start is not None else truth.stop
+            if moment is None or truth.direction is None or (it := self.name(index)) is None:
+                continue
+            change = "start to move" if truth.start is not None else "stop"
+            text, _ = self.words("when", it=it, change=change)
+            text = text.replace("start to moves", "starts to move")
+            step = max(1.0, 0.25 * self.scene.duration)
+            others = [moment + k * step for k in range(-4, 5) if k and 0.3 < moment + k * step < self.scene.duration]
+            if not others:
+                continue
+            chosen = [moment, *self.rng.permutation(others).tolist()][: max(2, min(5, self.option_count()))]
+            style = self.pick(["after {} seconds", "at {} s", "{} s", "{} seconds", "about {} seconds in"])
+            texts = [style.format(f"{value:.1f}") for value in chosen]
+            order = np.argsort(chosen) if self.rng.random() < 0.5 else self.rng.permutation(len(chosen))
+            reasoning, targets = self.first_and_last(index, it)
+            reasoning += (
+                f" It {change.replace('start', 'starts').replace('stop', 'stops')} after {moment:.1f} seconds."
+            )
+            if self.option_count() == 0:
+                return AskedQuestion(
+                    "when", change, text, None, f"After {moment:.1f} seconds.", reasoning, tuple(targets)
+                )
+            return AskedQuestion("when", change, text, [texts[i] for i in order], texts[0], reasoning, tuple(targets))
+        return None
+
     def camera_moves(self) -> AskedQuestion | None:
         moves = bool(self.scene.motions)
         if moves and not self.is_textured():
@@ -422,25 +541,16 @@ class Asker:
         speeds = [self.truths[i].speed for i in (one, two)]
         if max(speeds) < 0.03 or max(speeds) < 1.7 * min(speeds):
             return None
-        names = [self.name(one, only=False), self.name(two, only=False)]
-        if None in names or names[0] == names[1]:
-            return None
         fast = int(speeds[1] > speeds[0])
-        if not self.balanced("faster_object", str(fast), 2):
-            return None
-        text, _ = self.words("faster_object", it=names[0], other=names[1])
-        first = [self.first_and_last(i, name) for i, name in zip((one, two), names, strict=True)]
-        reasoning = " ".join(part for part, _ in first) + f" So {names[fast]} is faster."
-        targets = [target for _, part in first for target in part]
-        return self.choice("faster_object", text, names[fast], names[1 - fast : 2 - fast], reasoning, targets, "both")
+        return self.compare("faster_object", [one, two], fast, "is faster", self.first_and_last)
 
-    def choice(self, task, question, right, wrong, reasoning, targets, more: str = "") -> AskedQuestion:
+    def choice(self, task, question, right, wrong, reasoning, targets) -> AskedQuestion:
         """A question whose options are things."""
         if self.option_count() == 0:
             return AskedQuestion(task, right, question, None, _sentence(right), reasoning, tuple(targets))
         texts = [right, *wrong]
-        if more and self.rng.random() < 0.5:
-            texts.append("both are equally fast" if self.rng.random() < 0.5 else "neither moves")
+        if task == "faster_object" and self.rng.random() < 0.4:
+            texts.append(self.pick(["both are equally fast", "neither moves"]))
         shown = self.rng.permutation(len(texts))
         texts = self.with_capitals(texts)
         return AskedQuestion(task, right, question, [texts[i] for i in shown], texts[0], reasoning, tuple(targets))
@@ -601,6 +711,10 @@ def _third(x: float) -> str | None:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _without_subject(text: str) -> str:
+    return text.removeprefix("It ").removeprefix("The camera ")
 
 
 def _sentence(text: str) -> str:

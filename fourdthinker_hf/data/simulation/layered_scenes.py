@@ -398,7 +398,7 @@ def _choose_movers(rng, scene: Scene, texture, path, num_movers, fastest) -> tup
 def _choose_mover(rng, scene: Scene, texture, path: tuple[str, ...], fastest: float) -> Mover:
     times, duration, width = scene.times, scene.duration, scene.width
     span = (scene.width * scene.height) ** 0.5
-    pace = str(rng.choice(PACES, p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]))
+    pace = str(rng.choice(PACES, p=[0.36, 0.04, 0.15, 0.15, 0.15, 0.15]))
     in_turn = len(path) == 2
     along = there_and_back(rng, times, duration) if in_turn else speed_profile(rng, pace, times, duration)
     along = along - np.interp(scene.middle, times, along)

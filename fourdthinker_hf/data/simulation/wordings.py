@@ -174,6 +174,42 @@ QUESTIONS = {
             "Who would win a race, {it} or {other}?",
         ),
     ),
+    "larger_object": Wordings(
+        (
+            "Which [looks|is] larger, {it} or {other}?",
+            "[Which one|Which of the two] is [larger|bigger] in the picture: {it} or {other}?",
+            "Is {it} larger than {other}, or the other way round?",
+            "What is bigger, {it} or {other}?",
+            "Compare the size of {it} and {other}. Which is larger?",
+        ),
+        (
+            "Out of {it} and {other}, what fills more of the frame?",
+            "Between {it} and {other}, name the one with the greater extent.",
+        ),
+    ),
+    "moves_first": Wordings(
+        (
+            "Which [moves|starts|starts to move] first, {it} or {other}?",
+            "[Which one|Which of the two] [moves|starts] first: {it} or {other}?",
+            "Does {it} start to move before {other}, or the other way round?",
+            "What moves first, {it} or {other}?",
+            "{It} and {other} both move. Which starts earlier?",
+        ),
+        (
+            "Out of {it} and {other}, what sets off earliest?",
+            "Between {it} and {other}, name the one that gets going sooner.",
+        ),
+    ),
+    "when": Wordings(
+        (
+            "When does {it} {change}?",
+            "After how many seconds does {it} {change}?",
+            "[At what time|At which time|At which moment] does {it} {change}?",
+            "How long does it take until {it} {change}s?",
+            "At which second does {it} {change}?",
+        ),
+        ("How much time passes before {it} {change}s?", "Give the instant at which {it} {change}s."),
+    ),
     "what_moves": Wordings(
         (
             "[What|Which thing|Which object] [moves|is moving]?",
