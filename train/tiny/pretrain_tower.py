@@ -38,6 +38,7 @@ MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954,
 HEADS = {"flow": 2, "own": 2, "moves": 1, "colour": len(COLOURS) + 1, "kind": len(KINDS) + 1}
 EASY = 0.3  # share of the steps in which motions get faster and pictures worse
 TEXTURES = 400
+RARE = 8.0  # how much more a patch counts in which something moves, or is, than one of the background
 
 
 def vision_config(out_hidden_size: int = 192) -> Qwen2_5_VLVisionConfig:
@@ -141,7 +142,8 @@ class Pairs(IterableDataset):
         while len(pairs) < self.batch_size:
             duration = float(np.exp(rng.uniform(np.log(1.5), np.log(8))))
             fastest = 0.12 + 0.7 * ease
-            scene = sample_scene(rng, self.textures, size, duration, fastest=fastest, spoil=ease)
+            num_movers = int(rng.choice(4, p=[0.15, 0.35, 0.3, 0.2]))
+            scene = sample_scene(rng, self.textures, size, duration, None, None, num_movers, fastest, ease)
             pairs += [self.pair(rng, scene) for _ in range(2)]
         return {name: torch.stack([pair[name] for pair in pairs[: self.batch_size]]) for name in pairs[0]}
 
@@ -218,21 +220,22 @@ class Reader(torch.nn.Module):
 def losses(told: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
     truth = {name: to_features(batch[name]) for name in HEADS}
     loss = 4 * F.smooth_l1_loss(told["flow"], squash(truth["flow"]), beta=0.3)
-    loss = loss + 2 * F.smooth_l1_loss(told["own"], squash(truth["own"]), beta=0.3)
-    weight = torch.tensor(2.0)
+    own = F.smooth_l1_loss(told["own"], squash(truth["own"]), beta=0.3, reduction="none").mean(-1)
+    loss = loss + 2 * (own * (1 + RARE * truth["moves"])).mean()
+    weight = torch.tensor(RARE)
     loss = loss + F.binary_cross_entropy_with_logits(told["moves"][..., 0], truth["moves"], pos_weight=weight)
     for name in ("colour", "kind"):
         scores, labels = told[name].flatten(0, 1), truth[name].flatten()
-        class_weights = torch.full((scores.shape[-1],), 3.0)
+        class_weights = torch.full((scores.shape[-1],), RARE)
         class_weights[0] = 1.0
-        loss = loss + 0.5 * F.cross_entropy(scores, labels, class_weights)
+        loss = loss + F.cross_entropy(scores, labels, class_weights)
     return loss
 
 
 @torch.no_grad()
 def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """R2 of the flow and the own flow (squashed), share of flows above half a pixel within 45 degrees, average
-    precision-like balance of `moves`, and accuracy of colour and kind where something is."""
+    """R2 of the flow, and of the own flow where something moves (both squashed); share of flows above half a pixel that
+    are within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something is."""
     tower.eval()
     told, truth = [], []
     for batch in batches:
@@ -242,9 +245,9 @@ def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str,
     told = {name: torch.cat([part[name] for part in told]) for name in HEADS}
     truth = {name: torch.cat([part[name] for part in truth]) for name in HEADS}
     found = {}
-    for name in ("flow", "own"):
-        target = squash(truth[name])
-        found[f"{name}_r2"] = 1 - ((told[name] - target) ** 2).mean() / target.var()
+    for name, where in (("flow", slice(None)), ("own", truth["moves"] > 0.5)):
+        target = squash(truth[name])[where]
+        found[f"{name}_r2"] = 1 - ((told[name][where] - target) ** 2).mean() / target.var()
     large = truth["flow"].abs().amax(-1) > 0.5
     near = F.cosine_similarity(told["flow"][large], squash(truth["flow"])[large], dim=-1) > 0.7071
     found["within_45"] = near.float().mean()
