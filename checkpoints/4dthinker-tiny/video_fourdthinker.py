@@ -33,12 +33,15 @@ def load_video(
     start: float | None = None,
     end: float | None = None,
     max_frames: int | None = None,
+    pair_seconds: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode frames of `path`, chosen by display time within `start` to `end` (by default first to last frame).
 
     `fps` (2 if neither is given) takes the frame displayed at `start + k / fps` for each k in the span, none twice.
     `num_frames` takes that many at evenly spaced times, or every frame of a span that has fewer. Of more than
-    `max_frames`, that many are kept, evenly. Rotation metadata is applied; frames hidden by an edit list are left out.
+    `max_frames`, that many are kept, evenly. With `pair_seconds`, which needs `fps`, frames come in pairs that far
+    apart, `fps / 2` pairs a second and at most `max_frames // 2` of them, evenly: so a temporal patch of two frames
+    sees a small motion, however long the video is. Rotation metadata is applied; frames hidden by an edit list are left out.
 
     Returns frames (uint8, shape (T, H, W, 3), RGB) and timestamps (float64, shape (T,)), in source seconds: since
     its first displayed frame, whatever `start` is. Raises VideoError if `path` is missing, empty, a folder, no video,
@@ -48,7 +51,7 @@ def load_video(
     reader = _open(path)
     times, duration = _frame_times(path, reader)
     try:
-        indices = _sample(times, duration, fps, num_frames, start, end, max_frames)
+        indices = _sample(times, duration, fps, num_frames, start, end, max_frames, pair_seconds)
     except ValueError as error:
         raise VideoError(f"{path}: {error}") from None
     return np.stack(_read_forward(path, reader, indices)), times[indices]
@@ -73,7 +76,7 @@ def second_per_grid(timestamps: np.ndarray, temporal_patch_size: int = 2) -> flo
     return float(np.diff(timestamps).mean()) * temporal_patch_size if len(timestamps) > 1 else 1.0
 
 
-def _sample(times, duration, fps, num_frames, start, end, max_frames) -> np.ndarray:
+def _sample(times, duration, fps, num_frames, start, end, max_frames, pair_seconds=None) -> np.ndarray:
     """The rule of `load_video` on display times (N,), the last shown until `duration`: increasing int64 indices."""
     start, end = _check_span(times, duration, start, end)
     if fps is not None and num_frames is not None:
@@ -85,16 +88,31 @@ def _sample(times, duration, fps, num_frames, start, end, max_frames) -> np.ndar
         fps = 2.0 if fps is None else fps
         if not 0 < fps <= 1000:
             raise ValueError(f"fps must be above 0 and at most 1000, not {fps}")
+        if pair_seconds is not None:
+            return _sample_pairs(times, fps, start, end, max_frames, pair_seconds)
         num_points = math.floor((end - start + TIME_TOLERANCE) * fps) + 1
         indices = np.unique(_displayed(times, start + np.arange(num_points) / fps))
         num_kept = min(len(indices), max_frames or len(indices))
         return indices[np.linspace(0, len(indices) - 1, num_kept).round().astype(np.int64)]
     first, last = _displayed(times, np.array([start, end]))
     num_frames = min(num_frames, max_frames or num_frames, last - first + 1)
-    steps = np.arange(num_frames)
-    indices = _displayed(times, np.linspace(start, end, num_frames))
-    indices = np.maximum.accumulate(indices - steps) + steps  # a long frame is taken once, then its successors
-    return np.minimum(indices, last - steps[::-1])
+    return _distinct(_displayed(times, np.linspace(start, end, num_frames)), last)
+
+
+def _sample_pairs(times, fps, start, end, max_frames, pair_seconds) -> np.ndarray:
+    """Indices of pairs of frames; a span of fewer frames than that gives all of its frames."""
+    first, last = _displayed(times, np.array([start, end]))
+    num_pairs = math.floor((end - start + TIME_TOLERANCE) * fps / 2) + 1
+    num_pairs = max(1, min(num_pairs, (max_frames or 2 * num_pairs) // 2, (last - first + 1) // 2))
+    starts = np.linspace(start, max(start, end - pair_seconds), num_pairs)
+    moments = (starts[:, None] + [0.0, pair_seconds]).ravel()
+    return _distinct(_displayed(times, np.minimum(moments, end))[: last - first + 1], last)
+
+
+def _distinct(indices: np.ndarray, last: int) -> np.ndarray:
+    """Increasing indices up to `last`: a long frame is taken once, then its successors."""
+    steps = np.arange(len(indices))
+    return np.minimum(np.maximum.accumulate(indices - steps) + steps, last - steps[::-1])
 
 
 def _displayed(times: np.ndarray, moments: np.ndarray) -> np.ndarray:

@@ -234,8 +234,8 @@ def losses(told: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> tor
 
 @torch.no_grad()
 def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """R2 of the flow, and of the own flow where something moves (both squashed); share of flows above half a pixel that
-    are within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something is."""
+    """R2 of the flow, and of the own flow where something moves (both squashed); share of flows above half a pixel
+    that are within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something is."""
     tower.eval()
     told, truth = [], []
     for batch in batches:
