@@ -40,7 +40,7 @@ def make_clips(data: Path, scale: float, photos: Path | None) -> None:
         if not (data / name / "records.jsonl").exists():
             number = CLIPS if name == "train" else VALIDATION_CLIPS
             words = name == "validation_words"
-            write_questions(max(100, int(number * scale)), seed, data / name, PER_CLIP, words, photos)
+            write_questions(max(300, int(number * scale)), seed, data / name, PER_CLIP, words, photos)
 
 
 def closed_questions(records: Path) -> Path:

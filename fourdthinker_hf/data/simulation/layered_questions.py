@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ...processing_fourdthinker import OUTPUT_IMAGE
 from ..media import highlight, write_video
 from ..records import Record, write_records
+from .cutouts import COLOURS, KINDS
 from .layered_scenes import (
     FIRST_MOVER,
     OPPOSITE,
@@ -129,13 +130,13 @@ class Asker:
         ]
         tasks = [task for task in tasks if task not in EASY_TO_ASK or self.rng.random() < 0.4]
         asked = []
-        if self.rng.random() < UNKNOWN_SHARE * most:
-            asked.append(self.unanswerable())
         for task in tasks:
             if len(asked) == most:
                 break
             if (question := getattr(self, task)()) is not None:
                 asked.append(question)
+        if self.rng.random() < UNKNOWN_SHARE * len(asked):
+            asked[self.rng.integers(len(asked))] = self.unanswerable()
         return asked
 
     @staticmethod
@@ -151,7 +152,7 @@ class Asker:
     def balanced(self, task: str, key: str, keys: int) -> bool:
         """Whether another question of this answer keeps the answers about even."""
         counts = self.counts.setdefault(task, Counter())
-        if counts[key] > 1.2 * sum(counts.values()) / keys + 2:
+        if counts[key] > 1.1 * sum(counts.values()) / keys + 1:
             return False
         counts[key] += 1
         return True
@@ -189,7 +190,7 @@ class Asker:
             return AskedQuestion(task, key, question, None, _sentence(conclusion), reasoning, tuple(targets))
         for _ in range(6):
             chosen = [key]
-            for name in self.rng.permutation(others).tolist():
+            for name in self.by_frequency(task, others):
                 if len(chosen) < count and not any({name, other} in CONFUSABLE for other in chosen):
                     chosen.append(name)
             order = self.rng.permutation(chosen).tolist()
@@ -202,6 +203,12 @@ class Asker:
                     texts.insert(self.rng.integers(len(texts) + 1), unknown)
                 return AskedQuestion(task, key, question, texts, answer, reasoning, tuple(targets))
         return None
+
+    def by_frequency(self, task: str, keys: list[str]) -> list[str]:
+        """Keys in random order, those first that are often right: a key is then as often right as wrong."""
+        counts = self.counts.get(task, {})
+        lateness = self.rng.exponential(size=len(keys)) / [counts.get(key, 0) + 0.5 for key in keys]
+        return [keys[i] for i in lateness.argsort()]
 
     def option_count(self) -> int:
         return int(self.rng.choice([0, 2, 3, 4, 5, 6], p=[0.2, 0.12, 0.13, 0.4, 0.08, 0.07]))
@@ -566,12 +573,8 @@ class Asker:
             return None
         wrong = [f"the {movers[i].name}" for i in still]
         cutouts = [m.name for m in movers]
-        colours, kinds = (
-            list(dict.fromkeys(["red", "blue", "green", "yellow", "white", "black"])),
-            ["ball", "car", "person", "box", "dog"],
-        )
         while len(wrong) < 3:
-            other = f"{self.pick(colours)} {self.pick(kinds)}"
+            other = f"{self.pick(list(COLOURS))} {self.pick(list(KINDS))}"
             if other not in cutouts and f"the {other}" not in wrong:
                 wrong.append(f"the {other}")
         text, _ = self.words("what_moves")
@@ -751,12 +754,12 @@ def write_questions(
     photos: str | os.PathLike | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Write about `num_clips * per_clip` records to `out/records.jsonl`, with `videos/` and `images/`. Each tenth of
-    the clips is a piece of its own, made by one process: what is written does not depend on `workers`."""
+    """Write about `num_clips * per_clip` records to `out/records.jsonl`, with `videos/` and `images/`. The
+    clips are made in pieces, each by one process: what is written does not depend on `workers`."""
     out = Path(out).absolute()
     for folder in ("videos", "images"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    pieces = max(1, min(64, num_clips // 50))
+    pieces = max(1, min(16, num_clips // 150))
     sizes = [len(part) for part in np.array_split(np.arange(num_clips), pieces)]
     jobs = [(seed, piece, size) for piece, size in enumerate(sizes)]
     make = partial(_write_piece, out=out, per_clip=per_clip, held_out=held_out, photos=photos)
