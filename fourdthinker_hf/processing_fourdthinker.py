@@ -75,6 +75,9 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         fps (`float`, defaults to 2.0 as in Qwen2.5-VL): number of frames sampled per second of a video.
         max_frames (`int`, defaults to 64): the largest number of frames; of a longer video this many are taken, evenly
             spaced. Our choice: at 448 x 448 pixels, 64 frames are 32 temporal patches of 16 x 16 tokens, 8,192 in all.
+        pair_seconds (`float`, *optional*): frames are sampled in pairs whose two frames are that many seconds apart;
+            the pairs are evenly spaced. For checkpoints whose temporal patches were trained to see motion. By default
+            all frames are evenly spaced.
         second_per_grid (`float`, *optional*): seconds from one temporal patch to the next, instead of the real times.
             For checkpoints that were trained with one fixed value (the published ones with 1.0).
         instruction (`str`): the text that every question ends with, as in the training of the checkpoint.
@@ -89,12 +92,14 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         latent_size=4,
         fps=2.0,
         max_frames=64,
+        pair_seconds=None,
         second_per_grid=None,
         instruction="",
         **kwargs,
     ):
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
         self.latent_size, self.fps, self.max_frames = latent_size, fps, max_frames
+        self.pair_seconds = pair_seconds
         self.second_per_grid, self.instruction = second_per_grid, instruction
         self.latent_block = LATENT_START + LATENT_PAD * latent_size + LATENT_END
 
@@ -153,9 +158,10 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
     def open_video(self, path, start=None, end=None, fps=None, num_frames=None) -> tuple[np.ndarray, np.ndarray]:
         """Frames `(T, H, W, 3)` uint8 and their times `(T,)` in seconds, sampled for this checkpoint. Training,
         evaluation and demo all use this function. Arguments and errors as in `load_video`."""
+        pair_seconds = None
         if fps is None and num_frames is None:
-            fps = self.fps
-        return load_video(path, fps=fps, num_frames=num_frames, start=start, end=end, max_frames=self.max_frames)
+            fps, pair_seconds = self.fps, self.pair_seconds
+        return load_video(path, fps, num_frames, start, end, max_frames=self.max_frames, pair_seconds=pair_seconds)
 
     def apply_chat_template(self, conversation, *args, **kwargs):
         """That of transformers. A video of a message may also be a list of frame paths, and beside it may stand what

@@ -77,13 +77,16 @@ def load_video(
     end: float | None = None,
     max_frames: int | None = None,
     max_pixels: int | None = MAX_PIXELS,
+    pair_seconds: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode frames of `path`, chosen by display time within `start` to `end` (by default first to last frame).
 
     `fps` (2 if neither is given) takes the frame displayed at `start + k / fps` for each k in the span, none twice.
     `num_frames` takes that many at evenly spaced times, or every frame of a span that has fewer. Of more than
-    `max_frames`, that many are kept, evenly. An `end` behind the last picture, but not behind the last sound, means
-    the end of the last picture. Frames hidden by an edit list are left out.
+    `max_frames`, that many are kept, evenly. With `pair_seconds`, which `num_frames` ignores, frames come in pairs
+    whose two frames are that far apart: `fps / 2` pairs a second, evenly spaced, at most `max_frames // 2` of them. So
+    a temporal patch of two frames sees a small motion, however long the video is. An `end` behind the last picture,
+    but not behind the last sound, means the end of the last picture. Frames hidden by an edit list are left out.
 
     Frames are shown as a player shows them: upright (rotated and mirrored as the file says), with square pixels (the
     width is scaled), in the file's colour matrix and range (BT.601 where it names none, as FFmpeg does), HLG and PQ
@@ -97,7 +100,7 @@ def load_video(
     narrow (200:1), or the arguments do not fit it.
     """
     video = Video(path)
-    sampling = (fps, num_frames, start, end, max_frames)
+    sampling = (fps, num_frames, start, end, max_frames, pair_seconds)
     try:
         return _load(video, sampling, max_pixels)
     except _MissingFrameError:
@@ -117,13 +120,15 @@ def _load(video: "Video", sampling: tuple, max_pixels: int | None) -> tuple[np.n
     frames = np.empty((len(indices), height, width, 3), np.uint8)
     for place, frame in enumerate(video.frames(indices, height, width)):
         frames[place] = frame
-    return frames, Timestamps(video.times[indices], _seconds_per_frame(video, indices, *sampling[:4]))
+    return frames, Timestamps(video.times[indices], _seconds_per_frame(video, indices, *sampling))
 
 
-def _seconds_per_frame(video: "Video", indices, fps, num_frames, start, end) -> float | None:
-    """What `Timestamps` know of frames of an even rate; None for a variable one, whose real times count."""
+def _seconds_per_frame(video: "Video", indices, fps, num_frames, start, end, max_frames, pair_seconds) -> float | None:
+    """What `Timestamps` know of frames of an even rate; None for pairs and for a variable rate, whose real times
+    count."""
     times, steps = video.times[indices], np.diff(video.times)
-    if len(steps) == 0 or steps.max() > 1.5 * np.median(steps):
+    in_pairs = pair_seconds is not None and num_frames is None
+    if in_pairs or len(steps) == 0 or steps.max() > 1.5 * np.median(steps):
         return None
     if (start, end) == (None, None):
         return video.duration / len(times)
@@ -529,7 +534,9 @@ def _srgb_codes() -> np.ndarray:
     return (255 * curve).round().astype(np.uint8)
 
 
-def _sample(times, duration, fps, num_frames, start, end, max_frames, container_end=None) -> np.ndarray:
+def _sample(
+    times, duration, fps, num_frames, start, end, max_frames, pair_seconds=None, container_end=None
+) -> np.ndarray:
     """The rule of `load_video` on display times (N,), the last shown until `duration`: increasing int64 indices."""
     start, end = _check_span(times, duration, container_end, start, end)
     if fps is not None and num_frames is not None:
@@ -541,16 +548,31 @@ def _sample(times, duration, fps, num_frames, start, end, max_frames, container_
         fps = 2.0 if fps is None else fps
         if not 0 < fps <= 1000:
             raise ValueError(f"fps must be above 0 and at most 1000, not {fps}")
+        if pair_seconds is not None:
+            return _sample_pairs(times, fps, start, end, max_frames, pair_seconds)
         num_points = math.floor((end - start + TIME_TOLERANCE) * fps) + 1
         indices = np.unique(_displayed(times, start + np.arange(num_points) / fps))
         num_kept = min(len(indices), max_frames or len(indices))
         return indices[np.linspace(0, len(indices) - 1, num_kept).round().astype(np.int64)]
     first, last = _displayed(times, np.array([start, end]))
     num_frames = min(num_frames, max_frames or num_frames, last - first + 1)
-    steps = np.arange(num_frames)
-    indices = _displayed(times, np.linspace(start, end, num_frames))
-    indices = np.maximum.accumulate(indices - steps) + steps  # a long frame is taken once, then its successors
-    return np.minimum(indices, last - steps[::-1])
+    return _distinct(_displayed(times, np.linspace(start, end, num_frames)), last)
+
+
+def _sample_pairs(times, fps, start, end, max_frames, pair_seconds) -> np.ndarray:
+    """The indices of pairs of frames. None is taken twice, so a span of few frames gives fewer pairs."""
+    first, last = _displayed(times, np.array([start, end]))
+    num_pairs = math.floor((end - start + TIME_TOLERANCE) * fps / 2) + 1
+    num_pairs = max(1, min(num_pairs, (max_frames or 2 * num_pairs) // 2, (last - first + 1) // 2))
+    starts = np.linspace(start, max(start, end - pair_seconds), num_pairs)
+    moments = (starts[:, None] + [0.0, pair_seconds]).ravel()
+    return _distinct(_displayed(times, np.minimum(moments, end))[: last - first + 1], last)
+
+
+def _distinct(indices: np.ndarray, last: int) -> np.ndarray:
+    """Increasing indices up to `last`: a frame that is displayed for long is taken once, then its successors."""
+    steps = np.arange(len(indices))
+    return np.minimum(np.maximum.accumulate(indices - steps) + steps, last - steps[::-1])
 
 
 def _displayed(times: np.ndarray, moments: np.ndarray) -> np.ndarray:

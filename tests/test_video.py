@@ -224,3 +224,25 @@ def test_second_per_grid():
     for wrong in ([], [1.0, 1.0], [2.0, 1.0], [0.0, float("nan")]):
         with pytest.raises(ValueError, match="increasing"):
             second_per_grid(wrong)
+
+
+def test_pairs_of_frames_stay_close_however_long_the_video(tmp_path):
+    """`pair_seconds`: a temporal patch sees a small motion, and a span of few frames gives each of them once."""
+    for seconds, num_frames in ((0.2, 2), (1.0, 8), (3.0, 16), (40.0, 16)):
+        times = np.arange(0, seconds + 1e-9, 0.05)
+        indices = _sample(times, seconds, 8, None, None, None, 16, 0.2)
+        assert len(indices) == num_frames or seconds < 1.01
+        assert (np.diff(indices) > 0).all() and indices[-1] == len(times) - 1
+        assert np.allclose(np.diff(times[indices])[::2], 0.2, atol=0.051)
+    few = np.array([0.0, 0.5, 1.0])
+    assert _sample(few, 1.5, 8, None, None, None, 16, 0.2).tolist() == [0, 1]
+
+
+def test_a_grid_of_pairs_takes_the_real_times(tmp_path):
+    """Not the film's duration over the number of frames, which is what evenly spaced frames stand for."""
+    path = write_video(tmp_path / "a.mp4")
+    frames, times = load_video(path, fps=8, max_frames=4, pair_seconds=0.1)
+    assert len(frames) == 4 and times.seconds_per_frame is None
+    assert second_per_grid(times) == pytest.approx(2 * np.diff(times).mean())
+    pairs, even = (load_video(path, num_frames=4, pair_seconds=pair)[1] for pair in (0.1, None))
+    assert pairs.tolist() == even.tolist() and pairs.seconds_per_frame == even.seconds_per_frame

@@ -71,7 +71,7 @@ def open_in_subprocess(
     It also raises `VideoError` for a video that is too long or too large, at which the decoder crashes, or that was
     stopped. No message names a folder of the server.
     """
-    sampling = {"fps": processor.fps, "max_frames": processor.max_frames}
+    sampling = {name: getattr(processor, name) for name in ("fps", "max_frames", "pair_seconds")}
 
     def open_video(path, start=None, end=None, stopped=None) -> tuple[np.ndarray, np.ndarray]:
         stopped = stopped or threading.Event()

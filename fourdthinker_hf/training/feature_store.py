@@ -57,6 +57,7 @@ class FeatureStore:
         settings = [
             processor.fps,
             processor.max_frames,
+            processor.pair_seconds,
             processor.second_per_grid,
             processor.video_processor.to_dict(),
             processor.image_processor.to_dict(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpo
 import init_model
+import make
 import pretrain_tower
 import pytest
 import sft
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [  # a recipe may start from the output_dir of one before it
     "tiny/text_only",
     "tiny/dift",
+    "tiny/layered_text_only",
+    "tiny/layered_dift",
     "tiny/dift_forget_video",
     "tiny/4drl",
     "3b/dift",
@@ -34,7 +37,11 @@ LAUNCHERS = {
     "train/sft.py": (sft.ScriptArguments, DIFTConfig, ModelConfig),
     "train/grpo.py": (grpo.ScriptArguments, FourDRLConfig, ModelConfig),
 }
-SCRIPTS = {"train/tiny/init_model.py": init_model.main, "train/tiny/pretrain_tower.py": pretrain_tower.main}
+SCRIPTS = {
+    "train/tiny/init_model.py": init_model.main,
+    "train/tiny/pretrain_tower.py": pretrain_tower.main,
+    "train/tiny/make.py": make.main,
+}
 
 
 def recipe_path(name: str) -> str:
@@ -86,6 +93,10 @@ def reads_and_writes(words: list[str]) -> tuple[list, list]:
         script = typer.Typer()
         script.command()(SCRIPTS[arguments[0]])
         given = parse_command(typer.main.get_command(script), arguments[1:])
+        if arguments[0] == "train/tiny/make.py":
+            stages = make.STAGES[: make.STAGES.index(given["until"]) + 1]
+            folders = ["data" if stage == "clips" else stage for stage in stages]
+            return [arguments[0]], [given["runs"] / f"tiny_{given['scale']:g}" / folder for folder in folders]
         model = [given["model"]] if "model" in given else []
         return [arguments[0], *model, *given["records"]], [given["out"]]
     name, *arguments = arguments
