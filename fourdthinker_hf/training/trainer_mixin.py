@@ -49,6 +49,9 @@ class FourDThinkerTrainerMixin:
         """How often a record was skipped, over all processes. `modes` are "train" and "eval", by default both."""
         return sum(gather_object([sum(self._num_skipped[mode] for mode in modes or self._num_skipped)]))
 
+    def create_model_card(self, *args, **kwargs):
+        """Writes nothing: TRL's card would stand where `fourdthinker card` writes one with figures."""
+
     def _save(self, output_dir=None, state_dict=None):
         if state_dict is not None and self.unwrapped_model.config.tie_word_embeddings:
             # DeepSpeed's state dict holds a copy, which `save_pretrained` would not recognise as the tied embedding.

@@ -492,11 +492,12 @@ def test_it_learns_to_answer_keeps_the_best_and_reports(tiny_folder, processor, 
 
 
 def test_a_saved_run_loads_through_the_auto_classes(tiny_folder, processor, rows, tmp_path):
-    trainer = make_trainer(tiny_folder, processor, rows, tmp_path, max_steps=1)
+    trainer = make_trainer(tiny_folder, processor, rows, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     names = {path.name for path in (tmp_path / "final").iterdir()}
     assert {"model.safetensors", "processor_config.json", "modeling_fourdthinker.py", "video_fourdthinker.py"} <= names
+    assert not list(tmp_path.rglob("README.md"))  # `fourdthinker card` writes it
     loaded = FourDThinkerForConditionalGeneration.from_pretrained(tmp_path / "final")
     assert len(loaded.config.latent_mean) == 192
     for a, b in zip(loaded.parameters(), trainer.model.parameters(), strict=True):
