@@ -70,7 +70,8 @@ def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: Mo
     if training_args.feature_cache is not None:
         store = FeatureStore(training_args.feature_cache, processor, model, bf16=training_args.bf16)
         records = RecordFiles([*script_args.records, *script_args.eval_records])
-        store.fill(model, processor, records, training_args.dataloader_num_workers, script_args.skip_bad)
+        has_images = training_args.imagery and training_args.reasoning
+        store.fill(model, processor, records, training_args.dataloader_num_workers, script_args.skip_bad, has_images)
         collator = CachedCollator(processor, **options, store=store)
     train_dataset = record_dataset(script_args.records, collator, script_args.skip_bad)
     eval_dataset = None

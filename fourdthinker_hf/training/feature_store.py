@@ -89,8 +89,10 @@ class FeatureStore:
         records: Sequence[Record],
         num_workers: int = 0,
         skip_bad: bool = False,
+        imagery: bool = True,
     ) -> int:
-        """Encodes the clips and target frames of `records` that are missing; `num_workers` processes decode them.
+        """Encodes the clips and, with `imagery`, the target frames of `records` that are missing; `num_workers`
+        processes decode them.
 
         Each of several processes encodes its share and then waits for the others. Returns how many items this process
         encoded. Errors are those of the records and their files; with `skip_bad` such records and files are skipped.
@@ -98,7 +100,7 @@ class FeatureStore:
         state = PartialState()
         device = state.device
         tower = model.model.visual.to(device)
-        missing = self._missing(records, state, skip_bad)
+        missing = self._missing(records, state, skip_bad, imagery)
         preprocess = VisionPreprocessor(processor, skip_bad)
         loader = DataLoader(missing, batch_size=None, num_workers=num_workers, collate_fn=preprocess)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
@@ -112,7 +114,7 @@ class FeatureStore:
         state.wait_for_everyone()
         return len(missing)
 
-    def _missing(self, records: Sequence[Record], state: PartialState, skip_bad: bool) -> list[tuple]:
+    def _missing(self, records: Sequence[Record], state: PartialState, skip_bad: bool, imagery: bool) -> list[tuple]:
         """Keys and sources of this process's share of the missing items. Each process takes consecutive records,
         because these often share a clip."""
         first, last = (len(records) * (state.process_index + i) // state.num_processes for i in (0, 1))
@@ -122,7 +124,8 @@ class FeatureStore:
                 record = records[number]
                 source = {name: getattr(record, name) for name in VIDEO_COLUMNS}
                 found[_clip_key(**source)] = source
-                found |= {_key("frame", [image]): image for image in record.imagery}
+                if imagery:
+                    found |= {_key("frame", [image]): image for image in record.imagery}
             except (ValueError, OSError) as error:
                 if not skip_bad:
                     raise

@@ -154,6 +154,10 @@ def test_an_error_names_a_missing_or_damaged_file(processor, model, records, sto
     assert not list(store.folder.rglob("*.tmp"))
 
 
+def test_without_imagery_target_frames_are_not_encoded(model, processor, records, tmp_path):
+    assert FeatureStore(tmp_path, processor, model).fill(model, processor, records, imagery=False) == 2  # the clips
+
+
 def test_a_bad_file_stops_fill_or_is_skipped(model, processor, records, tmp_path):
     (tmp_path / "text.mp4").write_text("hello")
     bad = Record("4", question="?", answer="left", video=str(tmp_path / "text.mp4"))

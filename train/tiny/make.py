@@ -27,8 +27,8 @@ import typer
 STAGES = ("clips", "tower", "init", "text_only", "dift", "validate")
 HERE = Path(__file__).resolve().parent
 # Numbers at scale 1; those of the steps are also in the recipes.
-CLIPS, PER_CLIP, VALIDATION_CLIPS = 24000, 5, 600
-TOWER_STEPS, TEXT_STEPS, DIFT_STEPS = 60000, 24000, 8000
+CLIPS, PER_CLIP, VALIDATION_CLIPS = 20000, 5, 600
+TOWER_STEPS, TEXT_STEPS, DIFT_STEPS = 40000, 16000, 6000
 SEEDS = {"train": 1, "validation": 900_101, "validation_words": 900_102}
 
 
