@@ -91,10 +91,11 @@ def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: Mo
     trainer.train(resume_from_checkpoint=last_checkpoint(training_args.output_dir))
 
     # Result
+    status = exit_status(trainer)  # before the processes part in save_result
     save_result(trainer, script_args, training_args, model_args, processor)
     if publish and trainer.is_world_process_zero():
         publish_result(script_args, training_args, parent, "DIFT (`train/sft.py`)")
-    return exit_status(trainer)
+    return status
 
 
 if __name__ == "__main__":

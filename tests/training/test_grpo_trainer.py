@@ -384,6 +384,8 @@ def test_overridden_methods_exist_in_trl():
         "_prepare_inputs": ["generation_batch"],
         "_save": ["output_dir", "state_dict"],
         "_save_rng_state": ["output_dir"],
+        "create_model_card": [],
+        "log": ["logs", "start_time"],
     }
     for name, parameters in overridden.items():
         trl_parameters = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)[1:]
