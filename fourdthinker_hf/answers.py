@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LATENT = re.compile(r"<\|latent_(?:start|pad|end)\|>")
-_TAG = re.compile(r"(</?(?:think|answer)>)")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_TAG = re.compile(f"({'|'.join(TAGS)})")
 _THINK = re.compile(r"<think>((?:(?!</?think>|<answer>).)*)", re.DOTALL)  # up to where it is closed, if it is
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
@@ -105,33 +106,75 @@ def match_number(answer: str | None, expected: str, tolerance: float = 0.05) -> 
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The option that a reply chooses, by its index, and how: by its `"words"`, which name it, or, where they name
+    none, by `"likelihood"`. `reason` says why its words name none. All are None for an open question."""
+
+    option: int | None
+    chosen_by: str | None
+    reason: str | None
+
+
+def choose_option(answer: str | None, options: Sequence[str], likeliest: int | None) -> Choice:
+    """The option that the words of an `answer` name, or else the one with the index `likeliest`.
+
+    >>> choose_option("left", ["right", "left"], likeliest=0)
+    Choice(option=1, chosen_by='words', reason=None)
+    >>> choose_option("up", ["right", "left"], likeliest=0)
+    Choice(option=0, chosen_by='likelihood', reason="'up' is neither an option's letter nor its text")
+    """
+    option, reason = match_option(answer, options)
+    if option is not None:
+        return Choice(option, "words", None)
+    return Choice(likeliest, None if likeliest is None else "likelihood", reason)
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """Whether a reply is right. `option` is the index of the option that its answer names (`None` if it names none or
-    there are no options), and `reason` says why it names none."""
+    """Whether a reply is right. `option` is the index of the option that its words name (`None` if they name none or
+    there are no options), and `reason` says why they name none. `is_right` judges the words alone, `is_choice_right`
+    the `choice`, which is the likeliest option where the words name none."""
 
     is_right: bool
     parsed: ParsedAnswer
     option: int | None
     reason: str | None
+    choice: Choice
+    is_choice_right: bool
 
 
-def judge(text: str, expected: str, options: Sequence[str] | None) -> Verdict:
+def judge(text: str, expected: str, options: Sequence[str] | None, likeliest: int | None = None) -> Verdict:
     """The verdict on a reply `text`. With `options` its answer must name the option `expected`; without
-    options it must be the number `expected` to within 5%, or the same text (see [`match_number`]). No other code
-    decides what is right.
+    options it must be the number `expected` to within 5%, or the same text (see [`match_number`]). `likeliest` is the
+    index of the likeliest option, if it is known. No other code decides what is right.
 
     >>> judge("<answer>B</answer>", "left", ["right", "left"]).is_right
     True
     >>> judge("<answer>10.2 m</answer>", "10 m", None).is_right
     True
+    >>> verdict = judge("<answer>up</answer>", "left", ["right", "left"], likeliest=1)
+    >>> verdict.is_right, verdict.is_choice_right
+    (False, True)
     """
     parsed = parse(text)
     if not options:
-        return Verdict(
-            match_number(parsed.answer, expected), parsed, None, None if parsed.answer else "there is no answer"
-        )
-    option, reason = match_option(parsed.answer, options)
-    return Verdict(option is not None and options[option] == expected, parsed, option, reason)
+        is_right, reason = match_number(parsed.answer, expected), None if parsed.answer else "there is no answer"
+        return Verdict(is_right, parsed, None, reason, Choice(None, None, reason), is_right)
+    choice = choose_option(parsed.answer, options, likeliest)
+    is_choice_right = choice.option is not None and options[choice.option] == expected
+    named = choice.option if choice.chosen_by == "words" else None
+    return Verdict(is_choice_right and named is not None, parsed, named, choice.reason, choice, is_choice_right)
+
+
+def without_tags(text: str) -> str:
+    """A part of a reply without `<think>`, `<answer>` and their ends, also where the last of them is cut.
+
+    >>> without_tags("so it moves left.</think><ans")
+    'so it moves left.'
+    """
+    text = _TAG.sub("", text)
+    tail = text[text.rfind("<") :] if "<" in text else ""
+    return (text.removesuffix(tail) if any(tag.startswith(tail) for tag in TAGS if tail) else text).strip()
 
 
 def _by_letter(letter: str, num_options: int) -> tuple[int | None, str | None]:

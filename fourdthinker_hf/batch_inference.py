@@ -1,13 +1,14 @@
 """Lets a model answer many questions in batches. Evaluation, filtering and both trainers use these functions.
 
-- [`batch_inputs`] makes the prompts, and [`answer_batch`] generates a greedy reply to each.
+- [`batch_inputs`] makes the prompts, [`answer_batch`] generates a greedy reply to each, and [`likeliest_option`] finds
+  the likeliest option for a reply whose words name none.
 - [`prefill_prompts`] prepares several sampled replies to each prompt: a video is decoded and encoded once, a prompt is
   run once, and its cache is repeated for each reply. [`generate_with`] then samples them, and [`trim_reply`] cuts a
   reply at its end.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .data.records import Record, RecordError, open_frames
 from .generation_fourdthinker import CACHE_NAME, BlockLogitsProcessor, end_of_first_images
 from .latent_hooks import blocks_of
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from .option_scores import option_probabilities
 from .processing_fourdthinker import FourDThinkerProcessor
 
 Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their times (T,) in seconds
@@ -26,13 +28,14 @@ Clip = tuple[np.ndarray, np.ndarray]  # frames (T, H, W, 3) uint8, and their tim
 @dataclass
 class Reply:
     """What the model wrote for one question. `images` are its mental images, each `(latents, hidden)`; `margin` is
-    the smallest difference between the two best scores over all tokens that were not forced."""
+    the smallest difference between the two best scores over all tokens that were not forced; `ids` are its tokens."""
 
     text: str
     num_tokens: int
     truncated: bool
     images: list[torch.Tensor]
     margin: float
+    ids: list[int] = field(default_factory=list)
 
 
 # Prompts
@@ -129,8 +132,27 @@ def answer_batch(network, processor, inputs, max_new_tokens: int, **kwargs) -> l
         reply = trim_reply(row, margins.ends)
         is_ended = bool(torch.isin(reply[-1], margins.ends.to(row)))
         images = blocks_of(row, latents, network.config)
-        replies.append(Reply(processor.decode_with_images(row), len(reply), not is_ended, images, margin))
+        text, ids = processor.decode_with_images(row), reply.tolist()
+        replies.append(Reply(text, len(reply), not is_ended, images, margin, ids))
     return replies
+
+
+@torch.inference_mode()
+def likeliest_option(
+    network, processor, inputs, row: int, reply: Reply, options: Sequence[str], latents_see_video: bool = True
+) -> int:
+    """The index of the option that is likeliest where a reply gives its answer, see [`option_probabilities`]. `inputs`
+    are those of [`batch_inputs`], in which the reply's prompt has the number `row`; the result does not depend on the
+    other rows."""
+    prompt, features = {"input_ids": inputs["input_ids"][row][inputs["attention_mask"][row].bool()][None]}, None
+    if "video_grid_thw" in inputs:
+        grids = inputs["video_grid_thw"]
+        patches = inputs["pixel_values_videos"].split(grids.prod(-1).tolist())[row]
+        prompt |= {name: inputs[name][row : row + 1] for name in ("video_grid_thw", "second_per_grid_ts")}
+        features = network.model.get_video_features(patches, grids[row : row + 1]).pooler_output[0]
+    latents = torch.cat(reply.images) if reply.images else torch.empty(0, network.config.text_config.hidden_size)
+    found = option_probabilities(network, processor, prompt, features, reply.ids, latents, options, latents_see_video)
+    return found.index(max(found))
 
 
 # Several sampled replies to each prompt

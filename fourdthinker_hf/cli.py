@@ -91,6 +91,7 @@ def _answer_json(answer, options: list[str]) -> dict:
     return {
         "answer": answer.answer,
         "option": None if answer.option is None else options[answer.option],
+        "chosen_by": answer.chosen_by,
         "probabilities": answer.probabilities and dict(zip(options, answer.probabilities, strict=True)),
         "reasoning": answer.reasoning,
         "images": [{"time": image.time} for image in answer.images],
@@ -107,8 +108,8 @@ def _answer_text(answer, options: list[str]) -> str:
     lines.append(f"Answer: {answer.answer or '(none)'}")
     if answer.option is not None:
         lines.append(f"Option: {options[answer.option]} ({answer.probabilities[answer.option]:.0%})")
-    elif answer.reason:
-        lines.append(f"{'No option' if options else 'Note'}: {answer.reason}")
+    if answer.reason:
+        lines.append(f"{'The words name no option, so this is the likeliest' if options else 'Note'}: {answer.reason}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,6 @@ tower once, for the reply, the options' probabilities, the maps of mental images
 import contextlib
 import os
 import queue
-import re
 import string
 import threading
 from collections import OrderedDict
@@ -19,18 +18,14 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .answers import match_option, parse
+from .answers import choose_option, parse, without_tags
 from .checkpoints import BUNDLED, load_model
-from .generation_fourdthinker import end_of_first_images
 from .imagery import best_step, similarity_maps, video_features
 from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from .option_scores import encoder_outputs, option_probabilities
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
-
-ANSWER_START, ANSWER_END = "<answer>", "</answer>"
-LETTER = re.compile(r"[(\[]?(?=[A-Z](?:[)\].:]|\s*$))")  # what precedes a letter that stands alone
 
 
 @dataclass
@@ -63,14 +58,16 @@ class Answer:
 
     frames: np.ndarray  # (T, H, W, 3) uint8, the frames that the model saw
     timestamps: np.ndarray  # (T,) in seconds of the source
-    text: str = ""  # the whole reply
+    text: str = ""  # the whole reply, as it was written
     reasoning: str = ""
-    answer: str = ""
-    option: int | None = None  # index of the option that the answer names
-    probabilities: list[float] | None = None  # of each option; None if the reply has no <answer>
+    words: str = ""  # what the reply itself says in <answer>
+    answer: str = ""  # the chosen option's text; without options, and until the reply is complete, the `words`
+    option: int | None = None  # index of the chosen option; None for an open question and until it is complete
+    chosen_by: str | None = None  # "words" name the option, or they name none and it is the likeliest ("likelihood")
+    probabilities: list[float] | None = None  # of each option, once the reply is complete
     images: list[MentalImage] = field(default_factory=list)
-    truncated: bool = False  # whether the reply was cut at the largest number of new tokens
-    reason: str | None = None  # why there is no answer, or why it names no option
+    truncated: bool = False  # whether the reply was cut at its limit of tokens or of time
+    reason: str | None = None  # why there is no answer, or why its words name no option
     temporal_patch_size: int = 2  # number of frames in a temporal step, 2 in Qwen2.5-VL
 
     @property
@@ -143,6 +140,7 @@ class VideoQA:
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int = 512,
+        max_seconds: float | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
@@ -155,6 +153,8 @@ class VideoQA:
             video: a path, or a [`Clip`] from `open` (`start` and `end` are then those of the clip).
             options: the answers to choose from, at least two; none for an open question.
             start, end: the part of the video to use, in seconds.
+            max_new_tokens, max_seconds: a reply that reaches either of these limits is cut. The time that it waits for
+                the model, while others use it, does not count.
             temperature: 0 always takes the most likely token; above 0, tokens are drawn, with `top_p` and `seed`.
             imagery: False forbids mental images.
             latent_hook: replaces the vectors of mental images before they are fed ([`latent_hooks`]).
@@ -169,7 +169,7 @@ class VideoQA:
                 f"got {temperature}, {top_p} and {max_new_tokens}"
             )
         clip = video if isinstance(video, Clip) else self.open(video, start, end)
-        generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        generation = {"max_new_tokens": max_new_tokens, "max_time": max_seconds, "do_sample": False}
         if temperature > 0:
             generation |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         if not imagery:
@@ -290,7 +290,7 @@ class _Reply:
         self.latents: list[torch.Tensor] = []  # (hidden,) of every pad so far
 
     def stream(self, generation: _BackgroundGeneration, settings: dict) -> Iterator[Answer]:
-        kwargs = self.inputs | settings | {"mm_encoder_outputs": self._encoder_outputs(1)}
+        kwargs = self.inputs | settings | {"mm_encoder_outputs": encoder_outputs(self.features.flatten(0, 2), 1)}
         thread = threading.Thread(
             target=generation.run, args=(self.model_lock, self.model), kwargs=kwargs, daemon=True
         )
@@ -309,10 +309,6 @@ class _Reply:
             thread.join()
         yield self._finish_answer()
 
-    def _encoder_outputs(self, batch_size: int) -> dict:
-        """The video's features as the model's `mm_encoder_outputs`, for a batch of rows about the same video."""
-        return {"video": BaseModelOutputWithPooling(pooler_output=(self.features.flatten(0, 2),) * batch_size)}
-
     def _update_answer(self, is_complete: bool) -> Answer:
         """The answer so far. Leaves out a mental image that is still being decoded, unless the reply is complete."""
         config, ids = self.model.config, self.ids
@@ -321,10 +317,11 @@ class _Reply:
         text = self.processor.decode_with_images(ids)
         text = text if is_complete else text.removesuffix("\ufffd")  # an incomplete character
         parsed = parse(text)
-        reasoning = parsed.think if parsed.think is not None else text.partition(ANSWER_START)[0].strip()
+        reasoning = without_tags(text.partition("<answer>")[0] if parsed.think is None else parsed.think)
+        words = without_tags((parsed.answer or "").replace(OUTPUT_IMAGE, ""))
         known = self.answer.images
         images = known + [self._mental_image(latents) for latents in self._latents_by_image(ids)[len(known) :]]
-        self.answer = replace(self.answer, text=text, reasoning=reasoning, answer=parsed.answer or "", images=images)
+        self.answer = replace(self.answer, text=text, reasoning=reasoning, words=words, answer=words, images=images)
         return self.answer
 
     def _latents_by_image(self, ids: list[int]) -> list[list[torch.Tensor]]:
@@ -350,81 +347,19 @@ class _Reply:
         answer = self._update_answer(is_complete=True)
         end_ids = self.model.generation_config.eos_token_id
         answer.truncated = self.ids[-1] not in (end_ids if isinstance(end_ids, list) else [end_ids])
-        if not answer.answer:
-            answer.reason = "the reply was cut before an answer" if answer.truncated else "the reply has no answer"
-        elif self.options:
-            answer.option, answer.reason = match_option(answer.answer, self.options)
         if self.options:
             answer.probabilities = self._option_probabilities()
+            likeliest = int(np.argmax(answer.probabilities))
+            choice = choose_option(parse(answer.text).answer, self.options, likeliest)
+            answer.option, answer.chosen_by, answer.reason = choice.option, choice.chosen_by, choice.reason
+            answer.answer = self.options[choice.option]
+        if not answer.words:
+            answer.reason = "the reply was cut before an answer" if answer.truncated else "the reply has no answer"
         return answer
 
-    def _option_probabilities(self) -> list[float] | None:
-        """Softmax over the options' scores after the reply's `<answer>`: the scores of their letters if a letter was
-        written there, else the log-likelihoods per token of their texts with `</answer>`."""
-        text = self._decode(self.ids)
-        place = text.rfind(ANSWER_START, 0, text.rfind(ANSWER_END) if ANSWER_END in text else None)
-        if place < 0:
-            return None
-        place += len(ANSWER_START)
-        written = text[place:].partition(ANSWER_END)[0]
-        lead = written[: len(written) - len(written.lstrip())]
-        if letter := LETTER.match(written.strip()):
-            lead, candidates = lead + letter[0], string.ascii_uppercase[: len(self.options)]
-        else:
-            candidates = [option + ANSWER_END for option in self.options]
-        prefix, rest = self._ids_before(text, place)
-        continuations = [self._tokenize(rest + lead + candidate) for candidate in candidates]
-        return torch.tensor(self._mean_log_likelihoods(prefix, continuations)).softmax(0).tolist()
-
-    def _ids_before(self, text: str, end: int) -> tuple[list[int], str]:
-        """The most ids of the reply whose text lies within `text[:end]`, and the rest of that text: a token may lie on
-        both sides of `end`."""
-        for count in range(len(self.ids), -1, -1):
-            head = self._decode(self.ids[:count])
-            if len(head) <= end and text.startswith(head):
-                return self.ids[:count], text[len(head) : end]
-        raise AssertionError("the empty prefix fits any text")
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def _tokenize(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    @torch.no_grad()
-    def _mean_log_likelihoods(self, prefix: list[int], continuations: list[list[int]]) -> list[float]:
-        """The mean log-probability per token of each continuation of the prompt and `prefix`, with the reply's latents
-        fed again, and without the video if the model has forgotten it by then."""
-        config, prompt = self.model.config, self.inputs["input_ids"][0]
-        prefix_ids = prompt.new_tensor(prefix)
-        if is_forgotten := config.forget_video and end_of_first_images(prefix_ids[None], config) > 0:
-            prompt = prompt[~self.model.model.is_vision(prompt)]
-        head = torch.cat([prompt, prefix_ids])
-        rows = [torch.cat([head, head.new_tensor(tokens)]) for tokens in continuations]
-        batch_size, pad = len(rows), self.processor.tokenizer.pad_token_id
-        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        lengths = torch.tensor([len(row) for row in rows], device=head.device)
-        mask = (torch.arange(input_ids.shape[1], device=head.device) < lengths[:, None]).long()
-        is_pad = input_ids == config.latent_token_id
-        latents = torch.zeros(*input_ids.shape, self.features.shape[-1], device=head.device)
-        if is_pad.any():
-            latents[is_pad] = torch.stack(self.latents[: int(is_pad[0].sum())]).to(latents).repeat(batch_size, 1)
-        video = {}
-        if not is_forgotten:
-            video = {
-                "mm_encoder_outputs": self._encoder_outputs(batch_size),
-                "video_grid_thw": self.inputs["video_grid_thw"].repeat(batch_size, 1),
-                "second_per_grid_ts": self.inputs["second_per_grid_ts"].repeat(batch_size),
-            }
+    def _option_probabilities(self) -> list[float]:
+        latents = torch.stack(self.latents) if self.latents else torch.empty(0, self.features.shape[-1])
         with self.model_lock:
-            logits = self.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                latent_embeds=latents,
-                **video,
-                logits_to_keep=input_ids.shape[1] - len(head) + 1,
-            ).logits
-        log_probs = logits[:, :-1].float().log_softmax(-1)
-        chosen = log_probs.gather(-1, input_ids[:, len(head) :, None])[..., 0]
-        is_continuation = mask[:, len(head) :]
-        return ((chosen * is_continuation).sum(1) / is_continuation.sum(1)).tolist()
+            return option_probabilities(
+                self.model, self.processor, self.inputs, self.features.flatten(0, 2), self.ids, latents, self.options
+            )

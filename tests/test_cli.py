@@ -81,6 +81,7 @@ def test_ask_prints_reasoning_images_and_the_chosen_option(clip, scripted):
 def test_ask_json(clip, scripted):
     reply = json.loads(run("ask", clip, "Where?", *OPTIONS, "--start", 1, "--end", 3, "--json").stdout)
     assert (reply["answer"], reply["option"], reply["truncated"]) == ("to the left", "to the left", False)
+    assert reply["chosen_by"] == "words"
     assert sum(reply["probabilities"].values()) == pytest.approx(1)
     assert 1 <= reply["images"][0]["time"] <= 3
 

@@ -52,6 +52,7 @@ def test_a_reply_is_read(qa, clip, script):
     answer = qa.ask(clip, "Where?", OPTIONS)
     assert answer.reasoning == "red ball <output_image> moves <output_image> left."
     assert (answer.answer, answer.option, answer.reason, answer.truncated) == ("to the right", 1, None, False)
+    assert (answer.words, answer.chosen_by) == ("to the right", "words")
     assert answer.frames.shape == (8, 112, 112, 3)
     np.testing.assert_allclose(answer.timestamps, np.arange(8) / 2)
     assert len(answer.images) == 2
@@ -98,7 +99,7 @@ def test_probabilities_of_texts_are_a_softmax_of_mean_log_likelihoods(qa, clip, 
 def test_probabilities_of_letters_where_a_letter_is_written(qa, clip, script, written, lead):
     script(qa, f"<think>so {START}</think><answer>{written}</answer><|im_end|>")
     answer = qa.ask(clip, "Where?", OPTIONS)
-    assert answer.option == 1
+    assert (answer.option, answer.words, answer.answer) == (1, written.strip(), "to the right")
     prefix = f"<think>so {START}</think><answer>"
     scores = [replay(qa, clip, prefix, answer.images[0].latents, lead + letter).mean() for letter in "ABC"]
     np.testing.assert_allclose(answer.probabilities, torch.stack(scores).softmax(0), atol=1e-5)
@@ -113,24 +114,56 @@ def test_an_option_that_begins_like_a_letter_is_scored_as_text(qa, clip, script)
     np.testing.assert_allclose(answer.probabilities, torch.stack(scores).softmax(0), atol=1e-5)
 
 
-def test_an_answer_that_names_no_option(qa, clip, script):
-    script(qa, "<think>red</think><answer>up</answer><|im_end|>")
+@pytest.mark.parametrize(
+    "reply, words, reason",
+    [
+        ("<think>red</think><answer>up</answer>", "up", "'up' is neither an option's letter nor its text"),
+        ("<think>red</think><answer>A. up</answer>", "A. up", "the letter A stands beside 'up'"),
+        ("<think>red ball moves left</think>", "", "the reply has no answer"),
+        ("red ball", "", "the reply has no answer"),
+    ],
+)
+def test_if_the_words_name_no_option_the_likeliest_is_the_answer(qa, clip, script, reply, words, reason):
+    script(qa, f"{reply}<|im_end|>")
     answer = qa.ask(clip, "Where?", OPTIONS)
-    assert answer.option is None and "'up'" in answer.reason
+    assert (answer.words, answer.chosen_by) == (words, "likelihood") and answer.reason.startswith(reason)
+    assert answer.option == np.argmax(answer.probabilities) and answer.answer == OPTIONS[answer.option]
     assert sum(answer.probabilities) == pytest.approx(1)
 
 
-def test_no_probability_before_an_answer_is_opened(qa, clip, script):
-    script(qa, "<think>red ball moves left</think><|im_end|>")
+@pytest.mark.parametrize(
+    "reply, prefix",
+    [
+        (f"<think>so {START} left</think>", f"<think>so {START} left</think><answer>"),
+        (f"<think>so {START} left", f"<think>so {START} left</think><answer>"),
+        ("so", "so<answer>"),
+    ],
+)
+def test_without_an_answer_the_options_are_scored_where_it_would_stand(qa, clip, script, reply, prefix):
+    script(qa, f"{reply}<|im_end|>")
     answer = qa.ask(clip, "Where?", OPTIONS)
-    assert (answer.answer, answer.option, answer.probabilities) == ("", None, None)
-    assert answer.reason == "the reply has no answer"
+    latents = torch.cat([image.latents for image in answer.images] or [torch.zeros(0, 192)])
+    by_letter, by_text = (
+        torch.stack([replay(qa, clip, prefix, latents, f"{text}</answer>").mean() for text in texts])
+        for texts in ("ABC", OPTIONS)
+    )
+    scores = by_letter if by_letter.max() > by_text.max() else by_text
+    np.testing.assert_allclose(answer.probabilities, scores.softmax(0), atol=1e-5)
+
+
+def test_no_tag_of_a_reply_is_shown(qa, clip, script):
+    script(qa, f"red</think> ball {START}<answer>left {START}</think></answer><|im_end|>")
+    answers = list(qa.stream(clip, "Where?"))
+    for answer in answers:
+        assert not any("<" in text.replace("<output_image>", "") for text in (answer.reasoning, answer.answer))
+    assert (answers[-1].reasoning, answers[-1].answer) == ("red ball <output_image>", "left")
 
 
 def test_an_open_question(qa, clip, script):
     script(qa, REPLY)
     answer = qa.ask(clip, "Where?")
     assert (answer.answer, answer.option, answer.probabilities, answer.reason) == ("to the right", None, None, None)
+    assert answer.chosen_by is None
 
 
 @pytest.mark.parametrize("limit, fed", [(3, 1), (1, 0)])  # the newest pad was chosen but never fed
@@ -162,6 +195,12 @@ def test_closing_the_stream_stops_the_decoding(qa, clip, script):
     assert next(stream).text.startswith("<think>")
     stream.close()
     assert {*threading.enumerate()} <= before and len(steps) < 1000
+
+
+def test_a_reply_is_cut_at_its_limit_of_time(qa, clip, script):
+    script(qa, "<think>")
+    answer = qa.ask(clip, "Where?", OPTIONS, max_new_tokens=10**6, max_seconds=0.5)
+    assert answer.truncated and answer.answer in OPTIONS and answer.chosen_by == "likelihood"
 
 
 def test_an_error_while_decoding_reaches_the_caller(qa, clip, monkeypatch):

@@ -47,6 +47,8 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(
             f"{folder}: there is no finished run of `fourdthinker evaluate` in this folder; run the command to its end"
         )
+    if "fallback" not in report["settings"]:
+        raise ValueError(f"{folder}: this run is of a version that measured no fallback; evaluate it again")
     return Run(folder, report["settings"], [json.loads(row) for row in (folder / PREDICTIONS).open(encoding="utf-8")])
 
 
@@ -66,10 +68,12 @@ def runs_table(runs: Sequence[Run]) -> Table:
                 PROBES[probe].cuts,
                 str(total["num"]),
                 f"{total['accuracy']:.1%} ({total['low']:.1%} to {total['high']:.1%})",
+                f"{total['choice_accuracy']:.1%} ({total['choice_low']:.1%} to {total['choice_high']:.1%})",
                 f"{total['pictured']:.1%}",
             ]
         )
-    head = ["run", "model", "benchmark", "what it cuts", "questions", "accuracy (95% interval)", "pictured"]
+    accuracies = ["accuracy (95% interval)", "with fallback (95% interval)"]
+    head = ["run", "model", "benchmark", "what it cuts", "questions", *accuracies, "pictured"]
     return head, rows
 
 

@@ -8,17 +8,19 @@ from .statistics import wilson_interval
 # If the two best scores of a token are closer than this, another batch size may choose the other token.
 NEAR_TIE = 1e-4
 TABLE_HEAD = (
-    "| task | questions | correct | accuracy | 95% interval | chance | pictured | well-formed |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| task | questions | correct | accuracy | 95% interval | with fallback | 95% interval | chance | pictured "
+    "| well-formed |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
 def accuracy_table(predictions: list[dict]) -> dict[str, dict]:
     """The table of a run, by task, and over all questions as `"pooled"` (micro).
 
-    Each row has `num`, `correct`, `accuracy`, its 95% interval `low` and `high` (Wilson), the accuracy of a guess as
-    `chance`, and the shares of answers with a mental image (`pictured`) and of those that are `well_formed`. `"macro"`
-    has the means over tasks, with an interval of the tasks' intervals (Zou and Donner 2008, for sums).
+    Each row has `num`, and for the words alone `correct`, `accuracy` and its 95% interval `low` and `high` (Wilson);
+    the same with `choice_` before the name where the likeliest option stands in for words that name none; the accuracy
+    of a guess as `chance`, and the shares of answers with a mental image (`pictured`) and of those that are
+    `well_formed`. `"macro"` has the means over tasks, with an interval of the tasks' intervals (Zou and Donner 2008,
+    for sums).
     """
     groups = defaultdict(list)
     for row in predictions:
@@ -28,16 +30,23 @@ def accuracy_table(predictions: list[dict]) -> dict[str, dict]:
 
 
 def format_table(table: dict[str, dict]) -> str:
-    """The table as Markdown."""
+    """The table as Markdown. A table that was stored before the fallback was measured says so."""
     names = {"macro": "macro (mean of tasks)", "pooled": "micro (pooled)"}
     lines = [TABLE_HEAD]
     for name, row in table.items():
         lines.append(
             f"| {names.get(name, name)} | {row['num']} | {row['correct']} | {row['accuracy']:.1%} "
-            f"| {row['low']:.1%} to {row['high']:.1%} | {row['chance']:.1%} | {row['pictured']:.1%} "
+            f"| {row['low']:.1%} to {row['high']:.1%} | {_with_fallback(row)} | {row['chance']:.1%} "
+            f"| {row['pictured']:.1%} "
             f"| {row['well_formed']:.1%} |"
         )
     return "\n".join(lines)
+
+
+def _with_fallback(row: dict) -> str:
+    if "choice_accuracy" not in row:
+        return "not measured | "
+    return f"{row['choice_accuracy']:.1%} | {row['choice_low']:.1%} to {row['choice_high']:.1%}"
 
 
 def summary(predictions: list[dict]) -> dict:
@@ -100,24 +109,33 @@ def _listed(what: str, ids) -> str:
 
 
 def _summary(rows: list[dict]) -> dict:
-    total, correct = len(rows), sum(row["correct"] for row in rows)
-    low, high = wilson_interval(correct, total)
+    total = len(rows)
     return {
         "num": total,
-        "correct": correct,
-        "accuracy": correct / total,
-        "low": low,
-        "high": high,
+        **_accuracy([row["correct"] for row in rows]),
+        **{f"choice_{name}": value for name, value in _accuracy([row["choice_correct"] for row in rows]).items()},
         "chance": sum(1 / row["num_options"] for row in rows) / total,
         "pictured": sum(row["num_images"] > 0 for row in rows) / total,
         "well_formed": sum(row["well_formed"] for row in rows) / total,
     }
 
 
+def _accuracy(is_right: list[bool]) -> dict:
+    low, high = wilson_interval(sum(is_right), len(is_right))
+    return {"correct": sum(is_right), "accuracy": sum(is_right) / len(is_right), "low": low, "high": high}
+
+
 def _macro(tasks: list[dict]) -> dict:
-    names = ("accuracy", "chance", "pictured", "well_formed")
+    names = ("accuracy", "choice_accuracy", "chance", "pictured", "well_formed")
     mean = {name: sum(task[name] for task in tasks) / len(tasks) for name in names}
-    down = sum((task["accuracy"] - task["low"]) ** 2 for task in tasks) ** 0.5 / len(tasks)
-    up = sum((task["high"] - task["accuracy"]) ** 2 for task in tasks) ** 0.5 / len(tasks)
-    counts = {name: sum(task[name] for task in tasks) for name in ("num", "correct")}
-    return {**counts, **mean, "low": mean["accuracy"] - down, "high": mean["accuracy"] + up}
+    counts = {name: sum(task[name] for task in tasks) for name in ("num", "correct", "choice_correct")}
+    return {**counts, **mean, **_joined_interval(tasks, ""), **_joined_interval(tasks, "choice_")}
+
+
+def _joined_interval(tasks: list[dict], kind: str) -> dict:
+    mean = sum(task[f"{kind}accuracy"] for task in tasks) / len(tasks)
+    down, up = (
+        sum((task[f"{kind}accuracy"] - task[f"{kind}{end}"]) ** 2 for task in tasks) ** 0.5 / len(tasks)
+        for end in ("low", "high")
+    )
+    return {f"{kind}low": mean - down, f"{kind}high": mean + up}

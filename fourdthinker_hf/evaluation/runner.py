@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from ..answers import judge
-from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, open_clip
+from ..answers import judge, match_option, parse
+from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, likeliest_option, open_clip
 from ..checkpoints import find_model, load_model, model_hash
 from ..data.records import Record
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
@@ -84,6 +84,7 @@ def evaluate(
         "questions_sha256": questions_hash(records),
         "num_questions": len(records),
         "probe": probe,
+        "fallback": "likeliest option",  # a run without it has rows of another form
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
         "device": distributed.device.type,
@@ -120,14 +121,18 @@ def evaluate(
 # Rows of predictions.jsonl
 
 
-def prediction_row(record: Record, reply: Reply) -> dict:
-    """The row of a question that was answered."""
-    verdict = judge(reply.text, record.answer, record.options)
+def prediction_row(record: Record, reply: Reply, likeliest: int | None = None) -> dict:
+    """The row of a question that was answered. `prediction` and `correct` judge the words alone, `choice` and
+    `choice_correct` take the option with the index `likeliest` where the words name none."""
+    verdict = judge(reply.text, record.answer, record.options, likeliest)
     vectors = torch.cat(reply.images).float() if reply.images else None
     return {
         **_question_fields(record),
         "prediction": None if verdict.option is None else record.options[verdict.option],
         "correct": verdict.is_right,
+        "choice": None if verdict.choice.option is None else record.options[verdict.choice.option],
+        "chosen_by": verdict.choice.chosen_by,
+        "choice_correct": verdict.is_choice_right,
         "response": reply.text,
         "reason": verdict.reason,
         "num_images": reply.text.count(OUTPUT_IMAGE),
@@ -146,6 +151,9 @@ def unreadable_row(record: Record, reason: str) -> dict:
         **_question_fields(record),
         "prediction": None,
         "correct": False,
+        "choice": None,
+        "chosen_by": None,
+        "choice_correct": False,
         "response": None,
         "reason": reason,
         "num_images": 0,
@@ -207,14 +215,27 @@ class _BatchAnswerer:
             next_prompts = self._make_prompts(following, PROBES["plain"], clips)
         return indices, prompts, next_prompts
 
-    def answer(self, prompts: _Prompts, next_prompts: _Prompts | None) -> dict[int, Reply]:
-        """The replies to the prompts, by the questions' indices."""
+    def answer(self, prompts: _Prompts, next_prompts: _Prompts | None) -> dict[int, dict]:
+        """The rows of the questions that were answered, by their indices."""
         next_images = None
         if next_prompts is not None:
             next_replies = self._generate(next_prompts, PROBES["plain"], None)
             following = [self._next(i) for i in prompts.indices]
             next_images = [next_replies[i].images if i in next_replies else [] for i in following]
-        return self._generate(prompts, self.probe, next_images)
+        replies = self._generate(prompts, self.probe, next_images)
+        likeliest = [self._likeliest_option(prompts, row, replies[i]) for row, i in enumerate(prompts.indices)]
+        return {
+            i: prediction_row(self.records[i], replies[i], option)
+            for i, option in zip(prompts.indices, likeliest, strict=True)
+        }
+
+    def _likeliest_option(self, prompts: _Prompts, row: int, reply: Reply) -> int | None:
+        """None where the words name an option, or there is none."""
+        options = self.records[prompts.indices[row]].options
+        if not options or match_option(parse(reply.text).answer, options)[0] is not None:
+            return None
+        inputs, sees = prompts.inputs.to(self.network.device), self.probe.latents_see_video
+        return likeliest_option(self.network, self.processor, inputs, row, reply, options, sees)
 
     def _next(self, index: int) -> int:
         return (index + 1) % len(self.records)
@@ -249,13 +270,8 @@ def _answer_batches(answerer: _BatchAnswerer, batches: list[range], outputs: Run
     is_silent = not outputs.distributed.is_main_process
     with tqdm(total=sum(map(len, batches)), unit="question", disable=is_silent) as progress:
         for indices, prompts, next_prompts in _prepare_batches(answerer, batches):
-            replies, reasons = answerer.answer(prompts, next_prompts), prompts.reasons
-            outputs.write(
-                [
-                    prediction_row(records[i], replies[i]) if i in replies else unreadable_row(records[i], reasons[i])
-                    for i in indices
-                ]
-            )
+            rows, reasons = answerer.answer(prompts, next_prompts), prompts.reasons
+            outputs.write([rows[i] if i in rows else unreadable_row(records[i], reasons[i]) for i in indices])
             progress.update(len(indices))
             progress.set_postfix_str(f"accuracy {outputs.accuracy:.1%}")
 

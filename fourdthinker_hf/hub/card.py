@@ -38,8 +38,8 @@ LIMITS = (
     "and on no others. What a mental image resembles does not show what the model saw, unless the probes above say so."
 )
 PROBE_HEAD = (
-    "| probe | what it cuts | accuracy | 95% interval | difference | 95% interval | answers changed |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |"
+    "| probe | what it cuts | accuracy | 95% interval | with fallback | difference | 95% interval | answers changed |"
+    "\n| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 MAPS_HEAD = (
     "| latents | score | own | shuffled | chance | gain | 95% interval |\n| --- | --- | --- | --- | --- | --- | --- |"
@@ -326,8 +326,13 @@ def _run_markdown(row: dict) -> str:
     measured = ", ".join([" ".join([f"commit {commit[:7]}", *changes]), setup]) if commit else setup
     return (
         f"### {row['benchmark']}\n\n{row['num_questions']} questions, each answered greedily in a free reply "
-        f"(`fourdthinker evaluate`; {measured}).\n\n{format_table(row['table'])}"
+        f"(`fourdthinker evaluate`; {measured}). The accuracy is that of the words alone; with fallback, the "
+        f"likeliest option is the answer where the words name none.\n\n{format_table(row['table'])}"
     )
+
+
+def _with_fallback(total: dict) -> str:
+    return f"{total['choice_accuracy']:.1%}" if "choice_accuracy" in total else "not measured"
 
 
 def _probes_markdown(rows: list[dict]) -> str:
@@ -336,11 +341,12 @@ def _probes_markdown(rows: list[dict]) -> str:
         total, pair = row["table"]["pooled"], row["against_plain"]
         lines.append(
             f"| `{row['probe']}` | {PROBES[row['probe']].cuts} | {total['accuracy']:.1%} "
-            f"| {total['low']:.1%} to {total['high']:.1%} | {pair['difference']:+.1%} "
+            f"| {total['low']:.1%} to {total['high']:.1%} | {_with_fallback(total)} | {pair['difference']:+.1%} "
             f"| {pair['low']:+.1%} to {pair['high']:+.1%} | {pair['changed']:.1%} |"
         )
     about = (
-        "Each probe cuts one path from the video to the answer. Differences to the run above are paired by question."
+        "Each probe cuts one path from the video to the answer. Differences to the run above are paired by question; "
+        "they judge the words alone."
     )
     return f"{about}\n\n" + "\n".join(lines)
 

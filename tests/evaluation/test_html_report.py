@@ -16,6 +16,7 @@ def row(name, task, correct):
         "id": name,
         "task": task,
         "correct": correct,
+        "choice_correct": correct,
         "prediction": "a" if correct else "b",
         "response": "",
         "num_images": 1,

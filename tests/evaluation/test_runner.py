@@ -51,6 +51,10 @@ def test_judge(text, prediction, correct, num_images, well_formed):
     assert (row["prediction"], row["correct"], row["expected"], row["response"]) == (prediction, correct, "left", text)
     assert (row["num_images"], row["well_formed"]) == (num_images, well_formed)
     assert (row["reason"] is None) == (prediction is not None)
+    fallback = prediction_row(record(), reply(text), likeliest=1)
+    assert fallback | {key: row[key] for key in ("choice", "chosen_by", "choice_correct")} == row
+    expected = ("left", "likelihood", True) if prediction is None else (prediction, "words", correct)
+    assert (fallback["choice"], fallback["chosen_by"], fallback["choice_correct"]) == expected
 
 
 def test_a_row_holds_numbers_without_their_last_bits():
