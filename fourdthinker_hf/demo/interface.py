@@ -32,6 +32,9 @@ over the moment of the video that it is most like.</li>
 UNPLAYABLE = (
     "Your browser cannot play this format. The model can: ask, and the moments that it saw appear below the video."
 )
+# The camera button asks for a small picture, since the model sees no more and a slow machine cannot record the 1920 x
+# 1440 that Gradio asks for; and for no sound, since a machine may have a camera but no microphone.
+CAMERA = gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}, "audio": False})
 # Colours with the contrast that WCAG 2.2 AA asks for: 4.5 for text, 3 for the edge of an input.
 THEME = gr.themes.Soft().set(
     body_background_fill="*neutral_100",
@@ -80,7 +83,8 @@ def add_page() -> SimpleNamespace:
     page = SimpleNamespace()
     gr.Markdown(INTRODUCTION)
     page.answered = gr.State(None, time_to_live=3600)
-    page.video = uploads.accept_uploads_only(gr.Video(label="Video", height=340, elem_id="video", render=False))
+    video = gr.Video(label="Video", height=340, elem_id="video", webcam_options=CAMERA, render=False)
+    page.video = uploads.accept_uploads_only(video)
     page.question = gr.Textbox(label="Question", placeholder="Which way does it move?", lines=1, render=False)
     page.options = gr.Textbox(label="Options", info="One a line; none for an open question", lines=4, render=False)
     gr.Examples(
