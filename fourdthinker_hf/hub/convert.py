@@ -1,7 +1,6 @@
 """Converts a Qwen2.5-VL base or a published 4DThinker checkpoint into a folder that this project loads.
 
-- A checkpoint whose config.json has `latent_token_id` is a published 4DThinker. Any other is a base, which lacks the
-  three latent tokens. transformers loads both as plain Qwen2.5-VL, without latents and without an error.
+- What tells the two apart, and the settings of a published one, are in `published.py`.
 - Tensors keep their names and bytes, because the modeling file reads both layouts. Files are copied. Only a file with
   an embedding table that needs new rows is written anew, so never more than one file is in memory.
 - Everything is checked before the first byte is written. The folder is made beside DEST and renamed when it is
@@ -18,38 +17,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import Qwen2_5_VLProcessor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoints import find_model, read_json, read_tensor_shapes
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
-from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START, FourDThinkerProcessor
+from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START
+from ..published import is_published, read_config, read_processor
 
 EMBEDDING_TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 # In this order a base gets them, so that on the Qwen2.5 tokenizer they become 151665, 151666, 151667, as published.
 LATENT_TOKENS = {"latent_token_id": LATENT_PAD, "latent_start_id": LATENT_START, "latent_end_id": LATENT_END}
 TOKENS = {**LATENT_TOKENS, "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-# The settings with which the published checkpoints were trained, measured on the public 4DThinker code, commit
-# 647ed39: one frame a second, at most 50 frames, one second between temporal patches in the positions, frames of 1 to
-# 256 patches of 28 x 28 pixels, resized with Lanczos. A mental image could end early, and had 8 latents if the config
-# does not say.
-PUBLISHED_PROCESSOR = {"fps": 1.0, "max_frames": 50, "second_per_grid": 1.0}
-PUBLISHED_SIZE = SizeDict(shortest_edge=28 * 28, longest_edge=256 * 28 * 28)
-PUBLISHED_LATENT_SIZE = 8
-# Keys of config.json that belong to the trainer or to the machine that saved it, or that are set anew.
-DROPPED_KEYS = (
-    "ce_loss_weight",
-    "sim_loss_weight",
-    "stage",
-    "model_type",
-    "architectures",
-    "auto_map",
-    "_name_or_path",
-)
 # New rows are the mean of the trained rows plus noise of this share of their standard deviation. Without noise the
 # three tokens would always have the same logit. This much leaves them near the mean and survives the rounding of
 # bfloat16.
@@ -62,14 +43,17 @@ def convert(
     instruction: str | PathLike | None = None,
     latent_size: int | None = None,
     compress_strategy: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> str:
     """Convert SOURCE into the folder DEST, which `AutoModel` and `VideoQA` load.
 
     Args:
-        source: folder or Hub id of a Qwen2.5-VL base or a published 4DThinker checkpoint, in safetensors. dest: a
-        folder that does not exist yet, or an empty one. instruction: text file. Every question to the model will end
-        with its text. latent_size, compress_strategy: as in `FourDThinkerConfig`. Only for a base; a published
-        checkpoint has its own.
+        source: folder or Hub id of a Qwen2.5-VL base or a published 4DThinker checkpoint, in safetensors.
+        dest: a folder that does not exist yet, or an empty one.
+        instruction: text file. Every question to the model will end with its text.
+        latent_size, compress_strategy: as in `FourDThinkerConfig`. Only for a base; a published one has its own.
+        revision, subfolder: of SOURCE, as in [`checkpoints.find_model`].
 
     Returns a line that says what was made. Raises `ValueError` if SOURCE cannot be converted; DEST is then untouched.
     """
@@ -77,14 +61,18 @@ def convert(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest}: exists already and is not an empty folder; choose another")
     text = "" if instruction is None else _read_text(Path(instruction))
-    folder = find_model(source)
+    folder = find_model(source, revision, subfolder, allow_base=True)
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") == FourDThinkerConfig.model_type:
+        raise ValueError(f"{folder}: this is a 4DThinker folder already, so there is nothing to convert")
     options = {"latent_size": latent_size, "compress_strategy": compress_strategy}
-    config, is_published = _read_config(folder, {name: value for name, value in options.items() if value is not None})
-    processor = _read_processor(folder, config, is_published, text)
+    options = {name: value for name, value in options.items() if value is not None}
+    config, published = read_config(raw, folder / "config.json", **options), is_published(raw)
+    processor = read_processor(folder, config, published, text)
     shapes = read_tensor_shapes(folder)
     _check_shapes(folder, shapes, config)
     num_trained = len(processor.tokenizer)
-    new_rows = [] if is_published else _add_tokens(folder, config, processor.tokenizer)
+    new_rows = [] if published else _add_tokens(folder, config, processor.tokenizer)
     _check_ids(folder, config, processor.tokenizer)
 
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +89,7 @@ def convert(
             dest.rmdir()
         result.rename(dest)
     return (
-        f"{dest}: made of a {'published 4DThinker checkpoint' if is_published else 'Qwen2.5-VL base'}, latent tokens "
+        f"{dest}: made of a {'published 4DThinker checkpoint' if published else 'Qwen2.5-VL base'}, latent tokens "
         f"{', '.join(str(getattr(config, name)) for name in LATENT_TOKENS)}, {len(new_rows)} new rows of "
         f"{config.text_config.vocab_size}, {'with an' if text else 'without'} instruction"
     )
@@ -112,55 +100,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: this is not UTF-8 text") from error
-
-
-def _read_config(folder: Path, options: dict) -> tuple[FourDThinkerConfig, bool]:
-    """The config, with the vocabulary size of SOURCE, and whether SOURCE is a published 4DThinker. `options` are the
-    settings that the user gave for a base."""
-    path = folder / "config.json"
-    raw = read_json(path)
-    model_type, architectures = raw.get("model_type"), raw.get("architectures")
-    if model_type == FourDThinkerConfig.model_type:
-        raise ValueError(f"{folder}: this is a 4DThinker folder already, so there is nothing to convert")
-    if model_type != "qwen2_5_vl" or architectures != ["Qwen2_5_VLForConditionalGeneration"]:
-        raise ValueError(
-            f"{path}: it has model_type {model_type!r} and architectures {architectures!r}; only 'qwen2_5_vl' with "
-            "['Qwen2_5_VLForConditionalGeneration'] can be converted"
-        )
-    is_published = "latent_token_id" in raw
-    if is_published and options:
-        raise ValueError(f"{path}: a published 4DThinker checkpoint has its own {', '.join(options)}; leave it out")
-    if "text_config" in raw:
-        raw.pop("vocab_size", None)  # transformers 4.57 writes it twice, and this copy would become wrong
-    if is_published:
-        options = {"latent_size": raw.get("latent_size", PUBLISHED_LATENT_SIZE), "latent_early_end": True}
-    settings = {name: value for name, value in raw.items() if name not in DROPPED_KEYS} | options
-    return FourDThinkerConfig(**settings, architectures=[FourDThinkerForConditionalGeneration.__name__]), is_published
-
-
-def _read_processor(folder: Path, config: FourDThinkerConfig, is_published: bool, instruction: str):
-    if not (folder / "tokenizer_config.json").is_file():  # without it transformers would make an empty tokenizer
-        raise ValueError(f"{folder}: there is no tokenizer_config.json; copy the tokenizer's files from its base")
-    try:
-        base = Qwen2_5_VLProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{folder}: its processor and tokenizer cannot be loaded ({error}); copy both from its base"
-        ) from error
-    if base.chat_template is None:
-        raise ValueError(f"{folder}: there is no chat_template.json or chat_template.jinja; copy it from its base")
-    if is_published:
-        for part in (base.image_processor, base.video_processor):
-            part.size, part.resample = PUBLISHED_SIZE, PILImageResampling.LANCZOS
-    return FourDThinkerProcessor(
-        base.image_processor,
-        base.tokenizer,
-        base.video_processor,
-        base.chat_template,
-        latent_size=config.latent_size,
-        instruction=instruction,
-        **(PUBLISHED_PROCESSOR if is_published else {}),
-    )
 
 
 def _new_name(tensor: str) -> str:
