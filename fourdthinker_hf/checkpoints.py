@@ -1,20 +1,38 @@
 """Finds the files of checkpoints and of the project, and talks to the Hub. No other file does: here the Hub's errors
 are put into words."""
 
+import errno
 import hashlib
 import json
+import logging
+import shutil
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
-from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .configuration_fourdthinker import FourDThinkerConfig
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import FourDThinkerProcessor
+from .published import is_published, read_config, read_processor
+
+logger = logging.getLogger(__name__)
 
 # The files from which transformers 5.23 and 5.24 load a checkpoint, apart from its code.
 LOADED_FILES = (
@@ -35,6 +53,9 @@ LOADED_FILES = (
     "vocab.json",
     "merges.txt",
 )
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the stand-in for a file begins that Git LFS left out
 
 
 def shipped(name: str) -> Path:
@@ -50,51 +71,211 @@ BUNDLED = shipped("checkpoints/4dthinker-tiny")
 # Checkpoints
 
 
-def find_model(model: str | PathLike) -> Path:
-    """The folder of a checkpoint: `model` itself or, for a Hub id, the folder in the Hub's cache to which its files
-    are downloaded. Raises `ValueError` if there is no checkpoint."""
-    folder = Path(model)
-    if not folder.is_dir():
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
-        try:
-            folder = Path(snapshot_download(str(model), allow_patterns=patterns, ignore_patterns=["*/*"]))
-        except (HTTPError, OSError, ValueError) as error:
+def find_model(
+    model: str | PathLike, revision: str | None = None, subfolder: str | None = None, allow_base: bool = False
+) -> Path:
+    """The folder of a 4DThinker checkpoint or of a PEFT adapter: `model` or, for a Hub id, the folder in the Hub's
+    cache to which its files are downloaded. Without a network, a copy in the cache is taken.
+
+    Args:
+        revision: a branch, a tag or a commit of a repository on the Hub.
+        subfolder: the folder within `model` that holds the checkpoint.
+        allow_base: whether it may be a checkpoint of another model.
+
+    Raises `ValueError` that says why there is no such checkpoint with weights, or which subfolders have one. Weights
+    are downloaded only after that.
+    """
+    subfolder = PurePosixPath(subfolder or ".").as_posix()
+    if Path(model).is_dir():
+        if revision is not None:
+            raise ValueError(f"{model}: this is a folder, which has no revision {revision!r}; leave it out")
+        root = Path(model)
+    elif Path(model).exists():
+        raise ValueError(f"{model}: this is a file; give the folder of a checkpoint")
+    else:
+        root = _download(str(model), revision, subfolder, allow_base)
+    names = [
+        path.relative_to(root).as_posix()
+        for name in ("config.json", ADAPTER_CONFIG)
+        for depth in ("", "*/", "*/*/")
+        for path in root.glob(depth + name)
+    ]
+    _check_subfolder(str(model), names, subfolder)
+    folder = root / subfolder
+    for path in sorted(folder.iterdir()):
+        if _is_loaded(path.name) and _is_pointer(path):
             raise ValueError(
-                f"{model}: no checkpoint there. It is no folder, and it cannot be read from the Hub: {explain(error)}"
-            ) from error
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{model}: no checkpoint there, because config.json is missing")
+                f"{path}: this is a Git LFS pointer and not the file itself; run `git lfs pull` in its repository, or "
+                "download the model with `hf download`"
+            )
+    if not allow_base:
+        _check_kind(str(model), folder)
+    _weight_files(folder)
     return folder
 
 
 def load_model(
-    model: str | PathLike, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    model: str | PathLike,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> tuple[FourDThinkerForConditionalGeneration, FourDThinkerProcessor]:
-    """Load a checkpoint and its processor from a folder or the Hub, in evaluation mode on `device` (by default a GPU
-    if there is one). Raises `ValueError` if it is not a 4DThinker checkpoint or has no processor."""
-    folder = find_model(model)
-    if "latent_token_id" not in read_json(folder / "config.json"):
-        raise ValueError(
-            f"{model}: config.json has no latent_token_id, so this is no 4DThinker checkpoint; "
-            "`fourdthinker convert` makes one of a Qwen2.5-VL checkpoint"
-        )
+    """Load a checkpoint and its processor from a folder or the Hub, in evaluation mode.
+
+    The settings of a published 4DThinker that was not converted are converted in memory. A PEFT adapter is loaded with
+    its base and merged into it.
+
+    Args:
+        device: by default a GPU if there is one.
+        dtype: a dtype or one of `DTYPES`; "auto" is that of the weights.
+        revision, subfolder: as in [`find_model`].
+
+    Raises `ValueError` if it is not a 4DThinker checkpoint, has no processor, or cannot be loaded as asked.
+    """
+    device, dtype = check_device(device), check_dtype(dtype)
+    folder = find_model(model, revision, subfolder)
+    base = find_base(folder)
+    network = load_network(base or folder, dtype=dtype)
+    processor = load_processor(folder if base is None or has_processor(folder) else base)
+    if base is not None:
+        network = _merge_adapter(network, folder)
+    return network.to(device).eval(), processor
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, or for None a GPU if there is one. Raises `ValueError` if it cannot be used."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        processor = FourDThinkerProcessor.from_pretrained(folder)
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); cpu always can") from error
+    return device
+
+
+def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """`dtype` itself. Raises `ValueError` if it is a text that is not one of `DTYPES`."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return dtype
+
+
+def load_config(folder: Path) -> FourDThinkerConfig:
+    """The config of the checkpoint in `folder`, which [`find_model`] returned. That of a published 4DThinker that was
+    not converted is converted in memory."""
+    raw = read_json(folder / "config.json")
+    if not is_published(raw):
+        return FourDThinkerConfig.from_pretrained(folder)
+    logger.warning(
+        "%s is a published 4DThinker. Its settings are converted in memory, without the instruction that its "
+        "questions ended with; `fourdthinker convert` can add that and writes a folder that transformers loads.",
+        folder,
+    )
+    return read_config(raw, folder / "config.json")
+
+
+def load_network(folder: Path, **kwargs) -> FourDThinkerForConditionalGeneration:
+    """The model in `folder`, which [`find_model`] returned. Other arguments go to `from_pretrained`."""
+    return FourDThinkerForConditionalGeneration.from_pretrained(folder, config=load_config(folder), **kwargs)
+
+
+def load_processor(folder: Path) -> FourDThinkerProcessor:
+    """The processor in `folder`. That of a published 4DThinker that was not converted gets the settings of its
+    training. Raises `ValueError` if it cannot be loaded."""
+    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if is_published(raw):
+        return read_processor(folder, read_config(raw, folder / "config.json"), True)
+    try:
+        return FourDThinkerProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model}: its processor cannot be loaded: {error}") from error
-    network = FourDThinkerForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+        raise ValueError(f"{folder}: its processor cannot be loaded: {error}") from error
+
+
+def has_processor(folder: Path) -> bool:
+    return (folder / "processor_config.json").is_file()
+
+
+def find_base(folder: Path) -> Path | None:
+    """The folder of the checkpoint that the adapter in `folder` changes, or None if it holds no adapter. Raises
+    `ValueError` if that checkpoint is not there."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    settings = read_json(folder / ADAPTER_CONFIG)
+    if not (name := settings.get("base_model_name_or_path")):
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: it names no base model; write it to base_model_name_or_path")
+    try:
+        base = find_model(name, settings.get("revision"))
+    except ValueError as error:
+        raise ValueError(f"{folder}: this is an adapter, whose base model cannot be found: {error}") from error
+    if (base / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder}: this is an adapter of the adapter {base}; merge that first")
+    return base
+
+
+def _merge_adapter(network: FourDThinkerForConditionalGeneration, folder: Path):
+    from peft import PeftModel  # in the extra "train"
+
+    try:
+        merged = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    except (RuntimeError, KeyError, ValueError) as error:  # other shapes, other layers
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder}: the adapter does not fit its base model: {reason}") from error
+    if (folder / "config.json").is_file():  # training measures the mean of the latents
+        merged.config.latent_mean = load_config(folder).latent_mean
+    return merged
 
 
 def model_hash(folder: Path) -> str:
-    """SHA-256 of the names and contents of the files from which a checkpoint is loaded."""
+    """SHA-256 of the names and contents of the files from which a checkpoint is loaded: of an adapter, its own and
+    those of its base."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if any(fnmatch(path.name, pattern) for pattern in LOADED_FILES):
+        if _is_loaded(path.name):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+    if (base := find_base(folder)) is not None:
+        digest.update(model_hash(base).encode())
     return digest.hexdigest()
+
+
+def _check_kind(model: str, folder: Path) -> None:
+    """Raise a `ValueError` if the config.json in `folder` is that of another model."""
+    raw = read_json(folder / "config.json") if not (folder / ADAPTER_CONFIG).is_file() else None
+    if raw is not None and "latent_token_id" not in raw:
+        raise ValueError(
+            f"{model}: config.json has no latent_token_id, so this is no 4DThinker checkpoint; `fourdthinker convert` "
+            "makes one of a Qwen2.5-VL checkpoint"
+        )
+
+
+def _is_loaded(name: str) -> bool:
+    return name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) or any(fnmatch(name, pattern) for pattern in LOADED_FILES)
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > 1024:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _check_subfolder(model: str, names: Iterable[str], subfolder: str) -> None:
+    """Raise a `ValueError` with the choices unless one of the files `names` makes `subfolder` a checkpoint."""
+    paths = [PurePosixPath(name) for name in names]
+    found = {path.parent.as_posix() for path in paths if path.name in ("config.json", ADAPTER_CONFIG)}
+    if subfolder in found:
+        return
+    where = f"in its folder {subfolder}" if subfolder != "." else "in its uppermost folder"
+    reason = f"{model}: there is no checkpoint {where}, because config.json is missing there"
+    if choices := sorted(found - {"."}):
+        reason += f"; choose one with subfolder: {', '.join(choices)}"
+    elif "." in found:
+        reason += "; it has one in its uppermost folder: leave subfolder out"
+    raise ValueError(reason)
 
 
 def read_json(path: Path) -> dict:
@@ -107,22 +288,8 @@ def read_json(path: Path) -> dict:
 def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
     """`{file: {tensor: shape}}` of the weights that transformers would load. Raises `ValueError` if files are missing
     or damaged."""
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        names = [SAFE_WEIGHTS_NAME]
-    elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        names = sorted(set(read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
-    else:
-        raise ValueError(
-            f"{folder}: there is no {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}; pickled weights are not read; "
-            "save them as safetensors"
-        )
-    if missing := set(names) - {path.name for path in folder.glob("*.safetensors")}:
-        raise ValueError(
-            f"{folder / SAFE_WEIGHTS_INDEX_NAME}: it names {', '.join(sorted(missing))}, which is not there; get that "
-            "again"
-        )
     shapes = {}
-    for name in names:
+    for name in _weight_files(folder):
         try:
             with safe_open(folder / name, "pt") as file:  # compares the length of the file with its header
                 shapes[name] = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}
@@ -131,7 +298,87 @@ def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
     return shapes
 
 
+def _weight_files(folder: Path) -> list[str]:
+    """The names of the weights that transformers, or PEFT for an adapter, would load. Raises `ValueError` if there are
+    none, or if one is missing."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            raise ValueError(f"{folder}: there is no {ADAPTER_WEIGHTS} beside {ADAPTER_CONFIG}; get it again")
+        return [ADAPTER_WEIGHTS]
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [SAFE_WEIGHTS_NAME]
+    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise ValueError(
+            f"{folder}: it has no weights, because there is no {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}; "
+            "pickled weights are not read; save them as safetensors"
+        )
+    names = sorted(set(read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
+    if missing := set(names) - {path.name for path in folder.glob("*.safetensors")}:
+        raise ValueError(
+            f"{folder / SAFE_WEIGHTS_INDEX_NAME}: it names {', '.join(sorted(missing))}, which is not there; get that "
+            "again"
+        )
+    return names
+
+
 # The Hub
+
+
+def _download(repo_id: str, revision: str | None, subfolder: str, allow_base: bool) -> Path:
+    """Download the files of the checkpoint in `subfolder`, and return the folder of the repository's copy."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id}: there is no such folder, and a name on the Hub is OWNER/NAME") from error
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+    except (HTTPError, OSError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 503
+        if status < 500 and status != 429:
+            raise ValueError(
+                f"{repo_id}: there is no such folder, and on the Hub: {explain(error, repo_id, revision)}"
+            ) from error
+        return _find_in_cache(repo_id, revision, subfolder, error)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    _check_subfolder(repo_id, sizes, subfolder)
+    paths = {name: PurePosixPath(name) for name in sizes}
+    wanted = [name for name, path in paths.items() if path.parent.as_posix() == subfolder and _is_loaded(path.name)]
+    configs = [name for name in wanted if paths[name].name in ("config.json", ADAPTER_CONFIG)]
+    missing = [name for name in wanted if not try_to_load_from_cache(repo_id, name, revision=info.sha)]
+    _check_space(repo_id, sum(sizes[name] for name in missing))
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=configs))
+        if not allow_base:
+            _check_kind(repo_id, folder / subfolder)
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"{repo_id}: the download failed: {explain(error, repo_id, revision)}") from error
+
+
+def _find_in_cache(repo_id: str, revision: str | None, subfolder: str, error: Exception) -> Path:
+    """The copy of a repository that was downloaded before. `error` is why the Hub cannot be asked."""
+    prefix = "" if subfolder == "." else f"{subfolder}/"
+    patterns = [f"{prefix}{name}" for name in (*LOADED_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        folders = sorted(Path(constants.HF_HUB_CACHE).glob("models--*"))
+        cached = ", ".join(folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders[:10])
+        version = f" in revision {revision}" if revision else ""
+        raise ValueError(
+            f"{repo_id}: there is no such folder. {explain(error)}. The local cache {constants.HF_HUB_CACHE} has no "
+            f"complete copy of it{version}; it has {cached or 'no model'}"
+        ) from error
+
+
+def _check_space(repo_id: str, num_bytes: int) -> None:
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{repo_id}: {num_bytes / 1e9:.1f} GB are to be downloaded, but the disk of {cache} has {free / 1e9:.1f} "
+            "GB free; make room, or set HF_HOME to a folder on another disk"
+        )
 
 
 def read_card_text(repo_id: str) -> str:
@@ -179,8 +426,13 @@ def upload_folder(
     return str(url)
 
 
-def explain(error: Exception) -> str:
-    """What an error of huggingface_hub means and what to do, in one line."""
+def explain(error: Exception, repo_id: str | None = None, revision: str | None = None) -> str:
+    """What an error of huggingface_hub means and what to do, in one line. `repo_id` and `revision` are those of what
+    was asked for."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "the Hub is not asked, because HF_HUB_OFFLINE is set"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {constants.HF_HUB_CACHE} is full; make room, or set HF_HOME to a folder on another disk"
     if not isinstance(error, HfHubHTTPError):
         if isinstance(error, HTTPError):
             return f"the Hub cannot be reached, or the connection broke ({error}); repeat the command to continue"
@@ -192,9 +444,19 @@ def explain(error: Exception) -> str:
         error, RepositoryNotFoundError
     ):  # the Hub's answer is the same for a private repository and for none
         return f"there is no such repository, or it is private: {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}; it has {_list_revisions(repo_id)}, and the commits on its page"
     status = error.response.status_code
     if status == 401:
         return "the token is not valid: log in (`hf auth login`) or set HF_TOKEN"
     if status == 403:
         return "the token may not write there: make one with write access to that account"
     return f"the answer is {status}: {error.server_message or error}"
+
+
+def _list_revisions(repo_id: str) -> str:
+    try:
+        refs = HfApi().list_repo_refs(repo_id)
+    except (HTTPError, OSError):
+        return "those on its page"
+    return ", ".join(ref.name for ref in (*refs.branches, *refs.tags))

@@ -14,8 +14,19 @@ from typing import Annotated
 import typer
 
 TRAINING_PACKAGES = ("accelerate", "datasets", "deepspeed", "peft", "trl")  # of the extra "train"
-MODEL_HELP = "Folder or Hub id of the model. By default it is the bundled checkpoint."
 MAX_NEW_TOKENS_HELP = "A reply is cut after this many tokens."
+
+# What every command that loads a model takes.
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub id of the model or of a PEFT adapter. By default it is the bundled checkpoint."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Subfolder = Annotated[str | None, typer.Option(help="Folder within the model's repository that holds the checkpoint.")]
+Dtype = Annotated[str, typer.Option(help="auto (that of the weights), float32, bfloat16 or float16.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or another device of PyTorch. By default it is a GPU if there is one.")
+]
 
 app = typer.Typer(
     help="Answer questions about videos with a model that reasons with latent mental images.", no_args_is_help=True
@@ -72,7 +83,11 @@ def ask(
     ] = None,
     start: Annotated[float | None, typer.Option(help="Show the model the video from this second on.")] = None,
     end: Annotated[float | None, typer.Option(help="Show the model the video up to this second.")] = None,
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    model: Model = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help=MAX_NEW_TOKENS_HELP)] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -82,7 +97,7 @@ def ask(
         from .qa import VideoQA, check_question
 
         options = check_question(question, option)
-        qa = VideoQA.from_pretrained(model or BUNDLED)
+        qa = VideoQA.from_pretrained(model or BUNDLED, device, dtype, revision, subfolder)
         answer = qa.ask(video, question, options, start=start, end=end, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(_answer_json(answer, options)) if as_json else _answer_text(answer, options))
 
@@ -207,7 +222,10 @@ def evaluate(
     out: Annotated[
         Path, typer.Option(help="Folder to write predictions.jsonl and the reports to. A run that stopped is resumed.")
     ],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    model: Model = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of questions to answer at the same time.")] = 32,
     probe: Annotated[
         str,
@@ -234,6 +252,9 @@ def evaluate(
             dtype=dtype,
             missing=missing,
             max_new_tokens=max_new_tokens,
+            revision=revision,
+            subfolder=subfolder,
+            device=device,
         )
     if report:  # only the main process has one
         typer.echo(format_table(report["table"]))
@@ -265,7 +286,10 @@ def report(
 def maps(
     benchmark: Annotated[Path, typer.Option(help="JSONL file of simulated records.")],
     out: Annotated[Path, typer.Option(help="Folder to write maps.json to.")],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    model: Model = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    device: Device = None,
     num: Annotated[int, typer.Option(min=2, help="Number of records to use.")] = 100,
     source: Annotated[
         str,
@@ -280,7 +304,9 @@ def maps(
         from .checkpoints import BUNDLED
         from .evaluation.imagery_maps import score_maps
 
-        typer.echo(json.dumps(score_maps(str(model or BUNDLED), str(benchmark), str(out), num, source), indent=1))
+        place = {"revision": revision, "subfolder": subfolder, "device": device}
+        scores = score_maps(str(model or BUNDLED), str(benchmark), str(out), num, source, **place)
+        typer.echo(json.dumps(scores, indent=1))
 
 
 @app.command(name="filter")
@@ -289,7 +315,11 @@ def filter_command(
     out: Annotated[
         Path, typer.Option(help="JSONL file to write the kept records to. The counts are written beside it.")
     ],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    model: Model = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
     samples: Annotated[int, typer.Option(min=2, help="Number of replies to sample for each question.")] = 8,
     temperature: Annotated[
         float, typer.Option(min=0.01, help="Temperature of the sampling. Use that of the training to come.")
@@ -307,7 +337,18 @@ def filter_command(
         from .training.filter_records import filter_records
 
         summary, left_out = filter_records(
-            records, out, str(model or BUNDLED), samples, temperature, batch_size, max_new_tokens, seed
+            records,
+            out,
+            str(model or BUNDLED),
+            samples,
+            temperature,
+            batch_size,
+            max_new_tokens,
+            seed,
+            revision=revision,
+            subfolder=subfolder,
+            dtype=dtype,
+            device=device,
         )
         typer.echo(summary)
     name_left_out(left_out)
@@ -342,6 +383,8 @@ def convert(
         str, typer.Argument(help="Folder or Hub id of a Qwen2.5-VL base or a published 4DThinker checkpoint.")
     ],
     dest: Annotated[Path, typer.Argument(help="Folder to write.")],
+    revision: Revision = None,
+    subfolder: Subfolder = None,
     instruction: Annotated[
         Path | None, typer.Option(help="Text file. Every question that the model is asked ends with its text.")
     ] = None,
@@ -357,7 +400,7 @@ def convert(
     with one_line_errors():
         from .hub.convert import convert as run
 
-        line = run(source, dest, instruction, latent_size=latent_size, compress_strategy=compress_strategy)
+        line = run(source, dest, instruction, latent_size, compress_strategy, revision, subfolder)
     typer.echo(line)
 
 

@@ -97,9 +97,16 @@ class VideoQA:
         self._clips_lock, self._clip_cache_bytes = threading.Lock(), clip_cache_bytes
 
     @classmethod
-    def from_pretrained(cls, model: str | PathLike = BUNDLED, device: str | torch.device | None = None) -> "VideoQA":
+    def from_pretrained(
+        cls,
+        model: str | PathLike = BUNDLED,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> "VideoQA":
         """Loads a checkpoint as [`load_model`] does."""
-        return cls(*load_model(model, device))
+        return cls(*load_model(model, device, dtype, revision, subfolder))
 
     def ask(
         self, video: str | PathLike | Clip, question: str, options: Sequence[str] | None = None, **kwargs

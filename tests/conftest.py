@@ -16,7 +16,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from init_model import make_config, make_processor, make_tokenizer
+from local_hub import LocalHub
 from transformers import LogitsProcessor
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
@@ -129,3 +131,23 @@ def script():
         qa.model.generate = scripted
 
     return force
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(hub_server, monkeypatch):
+    """The local server, empty. This process uses it as the Hub, with the token of `me`."""
+    hub_server.repositories.clear()
+    hub_server.stored.clear()
+    hub_server.log.clear()
+    template = f"{hub_server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub_server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_local")
+    return hub_server

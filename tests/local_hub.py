@@ -27,6 +27,8 @@ PREFIXES = {"": "model", "datasets/": "dataset", "spaces/": "space"}
 class Repository:
     owner: str
     private: bool
+    gated: bool = False  # its list of files is public, its files are its owner's alone
+    tags: dict[str, str] = field(default_factory=dict)  # name: id of a commit
     # each an id and {path: (blob id, content)}
     commits: list[tuple[str, dict[str, tuple[str, bytes]]]] = field(default_factory=lambda: [("0" * 40, {})])
 
@@ -67,6 +69,15 @@ class LocalHub:
         self.server.should_exit = self.server.force_exit = True
         self.thread.join()
 
+    def add(self, name: str, files: dict[str, bytes], kind: str = "model", **settings) -> None:
+        """Makes a repository of the user in `name`, or commits `files` to the one that is there."""
+        new = Repository(name.split("/")[0], settings.pop("private", False))
+        found = self.repositories.setdefault((kind, name), new)
+        for setting, value in settings.items():
+            setattr(found, setting, value)
+        rows = {path: (hashlib.sha1(content).hexdigest(), content) for path, content in files.items()}
+        found.commits.append((hashlib.sha1(repr(sorted(rows)).encode()).hexdigest(), found.commits[-1][1] | rows))
+
     def hold(self) -> None:
         self.held.clear()
         self._hold = True
@@ -96,7 +107,7 @@ class LocalHub:
     @staticmethod
     def _commit(found: Repository, revision: str) -> tuple[str, dict]:
         for number, files in reversed(found.commits):
-            if revision in ("main", number):
+            if revision in ("main", number) or found.tags.get(revision) == number:
                 return number, files
         raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
 
@@ -152,8 +163,15 @@ class LocalHub:
         def info(request: Request, kinds: str, owner: str, name: str, revision: str = "main"):
             found = self._open(request, kinds[:-1], f"{owner}/{name}")
             number, files = self._commit(found, revision)
-            siblings = [{"rfilename": path} for path in files]
+            siblings = [{"rfilename": path, "size": len(content)} for path, (_, content) in files.items()]
             return {"id": f"{owner}/{name}", "sha": number, "private": found.private, "siblings": siblings, "tags": []}
+
+        @app.get("/api/{kinds}/{owner}/{name}/refs")
+        def refs(request: Request, kinds: str, owner: str, name: str):
+            found = self._open(request, kinds[:-1], f"{owner}/{name}")
+            branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": found.commits[-1][0]}]
+            tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": to} for tag, to in found.tags.items()]
+            return {"branches": branches, "tags": tags, "converts": []}
 
         @app.get("/api/{kinds}/{owner}/{name}/tree/{revision}")
         @app.get("/api/{kinds}/{owner}/{name}/tree/{revision}/{path:path}")
@@ -241,6 +259,8 @@ class LocalHub:
             def answer(request: Request, owner: str, name: str, revision: str, path: str):
                 found = self._open(request, kind, f"{owner}/{name}")
                 number, files = self._commit(found, revision)
+                if found.gated and self._user(request) != found.owner:
+                    raise Refusal(403, "GatedRepo", "Access to this repository is restricted")
                 if path not in files:
                     refusal = Refusal(404, "EntryNotFound", "Entry not found")
                     refusal.response.headers["X-Repo-Commit"] = number

@@ -212,7 +212,9 @@ def write_report(
     body = [f"<h2>{title}</h2>{charts.get(title, '')}{html_table(table)}" for title, table in tables.items()]
     if num_failures:
         settings = runs[0].settings
-        records, qa = load_benchmark(settings["benchmark"], refused=[]), VideoQA.from_pretrained(settings["model"])
+        records = load_benchmark(settings["benchmark"], refused=[])
+        place = {name: settings.get(name) for name in ("revision", "subfolder")}
+        qa = VideoQA.from_pretrained(settings["model"], **place)
         body.append(f"<h2>Wrong answers of which {html.escape(runs[0].name)} was most certain</h2>")
         body.append(wrong_answers_html(runs[0], records, qa, num_failures))
     out.parent.mkdir(parents=True, exist_ok=True)

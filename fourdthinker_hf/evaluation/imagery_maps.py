@@ -21,7 +21,16 @@ from ..imagery import best_step, similarity_maps, video_features
 
 
 def score_maps(
-    model: str, benchmark: str, out: str, num: int = 100, source: str = "model", batch_size: int = 32, seed: int = 0
+    model: str,
+    benchmark: str,
+    out: str,
+    num: int = 100,
+    source: str = "model",
+    batch_size: int = 32,
+    seed: int = 0,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    device: str | None = None,
 ) -> dict:
     """Score the maps of the first `num` records of `benchmark` that have imagery, and write `out/maps.json`.
 
@@ -30,6 +39,7 @@ def score_maps(
         benchmark: JSONL file of records that `simulate` wrote.
         source: "model" scores the latents that the model generates, "targets" those of the true target frames.
         seed: of the bootstrap.
+        revision, subfolder, device: as in [`load_model`].
 
     Returns three scores, each a mean over mental images: `mass` (the share of the positive part of the map inside the
     object's mask), `best_step` (the most similar step is the target's) and `near_step` (it is at most one step from
@@ -39,7 +49,7 @@ def score_maps(
     """
     if source not in ("model", "targets"):
         raise ValueError(f"source must be 'model' or 'targets', got {source!r}")
-    network, processor = load_model(model, dtype="float32")
+    network, processor = load_model(model, device, "float32", revision, subfolder)
     records = [record for record in read_records(benchmark) if record.imagery][:num]
     cases = []
     for first in range(0, len(records), batch_size):
@@ -50,7 +60,7 @@ def score_maps(
     result = {"source": source, "num": len(cases), **scores}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    run = {"model": str(model), "benchmark": str(benchmark)}
+    run = {"model": str(model), "revision": revision, "subfolder": subfolder, "benchmark": str(benchmark)}
     (folder / "maps.json").write_text(json.dumps({**run, **result}, indent=1))
     return result
 

@@ -21,7 +21,7 @@ from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 # Settings that say where a thing is. A resumed run may find it elsewhere: its content is compared by its hash.
-PATH_SETTINGS = ("model", "benchmark")
+PATH_SETTINGS = ("model", "revision", "subfolder", "benchmark")
 
 
 class DistributedState:

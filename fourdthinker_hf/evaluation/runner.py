@@ -25,7 +25,7 @@ from transformers import BatchFeature
 
 from ..answers import judge, match_option, parse
 from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, likeliest_option, open_clip
-from ..checkpoints import find_model, load_model, model_hash
+from ..checkpoints import check_device, find_model, load_model, model_hash
 from ..data.records import Record
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
@@ -47,6 +47,9 @@ def evaluate(
     dtype: str = "float32",
     missing: str = "count",
     max_new_tokens: int = 256,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    device: str | None = None,
 ) -> dict | None:
     """Evaluate a checkpoint on a benchmark.
 
@@ -64,6 +67,8 @@ def evaluate(
             wrong and is listed; the next call asks it again if the file is there. With "refuse" the first two end the
             run before anything is loaded, and an unreadable file ends it when it is met.
         max_new_tokens: the limit of a reply.
+        revision, subfolder: of the model, as in [`find_model`].
+        device: where one process runs; by default a GPU if there is one. Several processes choose theirs.
 
     Raises `ValueError` for an argument that cannot be used.
     """
@@ -76,9 +81,17 @@ def evaluate(
     if missing == "refuse":
         _refuse_missing(records)
     distributed = DistributedState()
-    folder = find_model(model)
+    if device is not None:
+        if distributed.world_size > 1:
+            raise ValueError(
+                f"device {device}: each of {distributed.world_size} processes chooses its own; leave it out"
+            )
+        distributed.device = check_device(device)
+    folder = find_model(model, revision, subfolder)
     settings = {
         "model": str(model),
+        "revision": revision,
+        "subfolder": subfolder,
         "model_sha256": model_hash(folder),
         "benchmark": str(benchmark),
         "questions_sha256": questions_hash(records),

@@ -247,7 +247,8 @@ def save_figures(
         files[f"{_slug(row['benchmark'])}.{row['probe']}.json"] = row
     for path in maps:
         row = json.loads(Path(path).read_text())
-        if model_hash(find_model(row["model"])) != weights:
+        place = {name: row.pop(name, None) for name in ("revision", "subfolder")}
+        if model_hash(find_model(row["model"], **place)) != weights:
             raise ValueError(f"{path}: the maps are of other weights than those in {folder}; test these")
         kept = {key: value for key, value in row.items() if key not in ("model", "benchmark")}
         files[f"maps.{row['source']}.json"] = {"model_sha256": weights, **kept}

@@ -16,8 +16,7 @@ from transformers import GenerationConfig
 
 from ..answers import judge
 from ..batch_inference import generate_with, open_clip, prefill_prompts, trim_reply
-from ..checkpoints import find_model, load_model, model_hash
-from ..configuration_fourdthinker import FourDThinkerConfig
+from ..checkpoints import check_device, check_dtype, find_base, find_model, load_model, model_hash, read_json
 from ..data.records import RecordError, RecordFiles, write_records
 
 
@@ -30,16 +29,23 @@ def filter_records(
     batch_size: int = 8,
     max_new_tokens: int = 512,
     seed: int = 0,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
 ) -> tuple[str, list[str]]:
     """Writes to the JSONL file `out` those of `records` for which at least one of `samples` replies of `model` (folder
     or Hub id) is right and at least one is wrong. The counts of all records go to `out` with the ending
     `.counts.jsonl`.
 
-    `batch_size` is in questions. Returns a line that says how many were kept, and for each record that cannot be
-    trained on or whose video cannot be read, a message with file, line and reason. Raises `ValueError` if there is no
-    usable record, for a model with `forget_video`, and for an `out` that belongs to another filter run.
+    `batch_size` is in questions; `revision`, `subfolder`, `dtype` and `device` are as in [`load_model`]. Returns a
+    line that says how many were kept, and for each record that cannot be trained on or whose video cannot be read, a
+    message with file, line and reason. Raises `ValueError` if there is no usable record, for a model with
+    `forget_video`, and for an `out` that belongs to another filter run.
     """
-    _refuse_forget_video(model)
+    check_device(device), check_dtype(dtype)
+    folder = find_model(model, revision, subfolder)
+    _refuse_forget_video(model, folder)
     out = Path(out)
     files = RecordFiles([records])
     questions, locations, left_out = [], [], []
@@ -52,7 +58,7 @@ def filter_records(
     if not questions:
         raise ValueError("; ".join([f"{records} has no record that can be used", *left_out]))
     settings = {
-        "model_sha256": model_hash(find_model(model)),
+        "model_sha256": model_hash(folder),
         "samples": samples,
         "temperature": temperature,
         "batch_size": batch_size,
@@ -65,7 +71,7 @@ def filter_records(
     batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
     unfinished = [batch for batch in batches if not all(number in counts for number in batch)]
     if unfinished:
-        network, processor = load_model(model)
+        network, processor = load_model(folder, device, dtype)
     for batch in tqdm(unfinished, unit="batch", disable=None):
         found, clips = {}, {}
         for number in batch:
@@ -96,14 +102,9 @@ def filter_records(
     return line + (f", {len(left_out)} cannot be used" if left_out else ""), left_out
 
 
-def _refuse_forget_video(model: str) -> None:
-    """Raises `ValueError` for a model with `forget_video`. Reads only its config.json. A model without one is left to
-    `find_model`, which says what is missing."""
-    try:
-        config, _ = FourDThinkerConfig.get_config_dict(model)
-    except OSError:
-        return
-    if config.get("forget_video"):
+def _refuse_forget_video(model: str, folder: Path) -> None:
+    """Raises `ValueError` for a model with `forget_video`. Reads only its config.json."""
+    if read_json((find_base(folder) or folder) / "config.json").get("forget_video"):
         raise ValueError(
             f"{model}: config.json has forget_video, and the replies of such a model cannot be sampled in groups. "
             "Filter with the checkpoint that 4DRL starts from, one without forget_video"

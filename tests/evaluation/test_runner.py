@@ -473,7 +473,7 @@ def test_what_is_no_checkpoint(tiny_folder, questions, tmp_path):
             evaluate(str(model), str(questions), str(tmp_path / "out"))
 
     model = tmp_path / "model"
-    refused("no checkpoint there. It is no folder, and it cannot be read from the Hub")
+    refused("model: there is no such folder, and a name on the Hub is OWNER/NAME")
     shutil.copytree(tiny_folder, model)
     (model / "processor_config.json").unlink()
     refused("its processor cannot be loaded")
@@ -481,7 +481,7 @@ def test_what_is_no_checkpoint(tiny_folder, questions, tmp_path):
     shutil.rmtree(tmp_path / "out")
     refused("no latent_token_id")
     (model / "config.json").unlink()
-    refused("no checkpoint there")
+    refused("no checkpoint in its uppermost folder, because config.json is missing")
 
 
 def test_unknown_settings(tiny_folder, questions, tmp_path):

@@ -104,26 +104,6 @@ def evaluated(checkpoint, outputs) -> Path:
     return checkpoint
 
 
-@pytest.fixture(scope="module")
-def server():
-    with LocalHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch):
-    """The local server, empty. This process uses it as the Hub, with the token of `me`."""
-    server.repositories.clear()
-    server.stored.clear()
-    server.log.clear()
-    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", "hf_local")
-    return server
-
-
 # Cards
 
 
@@ -447,7 +427,7 @@ def test_a_private_repository_with_and_without_a_token(checkpoint, hub, tmp_path
         ("", "there is no such repository, or it is private: log in"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(ValueError, match=f"me/hidden: no checkpoint there. .* from the Hub: {words}"):
+        with pytest.raises(ValueError, match=f"me/hidden: there is no such folder, and on the Hub: {words}"):
             find_model("me/hidden")
     for arguments in (("convert", "me/hidden", tmp_path / "dest"), ("ask", clip, "Where?", "--model", "me/hidden")):
         refused(run(*arguments), "me/hidden", "`hf auth login`", "HF_TOKEN")

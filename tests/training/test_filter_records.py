@@ -99,13 +99,10 @@ def test_bad_records_are_left_out_and_named_and_the_others_are_filtered(tiny_fol
 
 
 def test_a_model_with_forget_video_is_refused_before_anything_is_loaded(tiny_folder, questions, tmp_path, monkeypatch):
-    """Its config.json is all that is read: the folder holds nothing else."""
-    folder = tmp_path / "forgets"
-    folder.mkdir()
-    shutil.copy(tiny_folder / "config.json", folder)
+    folder = shutil.copytree(tiny_folder, tmp_path / "forgets")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"forget_video": True}))
-    for name in ("RecordFiles", "find_model", "model_hash", "load_model"):
+    for name in ("RecordFiles", "model_hash", "load_model"):
         monkeypatch.setattr(filter_records, name, lambda *args, name=name: pytest.fail(f"{name} was called"))
     result = run(folder, questions, tmp_path / "out.jsonl")
     assert result.exit_code == 2 and "config.json has forget_video" in result.output
