@@ -5,7 +5,8 @@ layered scenes. train/tiny/make.py has this command and those around it.
 
 The tower is transformers' own for Qwen2.5-VL, with a small configuration; a temporal patch holds the two frames of a
 pair, `PAIR_SECONDS` apart. From each merged feature a linear layer reads, for its four patches, the optical flow, the
-flow that a still camera would see, whether something moves there by itself, and the colour and kind of what is there.
+flow that a still camera would see, how fast what is there grows on screen, whether it moves by itself, and its colour
+and kind.
 
 Three things let it learn within minutes. The first layers start as what an estimate of motion is made of: the patch
 embedding has low-frequency waves of the two frames' mean and difference, the first SwiGLU has their products (a flow
@@ -37,7 +38,8 @@ PAIR_SECONDS = 0.2
 SIZES = [(84, 168), (112, 140), (112, 112), (140, 112), (168, 84)]  # (height, width), as the processor makes them
 SIZE_SHARES = [0.4, 0.2, 0.15, 0.1, 0.15]
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-HEADS = {"flow": 2, "own": 2, "moves": 1, "colour": len(COLOURS) + 1, "kind": len(KINDS) + 1}
+HEADS = {"flow": 2, "own": 2, "growth": 1, "moves": 1, "colour": len(COLOURS) + 1, "kind": len(KINDS) + 1}
+SMALL = {"flow": 0.3, "own": 0.3, "growth": 0.01}  # pixels; logarithm of a factor
 EASY = 0.3  # share of the steps in which motions get faster and pictures worse
 TEXTURES = 400
 RARE = 8.0  # how much more a patch counts in which something moves, or is, than one of the background
@@ -158,8 +160,8 @@ class Pairs(IterableDataset):
         middles = [(np.arange(count) + 0.5) * PATCH for count in (columns, rows)]
         points = np.stack(np.meshgrid(*middles), -1).reshape(-1, 2)
         shown = clip.shown[0]
-        flow, moves = optical_flow(scene, shown, *clip.times, points)
-        own, _ = optical_flow(scene, shown, *clip.times, points, camera_stays=True)
+        flow, moves, growth = optical_flow(scene, shown, *clip.times, points)
+        own = optical_flow(scene, shown, *clip.times, points, camera_stays=True).flow
         what = shown[points[:, 1].astype(int), points[:, 0].astype(int)].astype(int) - FIRST_MOVER
         colour, kind = np.zeros(len(points), np.int64), np.zeros(len(points), np.int64)
         for index, mover in enumerate(scene.movers):
@@ -168,7 +170,7 @@ class Pairs(IterableDataset):
         if scene.look.grey or abs(scene.look.gain - 0.9) > 0.3:
             colour[colour > 0] = -100  # not to be told
         frames = clip.frames
-        labels = {"flow": flow, "own": own, "moves": moves, "colour": colour, "kind": kind}
+        labels = {"flow": flow, "own": own, "growth": growth, "moves": moves, "colour": colour, "kind": kind}
         grids = {name: values.reshape(rows, columns, *values.shape[1:]) for name, values in labels.items()}
         return {"frames": torch.from_numpy(frames)} | {
             name: torch.as_tensor(grid, dtype=torch.int64 if grid.dtype == np.int64 else torch.float32)
@@ -176,9 +178,9 @@ class Pairs(IterableDataset):
         }
 
 
-def squash(flow: torch.Tensor) -> torch.Tensor:
-    """Pixels to a scale on which small motions count as much as large ones."""
-    return flow.sign() * (flow.abs().clamp(max=60) / 0.3).log1p()
+def squash(motion: torch.Tensor, small: float = SMALL["flow"]) -> torch.Tensor:
+    """To a scale on which small motions count as much as large ones; it is linear below `small`."""
+    return motion.sign() * (motion.abs().clamp(max=200 * small) / small).log1p()
 
 
 def to_patches(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,6 +224,8 @@ class Reader(torch.nn.Module):
 def losses(told: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
     truth = {name: to_features(batch[name]) for name in HEADS}
     loss = 4 * F.smooth_l1_loss(told["flow"], squash(truth["flow"]), beta=0.3)
+    growth = squash(truth["growth"], SMALL["growth"])
+    loss = loss + 2 * F.smooth_l1_loss(told["growth"][..., 0], growth, beta=0.3)
     own = F.smooth_l1_loss(told["own"], squash(truth["own"]), beta=0.3, reduction="none").mean(-1)
     loss = loss + 2 * (own * (1 + RARE * truth["moves"])).mean()
     weight = torch.tensor(RARE)
@@ -236,8 +240,9 @@ def losses(told: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> tor
 
 @torch.no_grad()
 def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """R2 of the flow, and of the own flow where something moves (both squashed); share of flows above half a pixel
-    that are within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something is."""
+    """R2 of the flow, of the own flow where something moves, and of the growth (all squashed); share of flows above half
+    a pixel that are within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something
+    is."""
     tower.eval()
     told, truth = [], []
     for batch in batches:
@@ -247,9 +252,9 @@ def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str,
     told = {name: torch.cat([part[name] for part in told]) for name in HEADS}
     truth = {name: torch.cat([part[name] for part in truth]) for name in HEADS}
     found = {}
-    for name, where in (("flow", slice(None)), ("own", truth["moves"] > 0.5)):
-        target = squash(truth[name])[where]
-        found[f"{name}_r2"] = 1 - ((told[name][where] - target) ** 2).mean() / target.var()
+    for name, where in (("flow", slice(None)), ("own", truth["moves"] > 0.5), ("growth", slice(None))):
+        target = squash(truth[name], SMALL[name])[where]
+        found[f"{name}_r2"] = 1 - ((told[name].view_as(truth[name])[where] - target) ** 2).mean() / target.var()
     large = truth["flow"].abs().amax(-1) > 0.5
     near = F.cosine_similarity(told["flow"][large], squash(truth["flow"])[large], dim=-1) > 0.7071
     found["within_45"] = near.float().mean()
@@ -283,7 +288,7 @@ def main(
     workers: int = 1,
     bf16: Annotated[
         bool, typer.Option(help="Autocast: twice as fast on some processors, far slower on others")
-    ] = True,
+    ] = False,
     evaluate_every: int = 1000,
 ) -> None:
     """Write OUT/tower.safetensors after STEPS batches."""

@@ -11,6 +11,7 @@ World: x to the right, y down, z ahead of the camera at its first pose; the unit
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -656,16 +657,25 @@ def _spoil(scene: Scene, frames: np.ndarray, times: np.ndarray) -> np.ndarray:
 # Truth
 
 
+class DenseMotion(NamedTuple):
+    """Motion at `n` points of a picture: `flow` (n, 2) in pixels; `moves` (n,) bool, whether what is seen there moves
+    by itself; `growth` (n,), the logarithm of how much larger it gets on screen."""
+
+    flow: np.ndarray
+    moves: np.ndarray
+    growth: np.ndarray
+
+
 def optical_flow(
     scene: Scene, shown: np.ndarray, start: float, end: float, points: np.ndarray, camera_stays: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Exact flow (n, 2) in pixels of picture `points` (n, 2) from `start` to `end`, and whether each shows something
-    that moves by itself, (n,). `shown` (H, W) is the rendering's at `start`. The flow of a cut-out is its body's: its
-    limbs move besides. With `camera_stays` it is the flow for a camera that stays as it is at `start`."""
+) -> DenseMotion:
+    """Exact motion from `start` to `end` at picture `points` (n, 2). `shown` (H, W) is the rendering's at `start`. The
+    flow of a cut-out is its body's: its limbs move besides. With `camera_stays` it is the motion for a camera that
+    stays as it is at `start`."""
     first, last = camera_at(scene, np.array([start, start if camera_stays else end]))
     columns, rows = np.clip(points.astype(int), 0, [scene.width - 1, scene.height - 1]).T
     what = shown[rows, columns]
-    flow, moves = np.zeros((len(points), 2)), np.zeros(len(points), bool)
+    flow, moves, growth = np.zeros((len(points), 2)), np.zeros(len(points), bool), np.zeros(len(points))
     ones = np.concatenate([points, np.ones((len(points), 1))], 1)
     for number in np.unique(what):
         here = what == number
@@ -683,9 +693,13 @@ def optical_flow(
             planes = {WALL: scene.wall, GROUND: scene.ground}
             plane = planes[number] if number < FIRST_LAYER else scene.layers[number - FIRST_LAYER]
             matrices = [_homography(scene, row, plane) for row in (first, last)]
-        moved = ones[here] @ (matrices[1] @ np.linalg.inv(matrices[0])).T
+        motion = matrices[1] @ np.linalg.inv(matrices[0])
+        moved = ones[here] @ motion.T
         flow[here] = moved[:, :2] / moved[:, 2:] - points[here]
-    return flow, moves
+        # The area grows by det(H) / w^3 under a homography, the size by the root of that.
+        area = np.abs(np.linalg.det(motion)) / np.maximum(np.abs(moved[:, 2]) ** 3, 1e-9)
+        growth[here] = np.log(np.maximum(area, 1e-9)) / 2
+    return DenseMotion(flow, moves, growth)
 
 
 @dataclass(frozen=True)

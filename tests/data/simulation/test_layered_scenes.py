@@ -37,7 +37,7 @@ def test_one_frame_warped_by_the_flow_is_the_other(textures, seed):
     scene = sample_scene(np.random.default_rng(seed), textures, (98, 126), spoil=0.0)
     clip = render(scene, np.array([1.0, 1.2]), spoilt=False)
     points = grid(scene)
-    flow, _ = optical_flow(scene, clip.shown[0], *clip.times, points)
+    flow = optical_flow(scene, clip.shown[0], *clip.times, points).flow
     target = (points + flow).astype(np.float32)
     warped = cv2.remap(clip.frames[1], target[None], None, cv2.INTER_LINEAR)[0]
     what = cv2.remap(clip.shown[1], target[None], None, cv2.INTER_NEAREST)[0].ravel()
@@ -58,7 +58,7 @@ def test_the_picture_goes_against_the_camera(textures, motion, axis, sign):
     for seed in range(4):
         scene = sample_scene(np.random.default_rng(seed), textures, motions=(motion,), num_movers=0, spoil=0.0)
         clip = render(scene, np.array([0.0, DURATION]), spoilt=False)
-        flow, _ = optical_flow(scene, clip.shown[0], 0.0, DURATION, grid(scene))
+        flow = optical_flow(scene, clip.shown[0], 0.0, DURATION, grid(scene)).flow
         assert sign * np.median(flow[:, axis]) > 2
 
 
@@ -66,8 +66,9 @@ def test_the_picture_goes_against_the_camera(textures, motion, axis, sign):
 def test_the_picture_spreads_as_the_camera_nears(textures, motion, sign):
     scene = sample_scene(np.random.default_rng(3), textures, motions=(motion,), num_movers=0, spoil=0.0)
     clip = render(scene, np.array([0.0, DURATION]), spoilt=False)
-    flow, _ = optical_flow(scene, clip.shown[0], 0.0, DURATION, points := grid(scene))
+    flow, _, growth = optical_flow(scene, clip.shown[0], 0.0, DURATION, points := grid(scene))
     assert sign * ((points - scene.centre) * flow).sum(1).mean() > 0
+    assert sign * np.median(growth) > 0
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -90,6 +91,18 @@ def test_a_mover_goes_where_its_truth_says(textures, path):
     assert told >= 2 or len(path) > 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_growth_is_how_much_an_area_of_the_picture_grows(textures, seed):
+    """Against the areas of small triangles moved by the flow."""
+    scene = sample_scene(np.random.default_rng(seed), textures, motions=("dolly in",), spoil=0.0)
+    clip = render(scene, np.array([1.0, 1.2]), spoilt=False)
+    corners = grid(scene)[:, None] + np.array([[0, 0], [0.01, 0], [0, 0.01]])
+    moved = [corners[:, k] + optical_flow(scene, clip.shown[0], *clip.times, corners[:, k]).flow for k in range(3)]
+    (ax, ay), (bx, by) = (moved[1] - moved[0]).T, (moved[2] - moved[0]).T
+    growth = optical_flow(scene, clip.shown[0], *clip.times, corners[:, 0]).growth
+    np.testing.assert_allclose(growth, np.log(np.abs(ax * by - ay * bx) / 1e-4) / 2, atol=1e-3)
+
+
 def test_places_are_where_the_pixels_are(textures):
     for seed in range(20):
         scene = sample_scene(np.random.default_rng(seed), textures, path=("left",), spoil=0.0)
@@ -105,7 +118,7 @@ def test_a_still_scene_does_not_flow(textures):
     scene = sample_scene(np.random.default_rng(1), textures, motions=(), num_movers=0, spoil=0.0)
     scene = replace(scene, movers=tuple(mover for mover in scene.movers if not mover.sways))
     clip = render(scene, np.array([0.0, 2.0]), spoilt=False)
-    flow, moves = optical_flow(scene, clip.shown[0], 0.0, 2.0, grid(scene))
+    flow, moves, _ = optical_flow(scene, clip.shown[0], 0.0, 2.0, grid(scene))
     assert np.abs(flow).max() < 1e-6 and not moves.any() and (clip.frames[0] == clip.frames[1]).all()
 
 
