@@ -240,8 +240,8 @@ def losses(told: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> tor
 
 @torch.no_grad()
 def evaluate(tower, reader, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """R2 of the flow, of the own flow where something moves, and of the growth (all squashed); share of flows above half
-    a pixel that are within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something
+    """R2 of the flow, of the own flow where something moves, and of the growth (all squashed); share of flows above
+    half a pixel within 45 degrees, balanced accuracy of `moves`, and accuracy of colour and kind where something
     is."""
     tower.eval()
     told, truth = [], []
