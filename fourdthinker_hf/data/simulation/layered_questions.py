@@ -24,16 +24,21 @@ from ..media import highlight, write_video
 from ..records import Record, write_records
 from .cutouts import COLOURS, KINDS
 from .layered_scenes import (
+    CAMERA_AXES,
     FIRST_MOVER,
     OPPOSITE,
     MoverTruth,
     Rendering,
     Scene,
+    X,
+    Y,
+    Z,
     camera_at,
     project,
     render,
     sample_scene,
     truth_of,
+    view_from_above,
 )
 from .layered_scenes import _at as position_at
 from .textures import folder_photos, make_textures, package_photos
@@ -56,6 +61,9 @@ SIZES = [(84, 168), (112, 140), (112, 112), (140, 112), (168, 84)]  # (height, w
 SIZE_SHARES = [0.4, 0.2, 0.15, 0.1, 0.15]
 NUM_PAIRS, PAIR_SECONDS = 8, 0.2
 CAMERA = -1  # where a mover's number is expected
+# What a mental image shows that is no frame of the clip, where a frame's number is expected: one second after the
+# clip; the last frame without what stands in front; the scene at the end as seen from above.
+LATER, UNCOVERED, FROM_ABOVE = -1, -2, -3
 LEAST_TEXTURE = 2.5  # grey levels a pixel, down and across
 UNKNOWN_SHARE = 0.1  # of the questions are such that the video does not answer them
 # Keys that are not offered beside each other: nobody could tell them apart for certain.
@@ -85,18 +93,18 @@ SEEN_AS = {
     "zoom out": "draws together",
     "many": "is in another place",
 }
-# How late a task has its turn: below 1 what few scenes allow, or matters most; above 1 what nearly every scene allows.
-TURNS = dict.fromkeys(("when", "moves_first", "place_after", "stops", "starts", "faster_object", "speed_change"), 0.2)
+# How late a task has its turn, on average, where another has 1: what few scenes allow, or matters most, comes first.
+TURNS = dict.fromkeys(("hidden_place", "leaves_first", "nearer_object", "side_of_mover"), 0.15)
+TURNS |= dict.fromkeys(("when", "moves_first", "place_after", "stops", "starts", "faster_object"), 0.2)
 TURNS |= dict.fromkeys(("camera_motion", "object_direction", "distance_change", "how_many_move", "what_moves"), 0.5)
-EASY_TO_ASK = ("camera_moves", "place", "place_at_end", "larger_object", "goes_that_way")
-TURNS |= dict.fromkeys(EASY_TO_ASK, 2.0)
+EASY_TO_ASK = ("camera_moves", "place", "place_at_end")  # nearly every scene allows them: few scenes are asked
 NUMBERS = ("none", "one", "two", "three")
 
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question with its answer. `targets` are what its `<output_image>`s show: (mover or `CAMERA`, frame), where
-    frame -1 is one second after the clip. `key` is the answer whatever its wording."""
+    """A question with its answer. `targets` are what its `<output_image>`s show: (mover or `CAMERA`, frame), the frame
+    by its number or as `LATER`, `UNCOVERED` or `FROM_ABOVE`. `key` is the answer whatever its wording."""
 
     task: str
     key: str
@@ -123,12 +131,9 @@ class Asker:
         self.scene, self.clip = scene, clip
         self.truths = [truth_of(scene, clip, index) for index in range(len(scene.movers))]
         self.clear = [self.is_clear(truth) for truth in self.truths]
-        tasks = [
-            name
-            for name in (*QUESTIONS, "camera_two")
-            if name not in ("place", "place_at_end") or self.rng.random() < 0.4
-        ]
-        tasks = [task for task in tasks if task not in EASY_TO_ASK or self.rng.random() < 0.4]
+        tasks = [task for task in (*QUESTIONS, "camera_two") if task not in EASY_TO_ASK or self.rng.random() < 0.3]
+        turns = self.rng.exponential(size=len(tasks)) * [TURNS.get(task, 1.0) for task in tasks]
+        tasks = [tasks[i] for i in turns.argsort()]
         asked = []
         for task in tasks:
             if len(asked) == most:
@@ -143,6 +148,12 @@ class Asker:
     def is_clear(truth: MoverTruth) -> bool:
         """Whether a thing is seen well enough, and long enough, to be asked about."""
         return bool((truth.visible > 0.5).mean() >= 0.7 and truth.visible[[0, -1]].max() > 0.4)
+
+    @staticmethod
+    def is_hidden(truth: MoverTruth) -> bool:
+        """Whether a thing is seen well at first, and at the end is in the picture but covered."""
+        inside = (truth.places[-1] > 0.08).all() and (truth.places[-1] < 0.92).all()
+        return bool(inside and truth.visible[-2:].max() < 0.05 and (truth.visible > 0.5).mean() >= 0.25)
 
     # Words
 
@@ -275,11 +286,14 @@ class Asker:
         seen = np.flatnonzero(self.truths[index].visible > 0.4)
         return (int(seen[0]), int(seen[-1])) if len(seen) else None
 
-    def subjects(self, moving: bool | None = None) -> list[int]:
+    def subjects(self, moving: bool | None = None, hidden: bool = False) -> list[int]:
+        """The things that are seen well, or those that are seen well at first and `hidden` at the end, in random
+        order."""
+        fit = [self.is_hidden(truth) for truth in self.truths] if hidden else self.clear
         return [
             i
             for i in self.rng.permutation(len(self.scene.movers)).tolist()
-            if self.clear[i] and (moving is None or (self.scene.movers[i].moves == moving))
+            if fit[i] and (moving is None or (self.scene.movers[i].moves == moving))
         ]
 
     def first_and_last(self, index: int, it: str) -> tuple[str, list[tuple[int, int]]]:
@@ -391,7 +405,7 @@ class Asker:
             return None
         text, _ = self.words(task, it=names[0], other=names[1])
         parts = [describe(i, name) for i, name in zip(pair, names, strict=True)]
-        reasoning = " ".join(part for part, _ in parts) + f" So {names[right]} {what}."
+        reasoning = " ".join(part for part, _ in parts if part) + f" So {names[right]} {what}."
         targets = [target for _, some in parts for target in some]
         return self.choice(task, text, names[right], [names[1 - right]], reasoning, targets)
 
@@ -648,9 +662,109 @@ class Asker:
             reasoning, targets = self.first_and_last(index, it)
             if not gone:
                 reasoning += f" A second later it looks like this {OUTPUT_IMAGE}."
-                targets.append((index, -1))
+                targets.append((index, LATER))
             return self.build("place_after", "place", key, text, reasoning, targets, it)
         return None
+
+    def hidden_place(self) -> AskedQuestion | None:
+        """Where a thing is that went behind another."""
+        for index in self.subjects(moving=True, hidden=True):
+            truth = self.truths[index]
+            key = _third(truth.places[-1, 0])
+            if (
+                key is None
+                or (it := self.name(index, only=False)) is None
+                or not self.balanced("hidden_place", key, 3)
+            ):
+                continue
+            text, _ = self.words("hidden_place", it=it)
+            first = self.seen_frames(index)[0]
+            reasoning = (
+                f"At first {it} is {self.place_words(truth.places[first])} {OUTPUT_IMAGE}. Then something covers it."
+            )
+            reasoning += f" Without that it looks like this {OUTPUT_IMAGE}."
+            targets = [(index, first), (index, UNCOVERED)]
+            return self.build("hidden_place", "place", key, text, reasoning, targets, it)
+        return None
+
+    def leaves_first(self) -> AskedQuestion | None:
+        """Which of two things is out of the picture first if both go on as they do at the end."""
+        if self.scene.motions:
+            return None
+        seconds, times = {}, self.clip.times
+        late = len(times) * 3 // 4
+        for i in self.subjects(moving=True):
+            truth = self.truths[i]
+            if truth.direction not in ("left", "right", "up", "down") or truth.visible[-1] < 0.7:
+                continue
+            place = truth.places[:, 0 if truth.direction in ("left", "right") else 1]
+            speed = (place[-1] - place[late]) / (times[-1] - times[late])
+            seconds[i] = (1 - place[-1] if speed > 0 else place[-1]) / max(abs(speed), 1e-6)
+        if len(seconds) < 2:
+            return None
+        pair = list(seconds)[:2]
+        first, second = (seconds[i] for i in pair)
+        if max(first, second) < 1.5 * min(first, second) or not 0.3 < min(first, second) < 4:
+            return None
+
+        def goes_on(index: int, name: str) -> tuple[str, list[tuple[int, int]]]:
+            text, targets = self.first_and_last(index, name)
+            return f"{text} A second later it looks like this {OUTPUT_IMAGE}.", [*targets, (index, LATER)]
+
+        return self.compare("leaves_first", pair, int(second < first), "is out of the picture first", goes_on)
+
+    def nearer_object(self) -> AskedQuestion | None:
+        """Which of two things is nearer in space: what a camera that travels shows by how far the pictures go."""
+        scene = self.scene
+        if len(scene.motions) != 1 or CAMERA_AXES[scene.motions[0]][0] not in (X, Y, Z):
+            return None
+        still = [
+            i for i in self.subjects() if self.truths[i].direction == "still" and self.truths[i].visible.min() > 0.5
+        ]
+        if len(still) < 2:
+            return None
+        pair = still[:2]
+        moment = np.array([scene.duration])
+        depths = [
+            project(scene, camera_at(scene, moment), position_at(scene, scene.movers[i].positions, moment))[1][0]
+            for i in pair
+        ]
+        if max(depths) < 1.35 * min(depths):
+            return None
+        near = int(depths[1] < depths[0])
+        return self.seen_from_above("nearer_object", pair, near, "is nearer to the camera")
+
+    def side_of_mover(self) -> AskedQuestion | None:
+        """On which side a thing is for one that comes toward the camera or goes away from it."""
+        for index in self.subjects(moving=True):
+            way = self.truths[index].direction
+            others = [i for i in self.subjects() if i != index and self.truths[i].visible[-1] > 0.5]
+            if way not in ("toward", "away") or not others or self.truths[index].visible[-1] < 0.5:
+                continue
+            other = others[0]
+            aside = self.truths[other].places[-1, 0] - self.truths[index].places[-1, 0]
+            names = [self.name(i, only=False) for i in (index, other)]
+            if abs(aside) < 0.2 or None in names or names[0] == names[1]:
+                continue
+            key = "left" if (aside > 0) == (way == "toward") else "right"
+            if not self.balanced("side_of_mover", key, 2):
+                continue
+            text, _ = self.words("side_of_mover", it=names[0], other=names[1])
+            so = CONCLUSIONS["direction"][way].format(it=names[0])
+            reasoning = f"{_capital(so)} {OUTPUT_IMAGE}. From above the scene looks like this {OUTPUT_IMAGE}."
+            targets = [(index, self.seen_frames(index)[1]), (CAMERA, FROM_ABOVE)]
+            return self.build("side_of_mover", "side", key, text, reasoning, targets, names[1])
+        return None
+
+    def seen_from_above(self, task: str, pair: list[int], right: int, what: str) -> AskedQuestion | None:
+        """A comparison of which one image of the scene from above tells the answer."""
+
+        def describe(index: int, name: str) -> tuple[str, list[tuple[int, int]]]:
+            if index == pair[0]:
+                return f"From above the scene looks like this {OUTPUT_IMAGE}.", [(CAMERA, FROM_ABOVE)]
+            return "", []
+
+        return self.compare(task, pair, right, what, describe)
 
     def stops(self) -> AskedQuestion | None:
         return self.begins_or_ends("stops", "stop", "It stands still in the end.", "It moves until the end.")
@@ -728,13 +842,16 @@ def _sentence(text: str) -> str:
 
 
 def target_picture(scene: Scene, clip: Rendering, mover: int, frame: int) -> np.ndarray:
-    """What a mental image shows: a frame of the clip, or of one second later (-1), the mover highlighted."""
-    if frame < 0:
-        later = render(replace(scene, look=replace(scene.look, fps=1000.0)), np.array([scene.duration + 1.0]))
-        picture, shown = later.frames[0], later.shown[0]
-    else:
-        picture, shown = clip.frames[frame], clip.shown[frame]
-    return picture if mover == CAMERA else highlight(picture, shown == FIRST_MOVER + mover)
+    """What a mental image shows, the mover highlighted: see [`AskedQuestion`]."""
+    if frame == FROM_ABOVE:
+        return view_from_above(scene, scene.duration)
+    if frame in (LATER, UNCOVERED):
+        clean = replace(scene, look=replace(scene.look, fps=1000.0))
+        moment = scene.duration + 1.0 if frame == LATER else clip.times[-1]
+        clip = render(clean, np.array([moment]), hidden=() if frame == LATER else ("layers",))
+        frame = 0
+    picture = clip.frames[frame]
+    return picture if mover == CAMERA else highlight(picture, clip.shown[frame] == FIRST_MOVER + mover)
 
 
 def sample_clip(rng: np.random.Generator, textures: list[np.ndarray]) -> tuple[Scene, Rendering]:

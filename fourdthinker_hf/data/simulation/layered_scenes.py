@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cutouts import CANVAS, Cutout, make_cutout
+from .cutouts import CANVAS, COLOURS, Cutout, make_cutout
 from .textures import SIDE, cv2, load_opencv
 
 AHEAD = 1.25  # seconds after the clip for which a scene is still defined: what comes next can be shown
@@ -279,6 +279,8 @@ def sample_scene(
     )
     layers = tuple(_choose_layer(rng, scene, texture) for _ in range(rng.choice([0, 0, 1, 2, 3])))
     movers = _choose_movers(rng, scene, texture, path, num_movers, fastest)
+    if movers and movers[0].moves and rng.random() < 0.12:
+        layers += (_choose_cover(rng, scene, texture, movers[0]),)
     return Scene(**{**vars(scene), "layers": layers, "movers": movers})
 
 
@@ -370,6 +372,21 @@ def _choose_layer(rng: np.random.Generator, scene: Scene, texture) -> Plane:
     return Plane(
         np.ascontiguousarray(picture), origin, np.array([step, 0, 0]), np.array([0, step, 0]), cutout.masks[0]
     )
+
+
+def _choose_cover(rng: np.random.Generator, scene: Scene, texture, mover: Mover) -> Plane:
+    """A standing thing that hides a mover at the end of the clip."""
+    end = np.array([scene.duration])
+    place = _at(scene, mover.positions, end)[0]
+    camera = camera_at(scene, end)[0, X : Z + 1]
+    nearness = rng.uniform(0.7, 0.9)
+    middle = camera + nearness * (place - camera)
+    step = 2 * nearness * mover.half * rng.uniform(1.3, 2.2) / CANVAS
+    top, left = rng.integers(0, SIDE - CANVAS, 2)
+    picture = np.ascontiguousarray(texture()[top : top + CANVAS, left : left + CANVAS])
+    origin = middle - step * np.array([CANVAS / 2, CANVAS / 2, 0])
+    whole = np.full((CANVAS, CANVAS), 255, np.uint8)
+    return Plane(picture, origin, np.array([step, 0, 0]), np.array([0, step, 0]), whole)
 
 
 def _choose_movers(rng, scene: Scene, texture, path, num_movers, fastest) -> tuple[Mover, ...]:
@@ -493,6 +510,33 @@ def render(scene: Scene, times: np.ndarray, spoilt: bool = True, hidden: tuple[s
         frames[:, :, :horizontal] = frames[:, :, -horizontal:] = 0
         shown[:, :, :horizontal] = shown[:, :, -horizontal:] = BARS
     return Rendering(frames, shown, times)
+
+
+def view_from_above(scene: Scene, moment: float) -> np.ndarray:
+    """A map of the scene `moment` seconds in, seen from above, (H, W, 3) uint8: the camera is the white triangle at
+    the bottom in the middle and looks up, the light wedge is what it sees, and each mover is a disc of its colour.
+    The upper edge is as far away as the wall was at first."""
+    load_opencv()
+    picture = np.full((scene.height, scene.width, 3), 40, np.uint8)
+    camera = camera_at(scene, np.array([moment]))
+    foot, scale = np.array([scene.width / 2, 0.92 * scene.height]), 0.9 * scene.height
+    half_angle = np.arctan(scene.width / 2 / (scene.focal * np.exp(camera[0, ZOOM])))
+    far = (
+        2
+        * scene.height
+        * np.array([[-np.sin(half_angle), -np.cos(half_angle)], [np.sin(half_angle), -np.cos(half_angle)]])
+    )
+    cv2.fillPoly(picture, [np.array([foot, *(foot + far)]).astype(np.int32)], (85, 85, 85))
+    size = max(3, scene.height // 20)
+    triangle = foot + size * np.array([[0, -1], [0.8, 0.8], [-0.8, 0.8]])
+    cv2.fillPoly(picture, [triangle.astype(np.int32)], (255, 255, 255))
+    for mover in scene.movers:
+        local = (
+            rotation(camera) @ (_at(scene, mover.positions, np.array([moment])) - camera[:, X : Z + 1])[..., None]
+        )[0, :, 0]
+        spot = foot + scale * np.array([local[0], -local[2]])
+        cv2.circle(picture, tuple(spot.astype(int).tolist()), 2 * size, COLOURS[mover.cutout.colour], -1)
+    return picture
 
 
 def _intrinsics(scene: Scene, row: np.ndarray) -> np.ndarray:

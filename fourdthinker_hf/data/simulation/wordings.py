@@ -266,6 +266,56 @@ QUESTIONS = {
             "If nothing interferes, what region will {it} have reached a moment on?",
         ),
     ),
+    "hidden_place": Wordings(
+        (
+            "Where is {it} [at the end|now], [although|while] it cannot be seen?",
+            "{It} is hidden at the end. Where is it?",
+            "Something covers {it} [at the end|]. Where is {it}?",
+            "Where is {it} hidden?",
+            "Where did {it} go when it [disappeared|went out of sight]?",
+            "[Behind what part of the picture|On which side] is {it} hidden at the end?",
+        ),
+        ("{It} got occluded; what region of the frame holds it?", "Which area conceals {it} as the footage closes?"),
+    ),
+    "leaves_first": Wordings(
+        (
+            "Which will [leave the picture|be out of sight|be gone] first, {it} or {other}?",
+            "[Which one|Which of the two] [reaches|will reach] the edge of the picture first: {it} or {other}?",
+            "If both go on like this, which leaves the picture first, {it} or {other}?",
+            "{It} and {other} go on as they do. Which is [out of the picture|gone] first?",
+            "Does {it} leave the picture before {other}, or the other way round?",
+        ),
+        (
+            "Out of {it} and {other}, what exits the frame earliest?",
+            "Between {it} and {other}, name the one that vanishes past a border sooner.",
+        ),
+    ),
+    "nearer_object": Wordings(
+        (
+            "Which is [nearer|closer] to the camera, {it} or {other}?",
+            "[Which one|Which of the two] is [nearer|closer]: {it} or {other}?",
+            "Is {it} nearer than {other}, or the other way round?",
+            "What is [nearer|closer] to us, {it} or {other}?",
+            "Compare how far away {it} and {other} are. Which is [nearer|closer]?",
+        ),
+        (
+            "Out of {it} and {other}, what sits at shorter range?",
+            "Between {it} and {other}, name the one with the smaller depth.",
+        ),
+    ),
+    "side_of_mover": Wordings(
+        (
+            "[As seen from|Seen from|From the place of] {it}, on which side is {other}?",
+            "{It} looks where it goes. [On which side of it|On which of its sides] is {other}?",
+            "Is {other} on the left or on the right [of someone who rides on|as seen from] {it}?",
+            "[Sitting|Riding] on {it} and looking ahead, [where|on which side] do you see {other}?",
+            "On which side does {it} have {other}?",
+        ),
+        (
+            "From the perspective of {it}, facing its heading, what flank is {other} on?",
+            "Put yourself in the driver's seat of {it}: {other} lies to which hand?",
+        ),
+    ),
     "stops": Wordings(
         (
             "Does {it} [stop|come to rest|stand still at the end]?",
@@ -538,6 +588,10 @@ PLACE_OPTIONS = {
     "right": ("[right|on the right]", "[on the right side|in the right part]", "It is on the right"),
     "gone": ("[out of sight|not in the picture]", "it cannot be seen", "It is out of the picture"),
 }
+SIDE_OPTIONS = {
+    "left": ("[left|on the left]", "[on its left side|to its left]", "It is on the left"),
+    "right": ("[right|on the right]", "[on its right side|to its right]", "It is on the right"),
+}
 YES_NO_OPTIONS = {"yes": ("yes", "Yes, it does"), "no": ("no", "No, it does not")}
 UNKNOWN_OPTIONS = (
     "[It cannot be told|You cannot tell] [from the video|from this|]",
@@ -600,6 +654,7 @@ HELD_OUT_OPTIONS = {
         "right": "close by the right edge",
         "gone": "no longer in the picture",
     },
+    "side": {"left": "off the left flank", "right": "off the right flank"},
     "yes_no": {"yes": "[Yes, indeed|Yes, certainly]", "no": "[No, not at all|No, certainly not]"},
     "unknown": "[That cannot be told here|The footage does not show it]",
 }
@@ -610,6 +665,7 @@ OPTIONS = {
     "size": SIZE_OPTIONS,
     "pace": PACE_OPTIONS,
     "place": PLACE_OPTIONS,
+    "side": SIDE_OPTIONS,
     "yes_no": YES_NO_OPTIONS,
 }
 
@@ -660,6 +716,7 @@ CONCLUSIONS = {
         "right": "{it} is on the right",
         "gone": "{it} is out of the picture",
     },
+    "side": {"left": "{it} is on the left", "right": "{it} is on the right"},
     "yes_no": {"yes": "yes", "no": "no"},
 }
 UNKNOWN_ANSWER = "The video does not show that."
