@@ -36,6 +36,7 @@ MAX_PIXELS = 768 * FACTOR**2
 MAX_TOTAL_PIXELS = 2 * int(128_000 * FACTOR**2 * 0.9)
 MAX_RATIO = 200  # of a frame's sides: beyond it, Qwen2.5-VL's processor refuses the frame, without naming the file
 SEEK_FRAMES = 32  # a seek has to save the decoding of this many frames
+ONE_THREAD_PIXELS = 2**16  # frames of up to this many are decoded faster by one thread than by several
 # Formats of FFmpeg that hold a film or sound. The others are playlists that name further files, pictures, or text.
 FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,gif,apng,flv,live_flv,asf,mxf,nut,dv,rm,wtv,"
@@ -197,12 +198,14 @@ class Video:
             raise ImportError("reading videos needs PyAV: `pip install av`")
         self.path = os.fspath(path)
         self._damage, self._missing_from = [], None  # s
+        self._thread_type = "NONE"  # for the first frame
         self._read_packets()
         first = next(self._decode(), None)
         if first is None:
             raise VideoError(f"{self.path}: has no visible frame; it is empty, truncated or damaged; {REMUX}")
         self.height, self.width, self._matrix = _displayed_shape(first, self._pixel_aspect)
         _check_ratio(self.path, self.height, self.width)
+        self._thread_type = "NONE" if self.height * self.width <= ONE_THREAD_PIXELS else "AUTO"
         shown = np.sort(self._pts[self._shown]) if self._is_indexed else ()
         if first.pts in shown:
             self._set_times(shown[shown >= first.pts], self._last_duration)
@@ -334,7 +337,7 @@ class Video:
         """
         container, stream = _open(self.path)
         with container:
-            stream.thread_type, count, broken = "AUTO", 0, [] if broken is None else broken
+            stream.thread_type, count, broken = self._thread_type, 0, [] if broken is None else broken
             packets = _packets(container, stream, broken)
             if first:
                 container.seek(self._seek_times[first], stream=stream)
