@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants, file_download
-from qwen_checkpoint import write_source
+from qwen_checkpoint import load_whole, write_source
+from typer.testing import CliRunner
 
 from fourdthinker_hf import checkpoints
 from fourdthinker_hf.checkpoints import find_model, load_model
+from fourdthinker_hf.cli import app
 from fourdthinker_hf.hub.convert import convert
 from fourdthinker_hf.qa import VideoQA
 
@@ -251,3 +253,30 @@ def test_adapters_that_do_not_fit(adapter, published, tmp_path):
     assert "the adapter does not fit its base model" in load(str(published))
     (other / "adapter_model.safetensors").unlink()
     refused("there is no adapter_model.safetensors beside adapter_config.json", other)
+
+
+def test_merge_writes_what_loads_with_the_base(adapter, tiny_folder, tmp_path):
+    result = CliRunner().invoke(app, ["merge", str(adapter), str(tmp_path / "merged")])
+    assert result.exit_code == 0 and result.stdout.endswith(f"merged into {tiny_folder}, float32\n"), result.output
+    expected, _ = load_model(adapter, "cpu")
+    merged = load_whole(tmp_path / "merged")
+    assert all(torch.equal(tensor, merged.state_dict()[name]) for name, tensor in expected.state_dict().items())
+    assert load_model(tmp_path / "merged", "cpu")[1].latent_size == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    for arguments, words in (
+        ((adapter, tmp_path / "merged"), "merged: exists already"),
+        ((tiny_folder, tmp_path / "other"), "this is no adapter"),
+    ):
+        result = CliRunner().invoke(app, ["merge", *map(str, arguments)])
+        assert result.exit_code == 2 and words in result.stderr
+
+
+def test_the_mean_of_the_latents_goes_with_an_adapter(adapter, tiny_folder, tmp_path):
+    """Training writes it to a config.json beside the adapter."""
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    model, _ = load_model(tiny_folder, "cpu")
+    assert model.config.latent_mean is None
+    model.config.latent_mean = [0.5] * model.config.text_config.hidden_size
+    model.config.save_pretrained(folder)
+    loaded, _ = load_model(folder, "cpu")
+    assert loaded.config.latent_mean == model.config.latent_mean

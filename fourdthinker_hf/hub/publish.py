@@ -28,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..checkpoints import LOADED_FILES, read_json, read_tensor_shapes, upload_folder
+from ..checkpoints import ADAPTER_CONFIG, LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 from ..data.records import read_records
 from .card import check_card, make_card, read_card
 from .dataset_card import check_dataset_card, dataset_card
@@ -234,6 +234,8 @@ def upload(plan: Plan, repo_id: str, private: bool = False, token: str | None = 
 
 
 def _plan_model(folder: Path) -> tuple[Plan, list[str]]:
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder}: this is an adapter; publish what `fourdthinker merge {folder} DEST` writes")
     config = folder / "config.json"
     if not config.is_file() or read_json(config).get("model_type") != "fourdthinker":
         raise ValueError(

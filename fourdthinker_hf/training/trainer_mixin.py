@@ -57,6 +57,8 @@ class FourDThinkerTrainerMixin:
             # DeepSpeed's state dict holds a copy, which `save_pretrained` would not recognise as the tied embedding.
             state_dict.pop("lm_head.weight", None)
         super()._save(output_dir, state_dict)
+        if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):  # PEFT saves no config, which has the
+            self.unwrapped_model.config.save_pretrained(output_dir or self.args.output_dir)  # mean of the latents
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if isinstance(self.model, PeftModel):
