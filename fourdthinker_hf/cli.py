@@ -5,6 +5,8 @@ had to leave something out, names each such thing on stderr and ends with exit s
 """
 
 import json
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -71,7 +73,13 @@ def main(
         bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    import transformers
+    from huggingface_hub.utils import disable_progress_bars
+
+    warnings.simplefilter("ignore", FutureWarning)  # they are for programmers
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+        transformers.logging.disable_progress_bar()
 
 
 @app.command()
@@ -95,8 +103,10 @@ def ask(
     with one_line_errors():
         from .checkpoints import BUNDLED
         from .qa import VideoQA, check_question
+        from .video_fourdthinker import check_header
 
         options = check_question(question, option)
+        check_header(video)  # before the model is loaded or downloaded
         qa = VideoQA.from_pretrained(model or BUNDLED, device, dtype, revision, subfolder)
         answer = qa.ask(video, question, options, start=start, end=end, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(_answer_json(answer, options)) if as_json else _answer_text(answer, options))
@@ -405,6 +415,22 @@ def convert(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub id of a PEFT adapter. It names its base model.")],
+    dest: Annotated[Path, typer.Argument(help="Folder to write.")],
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Merge ADAPTER into its base model and write the 4DThinker folder DEST. One model is in memory."""
+    with one_line_errors():
+        from .hub.merge import merge as run
+
+        line = run(adapter, dest, dtype, revision, subfolder)
+    typer.echo(line)
+
+
+@app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or a folder that simulate wrote.")],
     run: Annotated[
@@ -430,18 +456,21 @@ def card(
         list[str] | None, typer.Option(help="Hub id of a data set it was trained on. Repeat the flag for each one.")
     ] = None,
 ) -> None:
-    """Write FOLDER/README.md. If a checkpoint has one already, only its figures and metadata are updated."""
+    """Write FOLDER/README.md. If a checkpoint has one already, only its figures and metadata are updated.
+
+    A README.md that TRL, PEFT or the Trainer of transformers generated is replaced.
+    """
     with one_line_errors():
         if (folder / "records.jsonl").is_file():
             from .hub.dataset_card import write_dataset_card
 
             typer.echo(write_dataset_card(folder))
             return
-        from .hub.card import make_card, save_figures, update_card
+        from .hub.card import is_generated, make_card, save_figures, update_card
 
         if run or maps:
             save_figures(folder, run or [], maps or [], registered)
-        write = update_card if (folder / "README.md").is_file() else make_card
+        write = update_card if (folder / "README.md").is_file() and not is_generated(folder) else make_card
         typer.echo(write(folder, base_model, license, from_scratch, trained_on or ()))
 
 

@@ -23,7 +23,7 @@ REPLY = "<think>red ball <|latent_start|> left.</think><answer>to the left</answ
 
 
 COMMANDS = typer.main.get_command(app).commands
-NAMES = "ask simulate contact-sheet annotate evaluate report maps filter memory convert card publish".split()
+NAMES = "ask simulate contact-sheet annotate evaluate report maps filter memory convert merge card publish".split()
 
 
 def run(*arguments):
@@ -34,7 +34,7 @@ def run(*arguments):
 def scripted(tiny_folder, script, monkeypatch):
     qa = VideoQA.from_pretrained(tiny_folder)
     script(qa, REPLY)
-    monkeypatch.setattr(VideoQA, "from_pretrained", lambda model: qa)
+    monkeypatch.setattr(VideoQA, "from_pretrained", lambda *place: qa)
 
 
 def refused(result, *words):

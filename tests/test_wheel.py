@@ -41,13 +41,14 @@ def environment(wheel, tmp_path_factory) -> Path:
     return folder
 
 
-def run(environment: Path, folder: Path, program: str, *arguments) -> str:
+def run(environment: Path, folder: Path, program: str, *arguments, quiet: bool = True) -> str:
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [environment / "bin" / program, *arguments]
     done = subprocess.run(
         command, cwd=folder, env=kept | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+    assert not quiet or done.stderr == ""
     return done.stdout
 
 
@@ -74,6 +75,11 @@ def test_an_installed_wheel_answers_and_writes_a_card_outside_the_checkout(envir
     options = ["--option", "to the left", "--option", "to the right"]
     lines = run(environment, tmp_path, "fourdthinker", "ask", "clip.mp4", "How does it move?", *options).splitlines()
     assert lines[0].startswith("Reasoning: ") and any(line.startswith("Answer: ") for line in lines)
+
+    arguments = ["simulate", "--num", "1", "--seed", "0", "--out", "data"]
+    assert run(environment, tmp_path, "fourdthinker", *arguments, quiet=False) == f"{tmp_path}/data/records.jsonl\n"
+    arguments = ["evaluate", "--benchmark", "data", "--out", "outputs"]
+    assert "micro (pooled)" in run(environment, tmp_path, "fourdthinker", *arguments, quiet=False)
 
     shutil.copytree(BUNDLED, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("README.md"))
     arguments = ["card", "checkpoint", "--license", "apache-2.0", "--from-scratch"]

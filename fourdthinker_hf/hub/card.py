@@ -160,6 +160,16 @@ def read_card(folder: Path) -> ModelCard:
     return _parse_card((folder / "README.md").read_text(encoding="utf-8"), folder / "README.md")
 
 
+def is_generated(folder: Path) -> bool:
+    """Whether FOLDER/README.md was written by a library while it trained or saved the model, and by no person: by TRL
+    or the Trainer of transformers, whose cards have this tag, or by PEFT, whose template is one of blanks."""
+    card = read_card(folder)
+    if BEGIN in card.text:
+        return False
+    is_peft = card.data.library_name == "peft" and card.text.count(NEEDED) > 5
+    return is_peft or "generated_from_trainer" in (card.data.tags or ())
+
+
 def lineage(model: str | os.PathLike) -> dict:
     """The `base_model`, `license` and `from_scratch` for the card of a model that is trained from `model`.
 

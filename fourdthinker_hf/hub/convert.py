@@ -156,7 +156,7 @@ def _write_weights(
 ) -> None:
     """Copy the weights from `folder` to `result`, with embedding tables of `num_rows` rows."""
     added = {"total_size": 0, "total_parameters": 0}  # as the index counts them: bytes and values
-    for name, tensor_names in tqdm(shapes.items(), unit="file"):
+    for name, tensor_names in tqdm(shapes.items(), unit="file", disable=None):
         tables = [tensor for tensor in tensor_names if new_rows and _new_name(tensor) in EMBEDDING_TABLES]
         if not tables:
             shutil.copyfile(folder / name, result / name)

@@ -18,8 +18,10 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from local_hub import LocalHub
 from packaging.requirements import Requirement
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from trl import ModelConfig
+from trl.trainer.utils import generate_model_card
 from typer.testing import CliRunner
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
@@ -105,6 +107,22 @@ def evaluated(checkpoint, outputs) -> Path:
 
 
 # Cards
+
+
+def test_cards_that_a_library_generated_are_replaced(checkpoint):
+    trl = generate_model_card(
+        base_model="me/base", model_name="x", hub_model_id="me/x", dataset_name=None, tags=["trl"], wandb_url=None,
+        trainer_name="SFT", comet_url=None, trackio_url=None,
+    )  # fmt: skip
+    network = FourDThinkerForConditionalGeneration.from_pretrained(checkpoint)
+    get_peft_model(network, LoraConfig(target_modules=["q_proj"])).save_pretrained(checkpoint / "adapter")
+    for text in (str(trl), (checkpoint / "adapter" / "README.md").read_text()):
+        (checkpoint / "README.md").write_text(text)
+        done = run("card", checkpoint, "--license", "apache-2.0", "--from-scratch")
+        assert done.exit_code == 0, done.output
+        assert card.BEGIN in (checkpoint / "README.md").read_text() and not card.is_generated(checkpoint)
+    (checkpoint / "README.md").write_text("---\ntags: [mine]\n---\nMy own words.")
+    refused(run("card", checkpoint), "it has no place for the figures")
 
 
 def test_a_card_is_rendered_from_the_evaluation_files(evaluated, outputs):
