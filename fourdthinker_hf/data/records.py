@@ -6,8 +6,9 @@ A JSON array of such objects is read, too, and a byte order mark is skipped.
    `<think>reasoning</think><answer>answer</answer>`.
 3. The published RL set: `Question, A, B, C, D, Correct, video_path | frame_paths`.
 
-An answer may be given as the letter of its option. In the file, paths are relative to the file's folder; in a
-[`Record`] they are absolute. [`check_trainable`] says what makes a record unfit for training.
+An answer may be given as the letter of its option. In the file, paths are relative to the file's folder, which the
+published sets call `./data/`; in a [`Record`] they are absolute. [`check_trainable`] says what makes a record unfit
+for training.
 """
 
 import codecs
@@ -89,7 +90,7 @@ def _from_rl(row: dict[str, Any], line: int) -> dict[str, Any]:
         "answer": row["Correct"],
         "video": row.get("video_path"),
         "frames": row.get("frame_paths"),
-        "task": "published_rl",
+        "task": row.get("Type", "published_rl"),
     }
 
 
@@ -117,12 +118,13 @@ def _parse(text: bytes, line: int, folder: Path) -> Record:
     row = json.loads(text.decode())
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
+    absolute = _absolute_published
     if "text_output" in row:
         values = _from_dift(row)
     elif "Correct" in row:
         values = _from_rl(row, line)
     else:
-        values = _from_ours(row)
+        values, absolute = _from_ours(row), _absolute
     values["id"] = str(values["id"])
     options, answer = values.get("options"), values["answer"]
     if options is not None and not (isinstance(options, list) and all(isinstance(text, str) for text in options)):
@@ -130,11 +132,21 @@ def _parse(text: bytes, line: int, folder: Path) -> Record:
     if options and answer not in options and answer in LETTERS[: len(options)] and len(answer) == 1:
         values["answer"] = options[LETTERS.index(answer)]
     if values.get("video") is not None:
-        values["video"] = os.path.normpath(folder / values["video"])
+        values["video"] = absolute(folder, values["video"])
     for name in ("frames", "imagery"):
         if values.get(name) is not None:
-            values[name] = [os.path.normpath(folder / path) for path in values[name]]
+            values[name] = [absolute(folder, path) for path in values[name]]
     return Record(**values)
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return os.path.normpath(folder / path)
+
+
+def _absolute_published(folder: Path, path: str) -> str:
+    """As `_absolute`, but `./data/` is the folder of the file itself, unless there is such a file in it."""
+    whole = _absolute(folder, path)
+    return whole if os.path.exists(whole) else _absolute(folder, re.sub(r"^(\./)?data/", "", path))
 
 
 def read_records(

@@ -1,6 +1,7 @@
 """Records: three schemas are read, one is written, and every bad record is reported."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def test_published_rl_answer_letter_becomes_its_text(tmp_path, where):
     row = {"Question": "q?", "A": "up", "B": "down", "C": "left", "D": "right", "Correct": "C", **where}
     (record,) = read_records(write_rows(tmp_path, row))
     assert record.options == ["up", "down", "left", "right"] and record.answer == "left"
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_published_paths_begin_at_the_folder_of_their_file(tmp_path, is_linked):
+    """Also where that folder holds a link `data` to itself, which earlier recipes made."""
+    row = {"Question": "q?", "A": "up", "B": "down", "C": "left", "D": "right", "Correct": "C", "Type": "abs_dir"}
+    rl = row | {"frame_paths": ["./data/f0.png", "data/f1.png"]}
+    dift = {"id": "7", "text_input": "q?", "text_output": f"<think>{OUTPUT_IMAGE}</think><answer>A</answer>"}
+    dift |= {"image_input": ["./data/f0.png"], "image_output": ["./data/t0.png"]}
+    if is_linked:
+        (tmp_path / "data").symlink_to(tmp_path)
+    first, second = read_records(write_rows(tmp_path, rl, dift))
+    assert first.task == "abs_dir"
+    assert [os.path.realpath(path) for path in first.frames] == [str(tmp_path / "f0.png"), str(tmp_path / "f1.png")]
+    assert [os.path.realpath(path) for path in second.imagery] == [str(tmp_path / "t0.png")]
 
 
 BARE = {"id": "1", "question": "q", "answer": "a"}
