@@ -5,6 +5,7 @@ had to leave something out, names each such thing on stderr and ends with exit s
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,18 @@ def one_line_errors() -> Iterator[None]:
             text = f'This command needs the package {error.name}: pip install "fourdthinker-hf[train]"'
         typer.echo(f"fourdthinker: {text}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def shared_work() -> Iterator[None]:
+    """Around a command whose work several processes may share: they part in order at its end."""
+    try:
+        yield
+    finally:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from .distributed import end_process_group
+
+            end_process_group()
 
 
 def name_left_out(reasons: list[str]) -> None:
@@ -248,7 +261,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help=MAX_NEW_TOKENS_HELP)] = 256,
 ) -> None:
     """Ask a model every question of a benchmark, and print its accuracy on each task with 95% intervals."""
-    with one_line_errors():
+    with one_line_errors(), shared_work():
         from .checkpoints import BUNDLED
         from .evaluation.report import format_table
         from .evaluation.runner import evaluate as run

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..batch_inference import Reply, answer_batch, batch_inputs
 from ..checkpoints import BUNDLED, load_model
 from ..data.records import Record
-from .prediction_files import DistributedState
+from ..distributed import DistributedState
 from .runner import DTYPES
 
 try:

@@ -12,42 +12,14 @@ import json
 import os
 import platform
 import subprocess
-from datetime import timedelta
 from pathlib import Path
 
-import torch
-
+from ..distributed import DistributedState
 from .report import format_report, summary
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 # Settings that say where a thing is. A resumed run may find it elsewhere: its content is compared by its hash.
 PATH_SETTINGS = ("model", "revision", "subfolder", "benchmark")
-
-
-class DistributedState:
-    """The processes that share the work, as `accelerate launch` starts them: `rank` is the number of this process,
-    `world_size` how many there are. Without a launcher there is one. Each uses `device`."""
-
-    def __init__(self):
-        self.rank, self.world_size = 0, 1
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            try:
-                from accelerate import PartialState
-            except ImportError as error:
-                raise ImportError('several processes need accelerate: pip install "fourdthinker-hf[train]"') from error
-            cpu = not torch.cuda.is_available()
-            self.state = PartialState(cpu=cpu, timeout=timedelta(days=7))  # the others wait for the slowest process
-            self.rank, self.world_size = self.state.process_index, self.state.num_processes
-            self.device = self.state.device
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.rank == 0
-
-    def wait_for_everyone(self) -> None:
-        if self.world_size > 1:
-            self.state.wait_for_everyone()
 
 
 class RunOutputs:

@@ -27,10 +27,11 @@ from ..answers import judge, match_option, parse
 from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, likeliest_option, open_clip
 from ..checkpoints import check_device, find_model, load_model, model_hash
 from ..data.records import Record
+from ..distributed import DistributedState
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from .benchmarks import load_benchmark, missing_files, questions_hash
-from .prediction_files import DistributedState, RunOutputs, commit, versions
+from .prediction_files import RunOutputs, commit, versions
 from .probes import PROBES, Images, Probe
 from .report import NEAR_TIE
 
