@@ -15,8 +15,9 @@ import logging
 import sys
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, check_records, question_dataset
@@ -25,11 +26,14 @@ from fourdthinker_hf.training.run import (
     check_publishable,
     exit_status,
     is_finished,
-    last_checkpoint,
+    launch,
     load_for_training,
+    print_gain,
     publish_result,
     save_result,
 )
+
+RECIPE = Path(__file__).resolve().parent / "recipes/tiny/short_4drl.yaml"  # what runs without arguments
 
 
 @dataclass
@@ -61,6 +65,9 @@ def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args:
     if model_args.use_peft and model_args.lora_target_modules is None:
         model_args.lora_target_modules = LORA_TARGETS
 
+    if model_args.model_revision != "main":
+        training_args.model_init_kwargs = {"revision": model_args.model_revision}  # TRL loads the reference by it
+
     # Dataset
     train_dataset = question_dataset(script_args.records, processor, script_args.skip_bad)
     eval_dataset = None
@@ -76,9 +83,10 @@ def main(script_args: ScriptArguments, training_args: FourDRLConfig, model_args:
         processing_class=processor,
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(training_args.output_dir))
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     # Result
+    print_gain(trainer)
     status = exit_status(trainer)  # before the processes part in save_result
     save_result(trainer, script_args, training_args, model_args, processor)
     if publish and trainer.is_world_process_zero():
@@ -90,4 +98,4 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is uploaded and what is not
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # TRL reads it at every step
-    sys.exit(main(*TrlParser((ScriptArguments, FourDRLConfig, ModelConfig)).parse_args_and_config()))
+    sys.exit(launch(main, (ScriptArguments, FourDRLConfig, ModelConfig), RECIPE))

@@ -14,9 +14,10 @@ The exit status is 3 if the run is complete but bad records were skipped (`--ski
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import set_seed
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from fourdthinker_hf import FourDThinkerProcessor
 from fourdthinker_hf.data.records import RecordFiles
@@ -27,11 +28,14 @@ from fourdthinker_hf.training.run import (
     check_publishable,
     exit_status,
     is_finished,
-    last_checkpoint,
+    launch,
     load_for_training,
+    print_gain,
     publish_result,
     save_result,
 )
+
+RECIPE = Path(__file__).resolve().parent / "recipes/tiny/short_dift.yaml"  # what runs without arguments
 
 
 @dataclass
@@ -88,9 +92,10 @@ def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: Mo
         processing_class=processor,
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(training_args.output_dir))
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     # Result
+    print_gain(trainer)
     status = exit_status(trainer)  # before the processes part in save_result
     save_result(trainer, script_args, training_args, model_args, processor)
     if publish and trainer.is_world_process_zero():
@@ -101,4 +106,4 @@ def main(script_args: ScriptArguments, training_args: DIFTConfig, model_args: Mo
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fourdthinker_hf.hub.publish").setLevel(logging.INFO)  # what is uploaded and what is not
-    sys.exit(main(*TrlParser((ScriptArguments, DIFTConfig, ModelConfig)).parse_args_and_config()))
+    sys.exit(launch(main, (ScriptArguments, DIFTConfig, ModelConfig), RECIPE))

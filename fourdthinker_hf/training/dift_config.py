@@ -4,37 +4,9 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-# Options that would silently give wrong results, or would be ignored: name, allowed values, and the reason.
-UNSUPPORTED_OPTIONS = (
-    ("packing", (False,), "latents follow the tokens of unpacked rows"),
-    ("eval_packing", (None, False), "latents follow the tokens of unpacked rows"),
-    ("padding_free", (False,), "latents follow the tokens of padded rows"),
-    (
-        "max_length",
-        (None,),
-        "a cut would separate latents from their target frames; the processor limits the length of videos",
-    ),
-    ("use_liger_kernel", (False,), "its fused loss would not see the latents"),
-    ("loss_type", ("nll",), "the loss of the text is the cross-entropy"),
-    ("label_smoothing_factor", (0, 0.0), "the loss of the text is the cross-entropy of the labels"),
-    ("assistant_only_loss", (False,), "the labels are always the assistant's tokens"),
-    ("completion_only_loss", (None,), "the labels are always the assistant's tokens"),
-    ("chat_template_path", (None,), "the labels are found with the processor's own template"),
-    ("pad_to_multiple_of", ("auto", None), "rows are padded to the longest row"),
-    ("shuffle_dataset", (False,), "the sampler shuffles; see train_sampling_strategy"),
-    ("train_sampling_strategy", ("random", "sequential"), "lengths are not known before the frames are decoded"),
-    ("average_tokens_across_devices", (True,), "the losses are means over all processes"),
-    ("prediction_loss_only", (True,), "logits are computed only where there are labels"),
-    ("remove_unused_columns", (False,), "the collator reads the records' columns"),
-    ("parallelism_config", (None,), "latents follow whole rows; several processes share the batch"),
-)
+from .unsupported_options import COMMON, DIFT, refuse_unsupported
 
-
-def refuse_unsupported(config, unsupported: tuple, method: str) -> None:
-    """Raises `ValueError` for the first option of `unsupported` whose value in `config` is not an allowed one."""
-    for name, allowed, reason in unsupported:
-        if (value := getattr(config, name)) not in allowed:
-            raise ValueError(f"{name}={value!r} does not work with {method}: {reason}. Use {allowed[0]!r}")
+UNSUPPORTED_OPTIONS = (*COMMON, *DIFT)
 
 
 @dataclass

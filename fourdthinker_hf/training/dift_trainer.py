@@ -33,7 +33,7 @@ from .collator import IGNORE_INDEX
 from .dift_config import DIFTConfig
 from .feature_store import VisionFeatures
 from .latent_metrics import LatentMetrics, MetricMeans
-from .lora import latent_rows
+from .lora import check_frozen_tower, latent_rows, prepare_peft_config
 from .trainer_mixin import FourDThinkerTrainerMixin
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,16 @@ class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer):
                 raise ValueError(f"{name} would be ignored: override a method of DIFTTrainer or DIFTCollator instead")
         if args.freeze_vision:
             model.model.visual.requires_grad_(False)
+        prepare_peft_config(peft_config, model.config)
         if isinstance(peft_config, LoraConfig) and peft_config.trainable_token_indices is None:
-            peft_config.trainable_token_indices = latent_rows(model.config)
+            peft_config.trainable_token_indices = latent_rows(model.config, peft_config.modules_to_save) or None
         model.config.forget_video = args.forget_video
         self.metric_means = {"train": MetricMeans(), "eval": MetricMeans()}
         self.latent_metrics = LatentMetrics(model.config.latent_size)
         self._num_latents = None
         super().__init__(model=model, args=args, peft_config=peft_config, **kwargs)
+        if args.freeze_vision:
+            check_frozen_tower(self.model)
 
     # The loss
 

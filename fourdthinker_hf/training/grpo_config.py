@@ -4,22 +4,9 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from .dift_config import refuse_unsupported
+from .unsupported_options import COMMON, FOURDRL, refuse_unsupported
 
-# Options that would silently give wrong results, or would be ignored: name, allowed values, and the reason.
-UNSUPPORTED_OPTIONS = (
-    ("use_vllm", (False,), "vLLM passes only token ids and would drop the latents"),
-    ("use_transformers_continuous_batching", (False,), "continuous batching would drop the latents"),
-    ("use_transformers_paged", (False,), "continuous batching would drop the latents"),
-    ("cache_implementation", (None,), "the cache of a prompt is filled before its replies are sampled"),
-    ("use_liger_kernel", (False,), "its kernels are made for a model without latents"),
-    ("cast_lm_head_to_fp32", (False,), "replies would be sampled by one head and scored by another"),
-    ("disable_dropout", (True,), "with dropout a reply would not be scored by the network that sampled it"),
-    ("fp16", (False,), "its loss scaling expects infinite gradients, at which 4DRL stops; use bf16"),
-    ("chat_template_kwargs", (None, {}), "the processor makes the prompt, as in evaluation"),
-    ("remove_unused_columns", (False,), "the rollout and the rewards read the records' columns"),
-    ("parallelism_config", (None,), "latents follow whole rows; several processes share the batch"),
-)
+UNSUPPORTED_OPTIONS = (*COMMON, *FOURDRL)
 
 
 @dataclass
@@ -53,3 +40,7 @@ class FourDRLConfig(GRPOConfig):
         super().__post_init__()
         if self.accelerator_config.dispatch_batches:
             raise ValueError("dispatch_batches=True does not work with 4DRL: rows contain more than tensors")
+        if self.accelerator_config.split_batches:
+            raise ValueError(
+                "split_batches=True does not work with 4DRL: each process has per_device_train_batch_size"
+            )

@@ -29,6 +29,7 @@ from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import rewards
 from .collator import IGNORE_INDEX
 from .grpo_config import FourDRLConfig
+from .lora import check_frozen_tower, prepare_peft_config
 from .trainer_mixin import FourDThinkerTrainerMixin, unwrap_peft
 
 
@@ -58,6 +59,7 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
             raise ValueError(
                 "trainable_token_indices do not work with 4DRL: TRL would score with the head that lacks them"
             )
+        prepare_peft_config(peft_config, model.config)
         if model.config.forget_video:
             raise ValueError("a model with forget_video cannot be trained by 4DRL yet: its replies have two contexts")
         model.model.visual.requires_grad_(False)
@@ -85,6 +87,7 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         self._sampled_replies: list[SampledReply] = []  # one for each reply that is about to be scored
         self._scored_positions: torch.BoolTensor | None = None  # (rows, seq): the positions that reach the head
         super().__init__(model=model, args=args, reward_funcs=reward_funcs, peft_config=peft_config, **kwargs)
+        check_frozen_tower(self.model)
         self.rollout_func = self.rollout
         for scorer in (self.model, self.ref_model):
             if scorer is not None:

@@ -197,7 +197,9 @@ def estimate(config: FourDThinkerConfig, setup: TrainingSetup, row: RowShape) ->
         model.model.visual.requires_grad_(not setup.freeze_vision)
         if setup.peft_config:
             if setup.peft_config.trainable_token_indices is None:  # as DIFTTrainer does
-                setup.peft_config.trainable_token_indices = latent_rows(config)
+                setup.peft_config.trainable_token_indices = (
+                    latent_rows(config, setup.peft_config.modules_to_save) or None
+                )
             model = get_peft_model(model, setup.peft_config)
     with FakeTensorMode():
         _replace_tensors(model)

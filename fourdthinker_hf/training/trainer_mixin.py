@@ -30,6 +30,8 @@ class FourDThinkerTrainerMixin:
     def __init__(self, *args, **kwargs):
         self._num_skipped = {"train": 0, "eval": 0}  # in the rows of this process
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            raise ValueError("FSDP does not work with latents: DeepSpeed shards weights, see train/accelerate/")
         if is_deepspeed_zero3_enabled():
             zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
             if not zero.get("stage3_gather_16bit_weights_on_model_save"):
@@ -59,6 +61,14 @@ class FourDThinkerTrainerMixin:
         super()._save(output_dir, state_dict)
         if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):  # PEFT saves no config, which has the
             self.unwrapped_model.config.save_pretrained(output_dir or self.args.output_dir)  # mean of the latents
+
+    def _run_epoch(self, *args, **kwargs):
+        """A run that was stopped after its last step does not do another one: `Trainer` looks at the number of steps
+        only after a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if isinstance(self.model, PeftModel):

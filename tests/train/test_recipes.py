@@ -27,6 +27,8 @@ RECIPES = [  # a recipe may start from the output_dir of one before it
     "tiny/layered_dift",
     "tiny/dift_forget_video",
     "tiny/4drl",
+    "tiny/short_dift",
+    "tiny/short_4drl",
     "3b/dift",
     "3b/4drl",
     "7b/dift",
@@ -156,6 +158,12 @@ def test_the_filter_samples_as_the_run_does(name):
     assert given["model"] == settings["model_name_or_path"] and [str(given["out"])] == settings["records"]
     assert given["temperature"] == settings["temperature"]
     assert given["max_new_tokens"] == settings["max_completion_length"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name[0] in "37"])
+def test_large_models_are_loaded_in_bf16(name):
+    """TRL's default is float32, twice the memory."""
+    assert settings_of(name)["dtype"] == "bfloat16" and settings_of(name)["bf16"]
 
 
 @pytest.mark.parametrize("name", ["3b/dift", "3b/4drl", "7b/dift", "7b/4drl"])

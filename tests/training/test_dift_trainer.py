@@ -557,6 +557,24 @@ def test_a_lora_run_leaves_a_whole_model_and_is_not_run_twice(tiny_folder, recor
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
 
 
+def test_lora_may_train_the_whole_embedding_and_its_tied_head(tiny_folder, record_file, tmp_path):
+    def run(modules, out):
+        sft.main(
+            sft.ScriptArguments(records=[record_file()], merge_adapter=True),
+            DIFTConfig(str(out), max_steps=1, learning_rate=1e-2, use_cpu=True, bf16=False, report_to="none"),
+            ModelConfig(str(tiny_folder), use_peft=True, lora_modules_to_save=modules),
+        )
+
+    run(["embed_tokens"], tmp_path / "run")
+    loaded, start = AutoModel.from_pretrained(tmp_path / "run"), AutoModel.from_pretrained(tiny_folder)
+    moved = (loaded.lm_head.weight != start.lm_head.weight).any(1)
+    assert moved.sum() > 300 and loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    with pytest.raises(ValueError, match="this head shares the embedding's weights; embed_tokens trains both"):
+        run(["lm_head"], tmp_path / "head")
+    with pytest.raises(ValueError, match="LoRA would train .*visual.merger.* but the vision tower is frozen"):
+        run(["merger"], tmp_path / "merger")
+
+
 def test_a_resumed_run_restores_its_metrics(tiny_folder, processor, rows, tmp_path):
     logs = []
     for resumed in (False, True):
@@ -577,6 +595,18 @@ def test_a_resumed_run_restores_its_metrics(tiny_folder, processor, rows, tmp_pa
     assert "latent_rank" in logs[1][0] and mean is not None
 
 
+def test_a_run_that_was_stopped_after_its_last_step_does_no_other(tiny_folder, processor, rows, tmp_path):
+    """The last step is in the middle of an epoch of three."""
+    settings = {"max_steps": 2, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1}
+    first = make_trainer(tiny_folder, processor, rows, tmp_path, **settings)
+    first.train()
+    again = make_trainer(tiny_folder, processor, rows, tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 2
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_half_written_checkpoint_is_not_taken(tmp_path, caplog):
     assert last_checkpoint(str(tmp_path)) is None
     for step, text in ((9, '{"epoch": 1.0}'), (10, '{"epoch": 1.0}'), (11, '{"epo'), (12, None)):
@@ -594,31 +624,16 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("packing", True),
-        ("eval_packing", True),
-        ("padding_free", True),
-        ("max_length", 512),
-        ("use_liger_kernel", True),
-        ("loss_type", "dft"),
         ("loss_type", "chunked_nll"),
-        ("label_smoothing_factor", 0.1),
-        ("assistant_only_loss", True),
         ("completion_only_loss", True),
         ("completion_only_loss", False),
-        ("chat_template_path", "x.jinja"),
-        ("pad_to_multiple_of", 8),
-        ("shuffle_dataset", True),
         ("train_sampling_strategy", "group_by_length"),
         ("train_sampling_strategy", "batch_rebalance"),
-        ("average_tokens_across_devices", False),
-        ("prediction_loss_only", False),
-        ("remove_unused_columns", True),
-        ("parallelism_config", object()),
         ("dispatch_batches", None),
         ("metric_for_best_model", "eval_accuracy"),
     ],
 )
-def test_unsupported_options_are_refused_by_name(tmp_path, option, value):
+def test_values_that_do_not_work_with_latents_are_refused_by_name(tmp_path, option, value):
     settings = {option: value}
     if option == "dispatch_batches":
         settings = {"accelerator_config": {"dispatch_batches": True}}

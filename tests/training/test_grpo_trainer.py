@@ -25,7 +25,6 @@ from trl import GRPOTrainer, ModelConfig
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, batch_inference
 from fourdthinker_hf.data.records import RecordError
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, check_records, question_dataset
-from fourdthinker_hf.training.grpo_config import UNSUPPORTED_OPTIONS
 from fourdthinker_hf.training.grpo_trainer import SampledReply
 from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.run import exit_status
@@ -382,6 +381,7 @@ def test_overridden_methods_exist_in_trl():
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
         "_load_rng_state": ["checkpoint"],
         "_prepare_inputs": ["generation_batch"],
+        "_run_epoch": [],
         "_save": ["output_dir", "state_dict"],
         "_save_rng_state": ["output_dir"],
         "create_model_card": [],
@@ -404,18 +404,10 @@ def test_overridden_methods_exist_in_trl():
         assert used in source, used
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in UNSUPPORTED_OPTIONS] + ["dispatch_batches"])
-def test_unsupported_options_are_refused_by_name(name, tmp_path):
-    allowed = {name: values for name, values, _ in UNSUPPORTED_OPTIONS}
-    value = {
-        "dispatch_batches": True,
-        "cache_implementation": "static",
-        "parallelism_config": object(),
-        "chat_template_kwargs": {"a": 1},
-    }.get(name, not allowed.get(name, [False])[0])
-    given = {"accelerator_config": {"dispatch_batches": True}} if name == "dispatch_batches" else {name: value}
-    with pytest.raises(ValueError, match=f"{name}=.*does not work with 4DRL"):
-        FourDRLConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
+@pytest.mark.parametrize("name", ["dispatch_batches", "split_batches"])
+def test_batches_that_another_process_would_cut_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}=True does not work with 4DRL"):
+        FourDRLConfig(str(tmp_path), use_cpu=True, bf16=False, accelerator_config={name: True})
 
 
 @pytest.mark.parametrize("name", ["tools", "environment_factory", "rollout_func", "quantization_config"])
