@@ -23,20 +23,23 @@ from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 
 
-def load_benchmark(path: str | os.PathLike, refused: list[str] | None = None) -> list[Record]:
+def load_benchmark(
+    path: str | os.PathLike, refused: list[str] | None = None, places: dict[str, str] | None = None
+) -> list[Record]:
     """The questions at `path`. Raises `ValueError` unless each has options, one of them the answer, and its own id.
-    With a list `refused`, a question that does not is left out, and a message with file, line and reason is added."""
+    With a list `refused`, a question that does not is left out, and a message with file, line and reason is added.
+    `places` gets the file and line of each question, by its id."""
     path = Path(path).absolute()
-    seen = set()
-
-    def check(record: Record) -> Record:
-        if reason := "another question has the same id" if record.id in seen else _why_unusable(record):
-            raise ValueError(f"question {record.id!r} cannot be asked: {reason}")
-        seen.add(record.id)
-        return record
+    places = {} if places is None else places
 
     @contextmanager
     def question(place: str) -> Iterator[Callable[[Record], Record]]:
+        def check(record: Record) -> Record:
+            if reason := "another question has the same id" if record.id in places else _why_unusable(record):
+                raise ValueError(f"question {record.id!r} cannot be asked: {reason}")
+            places[record.id] = place
+            return record
+
         try:
             yield check
         except (ValueError, SyntaxError, TypeError, AttributeError) as error:

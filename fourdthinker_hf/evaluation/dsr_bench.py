@@ -28,7 +28,7 @@ def load(path: Path, question: Callable) -> list[Record] | None:
         raise ImportError('reading DSR-Bench needs pyarrow: pip install "fourdthinker-hf[train]"') from error
     try:
         for number, row in enumerate(pyarrow.parquet.read_table(file).to_pylist()):
-            with question(f"{file}: it cannot be read as DSR-Bench: row {number}") as check:
+            with question(f"{file}, row {number}") as check:
                 records.append(check(_record(number, row, videos if videos.is_dir() else path)))
     except KeyError as error:
         raise ValueError(f"{file}: this is not the schema of DSR-Bench, which has a column {error}") from error

@@ -26,7 +26,7 @@ from transformers import BatchFeature
 from ..answers import judge, match_option, parse
 from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, likeliest_option, open_clip
 from ..checkpoints import check_device, find_model, load_model, model_hash
-from ..data.records import Record
+from ..data.records import Record, RecordError
 from ..distributed import DistributedState
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
@@ -77,8 +77,8 @@ def evaluate(
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     start = time.perf_counter()
-    left_out = []
-    records = load_benchmark(benchmark, None if missing == "refuse" else left_out)
+    left_out, places = [], {}
+    records = load_benchmark(benchmark, None if missing == "refuse" else left_out, places)
     if missing == "refuse":
         _refuse_missing(records)
     distributed = DistributedState()
@@ -115,7 +115,9 @@ def evaluate(
     ]
     if pending:
         network, processor = load_model(folder, distributed.device, dtype)
-        answerer = _BatchAnswerer(network, processor, records, PROBES[probe], missing == "refuse", max_new_tokens)
+        answerer = _BatchAnswerer(
+            network, processor, records, places, PROBES[probe], missing == "refuse", max_new_tokens
+        )
         _answer_batches(answerer, pending, outputs)
     distributed.wait_for_everyone()
     num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
@@ -215,6 +217,7 @@ class _BatchAnswerer:
     network: FourDThinkerForConditionalGeneration
     processor: FourDThinkerProcessor
     records: list[Record]
+    places: dict[str, str]  # file and line of each record, by its id
     probe: Probe
     refuse_unreadable: bool
     max_new_tokens: int
@@ -263,9 +266,9 @@ class _BatchAnswerer:
             try:
                 clips[i] = opened[video] = opened.get(video) or open_clip(self.processor, record)
             except (ValueError, OSError) as error:
+                reasons[i] = f"{self.places[record.id]}: the video could not be read: {error}"
                 if self.refuse_unreadable:
-                    raise
-                reasons[i] = f"the video could not be read: {error}"
+                    raise RecordError(reasons[i]) from error
         records = [self.records[i] for i in clips]
         inputs = batch_inputs(self.processor, records, list(clips.values()), probe.change_video) if clips else None
         return _Prompts(list(clips), inputs, reasons)

@@ -73,9 +73,9 @@ def test_dsr_bench_with_the_other_name_of_the_video_and_videos_beside_it(tmp_pat
     [
         ({"type": "colour"}, "row 0: type 'colour'"),
         ({"answer": "E"}, "row 0: .*answer 'E' of 4 options"),
-        ({"options": "A. left, B. right"}, "cannot be read as DSR-Bench"),
+        ({"options": "A. left, B. right"}, "benchmark.parquet, row 0: "),
         ({"options": ["A. same", "B. right"], "answer": "C"}, "answer 'C' of 2"),
-        ({"question": None}, "cannot be read as DSR-Bench"),
+        ({"question": None}, "benchmark.parquet, row 0: "),
     ],
 )
 def test_dsr_bench_with_bad_rows(tmp_path, change, message):
@@ -170,7 +170,7 @@ def test_bad_rows_can_be_left_out_and_are_named(tmp_path):
     refused.clear()
     folder = write_dsr(tmp_path / "dsr", [dsr_row(0), dsr_row(1, answer="E"), dsr_row(2)])
     assert [record.id for record in load_benchmark(folder, refused)] == ["0000-vid_0", "0002-vid_1"]
-    assert len(refused) == 1 and f"{folder}/benchmark.parquet: it cannot be read as DSR-Bench: row 1: " in refused[0]
+    assert len(refused) == 1 and f"{folder}/benchmark.parquet, row 1: " in refused[0]
 
 
 def test_a_file_without_questions(tmp_path):
