@@ -210,21 +210,31 @@ def _begins_array(line: bytes) -> bool:
 
 def _find_items(line: int, offset: int, text: bytes) -> Iterator[tuple[int, int, bytes]]:
     """The items of an array of objects that begins at `line` and `offset`. A broken item ends where a later line
-    begins an object, indented as it is itself, or else at the end of the file."""
+    begins an object, indented as it is itself; on a line with others, before the next whole object that follows a
+    comma; or else at the end of the file."""
     characters, decoder = text.decode("latin-1"), json.JSONDecoder()  # one character a byte: positions are bytes
-    begin = characters.index("[") + 1
-    while (begin := begin + len(re.match(r"[\s,]*", characters[begin : begin + 1000])[0])) < len(text):
-        if characters[begin] == "]":
-            return
+
+    def find_end(begin: int) -> int | None:
+        """Where the item at `begin` ends, if it is whole."""
         try:
             end = decoder.raw_decode(characters, begin)[1]
-            is_whole = re.compile(r"\s*[,\]]").match(characters, end) is not None
         except (ValueError, RecursionError):
-            is_whole = False
-        if not is_whole:
+            return None
+        return end if re.compile(r"\s*[,\]]").match(characters, end) else None
+
+    begin = characters.index("[") + 1
+    while (begin := begin + len(re.match(r"[\s,]*", characters[begin : begin + 1000])[0])) < len(text):
+        if characters[begin:].strip() == "]":
+            return
+        end = find_end(begin)
+        if end is None:
             indent = characters[characters.rfind("\n", 0, begin) + 1 : begin]
-            end = characters.find(f"\n{indent}{{", begin) if not indent.strip() else -1
-            end = len(text) if end < 0 else end
+            if indent.strip():
+                commas = re.compile(r",\s*(?=\{)").finditer(characters, begin)
+                end = next((comma.start() for comma in commas if find_end(comma.end())), len(text))
+            else:
+                end = characters.find(f"\n{indent}{{", begin)
+                end = len(text) if end < 0 else end
         yield line + text.count(b"\n", 0, begin), offset + begin, text[begin:end]
         begin = end
 

@@ -164,8 +164,15 @@ def test_a_broken_item_of_an_array_is_one_bad_record(tmp_path):
     assert message.startswith(f"{path}, line 19: Expecting ':' delimiter")
     files = RecordFiles([path])
     assert files.location(1) == f"{path}, line 19" and files[2].id == "c" and files[0].source["targets"]
-    path = write_array(tmp_path / "b.json", indent=None)  # where nothing shows the end, the rest is left out
-    assert [record.id for record in read_records(path, skip_bad=True)] == ["a"]
+    path, refused = write_array(tmp_path / "b.json", indent=None), []
+    assert [record.id for record in read_records(path, skip_bad=True, refused=refused)] == ["a", "c"]
+    assert len(refused) == 1 and refused[0].startswith(f"{path}, line 1: Expecting ':' delimiter")
+    whole, last = (json.dumps({**OURS, "id": name}) for name in "ac")
+    for broken in (whole[:-1], whole[:60], whole.replace('"a"', '[{"a": 1}, {"b": 2}'), ""):
+        path.write_text(f"[{whole}, {broken}, {last}]")
+        refused = []
+        assert [record.id for record in read_records(path, skip_bad=True, refused=refused)] == ["a", "c"], broken
+        assert bool(refused) == bool(broken)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(RecordError, match=r"b\.json, line 1: "):
         read_records(path)
