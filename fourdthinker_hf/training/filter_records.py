@@ -3,9 +3,10 @@
 Replies that are all right, or all wrong, have no advantage over one another, so GRPO learns nothing from them. The
 published RL set was filtered in this way. The counts are appended to a file after each batch, and each batch has its
 own seed, so a filter run that was killed continues where it stopped and gives the result of an uninterrupted one. A
-record that cannot be used is left out and named.
+record that cannot be used is left out and named; the next run asks it, and its batch, again if its video can be read.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,17 @@ from transformers import GenerationConfig
 
 from ..answers import judge
 from ..batch_inference import generate_with, open_clip, prefill_prompts, trim_reply
-from ..checkpoints import check_device, check_dtype, find_base, find_model, load_model, model_hash, read_json
+from ..checkpoints import (
+    check_device,
+    check_dtype,
+    find_base,
+    find_model,
+    has_processor,
+    load_model,
+    load_processor,
+    model_hash,
+    read_json,
+)
 from ..data.records import RecordError, RecordFiles, write_records
 
 
@@ -68,6 +79,12 @@ def filter_records(
     }
     counts_path = out.with_suffix(".counts.jsonl")
     counts = _read_counts(counts_path, settings)
+    if unread := [number for number, count in counts.items() if count["right"] is None]:
+        processor = load_processor(folder if has_processor(folder) else find_base(folder))
+        for number in unread:
+            with contextlib.suppress(ValueError, OSError):
+                open_clip(processor, questions[number])
+                del counts[number]
     batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
     unfinished = [batch for batch in batches if not all(number in counts for number in batch)]
     if unfinished:

@@ -74,7 +74,9 @@ def test_questions_that_are_sometimes_right_are_kept_and_a_killed_run_continues(
     assert other.exit_code == 2 and "holds another filter run with different seed" in other.output
 
 
-def test_bad_records_are_left_out_and_named_and_the_others_are_filtered(tiny_folder, questions, tmp_path, replies):
+def test_bad_records_are_left_out_and_named_and_the_others_are_filtered(
+    tiny_folder, questions, clip, tmp_path, replies
+):
     shutil.copy(WIDE, tmp_path)
     row = {"id": "9", "question": "q", "options": ["left", "right"], "answer": "left"}
     bad = [{**row, "video": WIDE.name}, {**row, "video": "gone.mp4"}, {**row, "options": ["left"], "video": WIDE.name}]
@@ -93,6 +95,10 @@ def test_bad_records_are_left_out_and_named_and_the_others_are_filtered(tiny_fol
             assert re.search(rf"questions\.jsonl, line {number}: .*{reason}", result.stderr)
     assert [record.id for record in read_records(tmp_path / "out.jsonl")] == ["1", "2", "3"]
     assert [len(batch) for batch in replies] == [1, 2, 2]
+    shutil.copy(clip, tmp_path / WIDE.name)  # now its video can be read: its batch is asked again
+    result = run(tiny_folder, questions, tmp_path / "out.jsonl")
+    assert "3 of 9 records; 1 are always right, 2 never, 3 cannot be used" in result.stdout
+    assert [len(batch) for batch in replies] == [1, 2, 2, 2]
     questions.write_text("{")
     result = run(tiny_folder, questions, tmp_path / "other.jsonl")
     assert result.exit_code == 2 and "has no record that can be used" in result.stderr
