@@ -114,6 +114,10 @@ class DIFTTrainer(FourDThinkerTrainerMixin, SFTTrainer):
         """One forward of a batch; only the positions `is_labelled` `(batch, seq)` have logits."""
         if not is_deepspeed_zero3_enabled() or "mm_encoder_outputs" in inputs:
             return model(**inputs, logits_to_keep=is_labelled, use_cache=False)
+        if "pixel_values_videos" not in inputs:
+            raise ValueError(
+                "under ZeRO-3 every batch needs a video or frames; use ZeRO-2 or feature_cache for text alone"
+            )
         # ZeRO-3 gathers the weights of a module when it runs, so every process must run the tower equally often. A
         # process whose batch has no target frames runs it on the first frames of a video.
         base, targets = self.unwrapped_model.model, None

@@ -218,9 +218,10 @@ class CachedCollator(DIFTCollator):
     store: FeatureStore | None = None
 
     def open(self, row: dict) -> dict:
-        """Adds `clip` and `targets`, each as [`VisionFeatures`]. Raises `ValueError` if one is missing or too
-        small."""
-        clip = self.store.clip(**{name: row.get(name) for name in VIDEO_COLUMNS})
+        """Adds `clip` (None for a row with neither a video nor frames) and `targets`, each as [`VisionFeatures`].
+        Raises `ValueError` if one is missing or too small."""
+        source = {name: row.get(name) for name in VIDEO_COLUMNS}
+        clip = None if source["video"] is None and source["frames"] is None else self.store.clip(**source)
         targets = [self.store.frame(image) for image in self.target_frames(row)]
         for number, target in enumerate(targets, start=1):
             self.check_num_features(number, len(target.features))
@@ -228,20 +229,24 @@ class CachedCollator(DIFTCollator):
 
     def model_inputs(self, texts: list[str], rows: list[dict]) -> dict:
         """The inputs that the processor would make, with `mm_encoder_outputs` in place of the pixels."""
-        clips, targets = [row["clip"] for row in rows], [target for row in rows for target in row["targets"]]
-        token = self.processor.video_token
+        clips = [row["clip"] for row in rows if row["clip"] is not None]
+        targets, token = [target for row in rows for target in row["targets"]], self.processor.video_token
         texts = [
-            text.replace(token, token * len(clip.features)).replace(OUTPUT_IMAGE, self.processor.latent_block)
-            for text, clip in zip(texts, clips, strict=True)
+            text.replace(token, token * len(row["clip"].features) if row["clip"] else "").replace(
+                OUTPUT_IMAGE, self.processor.latent_block
+            )
+            for text, row in zip(texts, rows, strict=True)
         ]
         batch = dict(
             self.processor.tokenizer(
                 texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt"
             )
         )
-        batch["video_grid_thw"] = torch.stack([clip.grid for clip in clips])
-        batch["second_per_grid_ts"] = torch.cat([clip.second_per_grid for clip in clips])
-        encoded = {"video": clips}
+        encoded = {}
+        if clips:
+            batch["video_grid_thw"] = torch.stack([clip.grid for clip in clips])
+            batch["second_per_grid_ts"] = torch.cat([clip.second_per_grid for clip in clips])
+            encoded["video"] = clips
         if targets:
             batch["image_grid_thw_latent"] = torch.stack([target.grid for target in targets])
             encoded["latent"] = targets

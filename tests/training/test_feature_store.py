@@ -62,6 +62,19 @@ def test_a_batch_is_the_same_except_for_the_pixels(model, processor, records, st
     torch.testing.assert_close(one.latent_targets, other.latent_targets, atol=1e-6, rtol=0)
 
 
+def test_rows_of_text_alone_share_a_batch_or_fill_it(model, processor, records, store):
+    rows, text = [vars(record) for record in records[:2]], {"question": "hello", "answer": "well"}
+    for batch in ([rows[0], text, rows[1]], [text, text]):
+        usual, cached = DIFTCollator(processor)(batch), CachedCollator(processor, store=store)(batch)
+        for name in cached.keys() & usual.keys():
+            assert torch.equal(usual[name], cached[name]), name
+        assert ("video_grid_thw" in cached) == ("video_grid_thw" in usual) == (batch[0] is rows[0])
+        usual.pop("num_skipped"), cached.pop("num_skipped")
+        with torch.no_grad():
+            one, other = model(**usual), model(**cached)
+        torch.testing.assert_close(one.last_hidden_state, other.last_hidden_state, atol=1e-5, rtol=0)
+
+
 def test_training_on_features_never_runs_the_tower_and_gives_the_same_losses(
     tiny_folder, processor, records, store, tmp_path
 ):
