@@ -86,13 +86,9 @@ def main(
         bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    import transformers
-    from huggingface_hub.utils import disable_progress_bars
-
     warnings.simplefilter("ignore", FutureWarning)  # they are for programmers
     if not sys.stderr.isatty():
-        disable_progress_bars()
-        transformers.logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # also those of transformers, when it is imported
 
 
 @app.command()

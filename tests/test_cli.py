@@ -22,6 +22,7 @@ OPTIONS = ["--option", "to the left", "--option", "to the right"]
 REPLY = "<think>red ball <|latent_start|> left.</think><answer>to the left</answer><|im_end|>"
 
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = typer.main.get_command(app).commands
 NAMES = "ask simulate contact-sheet annotate evaluate report maps filter memory convert merge card publish".split()
 
@@ -46,9 +47,23 @@ def refused(result, *words):
 
 
 def test_version():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"fourdthinker {project['version']}\n")
+
+
+def test_help_and_version_appear_without_importing_torch():
+    program = (
+        "import sys; sys.argv = ['fourdthinker', *sys.argv[1:]]; import fourdthinker_command\n"
+        "try:\n    fourdthinker_command.app()\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    for arguments, words in (
+        (["--version"], "fourdthinker "),
+        (["--help"], "Answer questions about videos"),
+        (["ask", "--help"], "Answer QUESTION about VIDEO"),
+    ):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "") and words in done.stdout
 
 
 def test_help_lists_every_command_with_a_sentence_of_its_own():

@@ -1,0 +1,25 @@
+"""Starts the `fourdthinker` command, whose commands are in `fourdthinker_hf/cli.py`.
+
+Importing a module of a package imports the package first, and `fourdthinker_hf` imports torch and transformers to
+register its classes, which takes seconds. So that help, the version and mistakes in options appear at once, the module
+is loaded here as importlib's documentation shows ("Importing a source file directly"). The package is imported when a
+command runs.
+"""
+
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+NAME = "fourdthinker_hf.cli"
+
+
+def app() -> None:
+    folder = Path(find_spec("fourdthinker_hf").submodule_search_locations[0])
+    spec = spec_from_file_location(NAME, folder / "cli.py")
+    cli = sys.modules[NAME] = module_from_spec(spec)
+    spec.loader.exec_module(cli)
+    cli.app()
+
+
+if __name__ == "__main__":
+    app()
