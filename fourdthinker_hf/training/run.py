@@ -21,9 +21,11 @@ from transformers.trainer_callback import TrainerState
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from .. import FourDThinkerForConditionalGeneration
+from ..checkpoints import find_base, find_model, read_json
 from ..distributed import LAUNCHER_VARIABLES, end_process_group
 from ..hub.card import lineage
 from ..hub.publish import check_repo_id, publish_run
+from ..published import is_published
 from .unsupported_options import UNSUPPORTED_MODEL_OPTIONS, refuse_unsupported
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
         if not (Path(training_args.output_dir) / FINISHED).is_file():
             _find_records(script_args, given, is_default_run)
             training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
+            check_model(model_args)
     except (ValueError, OSError) as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
@@ -135,6 +138,18 @@ def is_finished(output_dir: str) -> bool:
             f"publish it, `fourdthinker publish {output_dir} OWNER/NAME`"
         )
     return finished
+
+
+def check_model(model_args: ModelConfig) -> None:
+    """Raises `ValueError` if there is no checkpoint to start from, or if it must be converted or merged before."""
+    model, revision = model_args.model_name_or_path, model_args.model_revision
+    folder = find_model(model, revision if revision != "main" else None)  # "main" is the default, also for a folder
+    if find_base(folder) is not None:
+        raise ValueError(f"{model}: this is an adapter; train on what `fourdthinker merge {model} DEST` writes")
+    if is_published(read_json(folder / "config.json")):
+        raise ValueError(
+            f"{model}: this is a published 4DThinker; train on what `fourdthinker convert {model} DEST` writes"
+        )
 
 
 def load_for_training(model_args: ModelConfig, quantized: bool = True) -> FourDThinkerForConditionalGeneration:

@@ -10,8 +10,11 @@ import sft
 import torch
 import yaml
 from launches import ROOT, finish, log_history, start
+from peft import LoraConfig, get_peft_model
+from qwen_checkpoint import write_source
 from trl import ModelConfig
 
+from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.training import DIFTConfig
 from fourdthinker_hf.training.run import checkpoint_to_resume, launch, load_for_training, print_gain, recipe_commands
 
@@ -171,3 +174,25 @@ def test_an_adapter_is_merged_into_weights_that_are_not_quantized(tiny_folder):
     model = load_for_training(ModelConfig(str(tiny_folder), load_in_8bit=True), quantized=False)
     assert not getattr(model, "is_quantized", False)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_a_run_starts_from_a_whole_converted_checkpoint(launched, tiny_folder, tmp_path, capsys):
+    """A published one would train with other settings than it was trained with, and TRL's reference model would be a
+    plain Qwen2.5-VL."""
+    published = write_source(tmp_path / "published", latents=True)
+    base = write_source(tmp_path / "base")
+    adapter, model = tmp_path / "adapter", FourDThinkerForConditionalGeneration.from_pretrained(tiny_folder)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    records = tmp_path / "records.jsonl"
+    records.touch()
+    capsys.readouterr()  # the loading bar
+    arguments = ("--records", records, "--output_dir", tmp_path / "out", "--use_cpu", "true", "--bf16", "false")
+    for model, command in (
+        (published, f"fourdthinker convert {published} DEST"),
+        (base, "fourdthinker convert"),
+        (adapter, f"fourdthinker merge {adapter} DEST"),
+    ):
+        status, _, error = launched(*arguments, "--model_name_or_path", model)
+        assert status == 2 and error.startswith(f"train/sft.py: {model}: ") and command in error
+        assert error.count("\n") == 1
+    assert launched(*arguments, "--model_name_or_path", tiny_folder)[0] == 0
