@@ -219,10 +219,9 @@ def make_score(trainer, video: Path):
     import torch
 
     from fourdthinker_hf.batch_inference import encoder_outputs, prefill_prompts
-    from fourdthinker_hf.training.grpo_trainer import SampledReply
+    from fourdthinker_hf.training.grpo_trainer import PACKED_ATTENTION, SampledReply
 
-    model, group_replies = trainer.unwrapped_model, type(trainer).group_replies
-    config = model.config
+    model, config = trainer.unwrapped_model, trainer.unwrapped_model.config
     rows, reply_to = make_rows(video, False), torch.zeros(GROUP, dtype=torch.long, device=model.device)
     inputs, (features,) = prefill_prompts(model, trainer.processing_class, rows[:1], reply_to)
     special = max(config.video_token_id, config.image_token_id, config.latent_end_id)
@@ -236,8 +235,7 @@ def make_score(trainer, video: Path):
     sampled = [SampledReply(0, features, grids[0], seconds[0], latents)] * GROUP
 
     def score(length: int, separate: bool = False) -> None:
-        one_a_row = lambda sampled, *_: [[i] for i in range(len(sampled))]  # noqa: E731
-        trainer.group_replies = one_a_row if separate else group_replies.__get__(trainer)
+        model.set_attn_implementation({"text_config": "sdpa" if separate else PACKED_ATTENTION})
         row = ids[:, : ids.shape[1] - LENGTH + length]
         logps, _ = trainer.replay_and_score(trainer.model, row, torch.ones_like(row), length, sampled)
         (-logps.mean()).backward()

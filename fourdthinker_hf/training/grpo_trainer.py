@@ -8,18 +8,24 @@
 
 In a rollout each video is decoded and encoded once (the vision tower is frozen, so scoring uses the same features) and
 each prompt is run once: its cache is repeated for the replies to it. For scoring, the replies to a prompt are packed
-behind one copy of it, in one row in which a reply attends to the prompt and to itself:
+behind one copy of it, and all prompts in one row, in which a reply attends to its prompt and to itself:
 
     input     prompt[:-1]   prompt[-1] reply 1[:-1]   prompt[-1] reply 2[:-1]   ..
     predicts  nothing       reply 1                   reply 2                   ..
+
+Forced tokens are fed, but no head predicts them: their log-probabilities have no use.
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
@@ -29,6 +35,7 @@ from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import rewards
 from .collator import IGNORE_INDEX
 from .grpo_config import FourDRLConfig
+from .log_probs import TiledLogProbs
 from .lora import check_frozen_tower, prepare_peft_config
 from .trainer_mixin import FourDThinkerTrainerMixin, unwrap_peft
 
@@ -91,8 +98,10 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         self.rollout_func = self.rollout
         for scorer in (self.model, self.ref_model):
             if scorer is not None:
-                base = unwrap_peft(self.accelerator.unwrap_model(scorer)).model
-                base.register_forward_hook(self._keep_scored_positions)
+                network = unwrap_peft(self.accelerator.unwrap_model(scorer))
+                network.model.register_forward_hook(self._keep_scored_positions)
+                if network.config.text_config._attn_implementation == "sdpa":
+                    network.set_attn_implementation({"text_config": PACKED_ATTENTION})
 
     # The rollout
 
@@ -162,15 +171,13 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         return generate_with(self.unwrapped_model, self.generation_config, inputs)
 
     def sampled_token_mask(self, ids: torch.LongTensor) -> torch.BoolTensor:
-        """Mask of the tokens of a reply `(length,)` that the model sampled, which carry gradient. The other tokens,
+        """Mask of the tokens of replies `(.., length)` that the model sampled, which carry gradient. The other tokens,
         inside mental images, were forced."""
         is_pad, is_end = (ids == token for token in (self._config.latent_token_id, self._config.latent_end_id))
         if not self._config.latent_early_end:
             return ~(is_pad | is_end)
-        num_pads = torch.zeros_like(ids)  # consecutive pads up to each position
-        for position in is_pad.nonzero()[:, 0].tolist():
-            num_pads[position] = 1 + (num_pads[position - 1] if position else 0)
-        follows_full_block = num_pads.roll(1) == self._config.latent_size
+        size = self._config.latent_size
+        follows_full_block = F.pad(is_pad, (size, 0))[..., :-1].unfold(-1, size, 1).all(-1)
         return ~(is_pad | (is_end & follows_full_block))
 
     # The scoring
@@ -211,12 +218,14 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         return logps, entropies if compute_entropy else None, None
 
     def replay_and_score(self, model, input_ids, attention_mask, length: int, sampled: list[SampledReply]):
-        """Log-probabilities and entropies `(rows, length)` of the last `length` tokens of each row, 0 where padded.
-        The latents of `sampled`, one reply a row, are fed as they were fed when the reply was sampled."""
+        """Log-probabilities and entropies `(rows, length)` of the last `length` tokens of each row, 0 where a token is
+        padding or was forced. The latents of `sampled`, one reply a row, are fed as they were fed when the reply was
+        sampled."""
         prompts, replies = input_ids[:, :-length], input_ids[:, -length:]
         prompt_mask, reply_mask = attention_mask[:, :-length].bool(), attention_mask[:, -length:].bool()
+        is_scored = reply_mask & self.sampled_token_mask(replies)
         lengths = reply_mask.sum(-1).tolist()
-        groups = self.group_replies(sampled, prompt_mask.sum(-1).tolist(), lengths)
+        groups = self.group_replies(sampled)
         order = [row for group in groups for row in group]
 
         first = [group[0] for group in groups]  # the prompt and video of a group are those of its first reply
@@ -225,77 +234,79 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
             prompts[first], video_grid_thw=grids, second_per_grid_ts=seconds, attention_mask=prompt_mask[first]
         )
         packed = [
-            self._pack_row(
+            self._pack(
                 prompts[group[0]][prompt_mask[group[0]]],
                 prompt_positions[:, n, prompt_mask[group[0]]],
                 [replies[i, : lengths[i]] for i in group],
+                [is_scored[i, : lengths[i]] for i in group],
             )
             for n, group in enumerate(groups)
         ]
-        fills = (self._tokenizer.pad_token_id, IGNORE_INDEX, -1, 1)
-        ids, targets, segments, positions = (
-            pad_sequence(column, batch_first=True, padding_value=fill)
-            for column, fill in zip(zip(*packed, strict=True), fills, strict=True)
-        )
+        columns, segments = list(zip(*packed, strict=True))[:3], [segments for *_, segments in packed]
+        if self._shares_prompts:
+            ids, targets, positions = (torch.cat(column)[None] for column in columns)
+            attention = {"segments": segments}
+        else:
+            fills = (self._tokenizer.pad_token_id, IGNORE_INDEX, 1)
+            ids, targets, positions = (pad_sequence(c, True, fill) for c, fill in zip(columns, fills, strict=True))
+            ends = torch.tensor([sum(row) for row in segments], device=ids.device)
+            attention = {"attention_mask": (torch.arange(ids.shape[1], device=ids.device) < ends[:, None]).long()}
         latents = torch.cat([sampled[i].latents if lengths[i] else sampled[i].latents[:0] for i in order])
         if not self.args.replay:  # what public implementations of the method do
             with torch.no_grad():
                 pad = self.unwrapped_model.get_input_embeddings()(ids.new_tensor([self._config.latent_token_id]))
             latents = pad.expand_as(latents)
         self._scored_positions = targets != IGNORE_INDEX
+        targets = targets[self._scored_positions]
+        inputs = {
+            "input_ids": ids,
+            "position_ids": positions.movedim(-1, 0),
+            "latent_embeds": self.unwrapped_model.model.place_latents(ids, latents),
+            "mm_encoder_outputs": encoder_outputs([sampled[i].features for i in first]),
+            **attention,
+        }
         with self.accelerator.autocast():
-            output = model(
-                input_ids=ids,
-                attention_mask=packed_attention_mask(segments, groups),
-                position_ids=positions.movedim(-1, 0),
-                latent_embeds=self.unwrapped_model.model.place_latents(ids, latents),
-                mm_encoder_outputs=encoder_outputs([sampled[i].features for i in first]),
-                shift_labels=targets[self._scored_positions][None],
-                fused_lm_head=True,
-            )
+            if ids.device.type == "cpu":
+                states = model(**inputs, use_cache=False, logits_to_keep=[]).last_hidden_state[0]
+                weight = self.unwrapped_model.get_output_embeddings().weight
+                values = TiledLogProbs.apply(states, weight, targets, self.temperature)
+            else:
+                output = model(**inputs, shift_labels=targets[None], fused_lm_head=True)
+                values = [None if x is None else x[0] for x in (output.log_probs, output.entropy)]
         self._scored_positions = None
-        row, column = reply_mask[order].nonzero(as_tuple=True)
+        row, column = is_scored[order].nonzero(as_tuple=True)
         unpacked = (torch.tensor(order, device=row.device)[row], column)
-        return tuple(
-            None if values is None else values.new_zeros(reply_mask.shape).index_put(unpacked, values[0])
-            for values in (output.log_probs, output.entropy)
-        )
+        return tuple(None if x is None else x.new_zeros(reply_mask.shape).index_put(unpacked, x) for x in values)
 
-    def group_replies(
-        self, sampled: list[SampledReply], prompt_lengths: list[int], lengths: list[int]
-    ) -> list[list[int]]:
-        """The replies that share a row: those to the same prompt, unless separate rows are less work."""
-        by_prompt = {}
+    @property
+    def _shares_prompts(self) -> bool:
+        """Whether the text model's attention can be that of packed rows."""
+        return self._config.text_config._attn_implementation == PACKED_ATTENTION
+
+    def group_replies(self, sampled: list[SampledReply]) -> list[list[int]]:
+        """The replies that are packed behind one copy of their prompt."""
+        groups = {}
         for i, reply in enumerate(sampled):
-            by_prompt.setdefault(reply.prompt, []).append(i)
-        shared, separate = list(by_prompt.values()), [[i] for i in range(len(sampled))]
-        config = self._config.text_config
-        # In a layer, the products of a token with the weights cost as much as attention to this many tokens: each
-        # weight takes 2 operations and there are (2 + 2 kv_heads / heads) hidden^2 + 3 hidden intermediate weights;
-        # attention to one token takes 4 hidden operations.
-        share = config.num_key_value_heads / config.num_attention_heads
-        weights = (1 + share) * config.hidden_size + 1.5 * config.intermediate_size
-
-        def work(groups: list[list[int]]) -> float:
-            length = max(prompt_lengths[group[0]] + sum(lengths[i] for i in group) for group in groups)
-            return len(groups) * length * (weights + length)
-
-        can_mask = config._attn_implementation == "sdpa"
-        return shared if can_mask and work(shared) < work(separate) else separate
+            groups.setdefault(reply.prompt if self._shares_prompts else i, []).append(i)
+        return list(groups.values())
 
     @staticmethod
-    def _pack_row(prompt, prompt_positions, replies):
-        """Packs a prompt `(length,)`, its positions `(3, length)` and the replies to it into one row: ids, targets and
-        segments (0 for the prompt, then 1, 2, ..) `(seq,)`, and positions `(seq, 3)`."""
-        ids, targets = [prompt[:-1]], [torch.full_like(prompt[:-1], IGNORE_INDEX)]
-        segments, positions = [torch.zeros_like(prompt[:-1])], [prompt_positions[:, :-1]]
-        for number, reply in enumerate(replies, start=1):
+    def _pack(prompt, prompt_positions, replies, are_scored):
+        """Packs a prompt `(length,)`, its positions `(3, length)` and the replies to it: ids and targets `(seq,)`,
+        positions `(seq, 3)`, and the lengths of the segments, prompt first."""
+        ids, targets, positions = (
+            [prompt[:-1]],
+            [torch.full_like(prompt[:-1], IGNORE_INDEX)],
+            [prompt_positions[:, :-1]],
+        )
+        for reply, is_scored in zip(replies, are_scored, strict=True):
             inputs = torch.cat([prompt[-1:], reply[:-1]])
             ids.append(inputs)
-            targets.append(reply if len(reply) else torch.full_like(inputs, IGNORE_INDEX))
-            segments.append(torch.full_like(inputs, number))
+            ignored = torch.full_like(inputs, IGNORE_INDEX)
+            targets.append(torch.where(is_scored, reply, ignored) if len(reply) else ignored)
             positions.append(prompt_positions[:, -1:] + torch.arange(len(inputs), device=inputs.device))
-        return torch.cat(ids), torch.cat(targets), torch.cat(segments), torch.cat(positions, 1).T
+        segments = [len(part) for part in ids]
+        return torch.cat(ids), torch.cat(targets), torch.cat(positions, 1).T, segments
 
     def _keep_scored_positions(self, module, inputs, output) -> None:
         """Forward hook of the base model. While a batch is scored, the head gets only the states that predict a
@@ -325,12 +336,34 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         return Path(folder) / f"rollout_{self.args.process_index}.pth"
 
 
-def packed_attention_mask(segments: torch.LongTensor, groups: list[list[int]]) -> torch.BoolTensor:
-    """The attention mask of packed rows, from their `segments` `(rows, seq)`, -1 where padded. A token attends to what
-    precedes it in the prompt and in its own reply: `(rows, 1, seq, seq)`. If no replies share a row, it is the usual
-    mask `(rows, seq)`."""
-    if all(len(group) == 1 for group in groups):
-        return (segments >= 0).long()
-    keys, queries = segments[:, None, None, :], segments[:, None, :, None]
-    is_causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
-    return is_causal & ((keys == 0) | (keys == queries))
+# The attention of packed rows
+
+PACKED_ATTENTION = "packed_sdpa"
+
+
+def packed_attention(module, query, key, value, attention_mask, segments: list[list[int]] | None = None, **kwargs):
+    """transformers' SDPA, whose arguments it takes. `segments` says how a row is packed: for each prompt its length
+    and those of the replies to it. A token then attends to what precedes it in its prompt and in its own reply, so
+    that the work grows with the number of replies, not with its square."""
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs, start = [], 0
+    for prompt, *replies in segments:
+        shared = slice(start, start + prompt)
+        outputs.append(
+            sdpa_attention_forward(
+                module, query[:, :, shared], key[:, :, shared], value[:, :, shared], None, **kwargs
+            )[0]
+        )
+        start += prompt
+        for length in replies:
+            own = slice(start, start + length)
+            keys, values = (torch.cat([x[:, :, shared], x[:, :, own]], 2) for x in (key, value))
+            mask = torch.ones(1, 1, length, prompt + length, dtype=torch.bool, device=query.device).tril(prompt)
+            outputs.append(sdpa_attention_forward(module, query[:, :, own], keys, values, mask, **kwargs)[0])
+            start += length
+    return torch.cat(outputs, 1), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)

@@ -25,7 +25,6 @@ from trl import GRPOTrainer, ModelConfig
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor, batch_inference
 from fourdthinker_hf.data.records import RecordError
 from fourdthinker_hf.training import FourDRLConfig, FourDRLTrainer, check_records, question_dataset
-from fourdthinker_hf.training.grpo_trainer import SampledReply
 from fourdthinker_hf.training.lora import LORA_TARGETS
 from fourdthinker_hf.training.run import exit_status
 
@@ -209,9 +208,9 @@ def test_without_replay_the_scores_differ_from_the_sampling(make_trainer):
 
 
 @pytest.mark.parametrize("lengths", [[9, 4, 24, 1], [0, 7, 0, 3]])
-def test_a_shared_prompt_gives_the_scores_of_separate_prompts(make_trainer, monkeypatch, lengths):
-    """Scores and gradients of replies that share a row with their prompt, and of replies in rows of their own; some
-    replies are empty."""
+def test_a_shared_prompt_gives_the_scores_of_separate_prompts(make_trainer, lengths):
+    """Scores and gradients of replies that are packed behind one copy of their prompt, and of replies in rows of their
+    own with transformers' attention; some replies are empty."""
     trainer = make_trainer(max_completion_length=24, learning_rate=0.0)
     trainer.train()
     batch = trainer._buffered_inputs[0]
@@ -222,9 +221,7 @@ def test_a_shared_prompt_gives_the_scores_of_separate_prompts(make_trainer, monk
     results = []
     for separate in (False, True):
         if separate:
-            monkeypatch.setattr(
-                FourDRLTrainer, "group_replies", lambda self, sampled, *_: [[i] for i in range(len(sampled))]
-            )
+            trainer.unwrapped_model.set_attn_implementation("sdpa")
         trainer.model.zero_grad()
         cut = []  # the replies with the latents of their kept tokens
         for reply, length in zip(batch["sampled_replies"], is_reply.sum(-1).tolist(), strict=True):
@@ -235,19 +232,13 @@ def test_a_shared_prompt_gives_the_scores_of_separate_prompts(make_trainer, monk
         grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
         results.append((logps.detach(), entropies.detach(), grads))
     shared, separate = results
-    assert (shared[0] != 0).equal(mask[:, -width:].bool()) and (shared[0][mask[:, -width:] == 0] == 0).all()
+    is_scored = mask[:, -width:].bool() & trainer.sampled_token_mask(ids[:, -width:])
+    assert (shared[0] != 0).equal(is_scored) and (shared[1] != 0).equal(is_scored)
     for a, b in zip(shared[:2], separate[:2], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     assert shared[2].keys() == separate[2].keys() and not any("visual" in name for name in separate[2])
     for name, gradient in separate[2].items():
         torch.testing.assert_close(shared[2][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
-
-
-def test_rows_share_a_prompt_unless_that_costs_more(make_trainer):
-    trainer = make_trainer()
-    replies = [SampledReply(prompt, None, None, None, None) for prompt in (0, 0, 1, 0)]
-    assert trainer.group_replies(replies, [300] * 4, [9, 2, 3, 4]) == [[0, 1, 3], [2]]
-    assert trainer.group_replies(replies, [10] * 4, [90] * 4) == [[0], [1], [2], [3]]
 
 
 # Which tokens get a gradient
@@ -355,7 +346,9 @@ def test_videos_and_prompts_run_once(make_trainer, processor, tmp_path, clip, wr
     prefill, *decoding, scoring = forwards
     assert prefill[0] == 4 and prefill[1] > 50
     assert set(decoding) == {(16, 1)} and len(decoding) <= 24
-    assert scoring[0] == 4  # four rows hold sixteen replies
+    # One row holds the four prompts and the sixteen replies, and not one token of padding.
+    batch = trainer._buffered_inputs[0]
+    assert scoring == (1, int(batch["prompt_mask"][::4].sum()) - 4 + int(batch["completion_mask"].sum()))
     assert positions[0] == 4 and len(positions) == 3  # rollout, reference, policy
 
 
