@@ -242,6 +242,18 @@ class FourDThinkerModel(Qwen2_5_VLModel):
         return position_ids, torch.tensor(deltas, device=input_ids.device)[:, None]
 
 
+class VocabularyHead(torch.nn.Linear):
+    """`Linear` that a CPU computes up to twice as fast for 2 to 16 rows in float32 with weights as large as a language
+    model's head (151,936 x 512, PyTorch 2.14, x86 with AVX2), where `F.linear` takes longer than it takes to read the
+    weights."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        rows = states.shape[:-1]
+        if states.device.type != "cpu" or states.dtype != torch.float32 or not 2 <= rows.numel() <= 16:
+            return super().forward(states)
+        return (self.weight @ states.flatten(0, -2).T).T.contiguous().unflatten(0, rows)
+
+
 class FourDThinkerForConditionalGeneration(LatentGenerationMixin, Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL with mental images. Every `<|latent_pad|>` needs a latent: see [`FourDThinkerModel.forward`]."""
 
@@ -254,7 +266,7 @@ class FourDThinkerForConditionalGeneration(LatentGenerationMixin, Qwen2_5_VLForC
         Qwen2_5_VLPreTrainedModel.__init__(self, config)
         self.model = FourDThinkerModel(config)
         text_config = config.text_config
-        self.lm_head = torch.nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        self.lm_head = VocabularyHead(text_config.hidden_size, text_config.vocab_size, bias=False)
         self.post_init()
 
     def forward(

@@ -26,7 +26,7 @@ from transformers import (
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, latent_hooks
 from fourdthinker_hf.checkpoints import BUNDLED, load_model
-from fourdthinker_hf.generation_fourdthinker import CACHE_NAME
+from fourdthinker_hf.generation_fourdthinker import CACHE_NAME, DrawLogitsProcessor
 
 
 def test_greedy_in_a_batch_whose_rows_open_blocks_at_other_steps(model, processor):
@@ -171,29 +171,64 @@ def test_target_frames_in_the_prompt_are_its_latents(model, processor):
     assert_exact(model, twice, output, schedule)
 
 
-def test_sampling_draws_what_the_loop_draws(model, processor):
-    """One row with temperature and top-k: the same draws from the same seed, also inside a block."""
+@pytest.mark.parametrize("own_draws", [False, True])
+def test_sampling_draws_what_the_loop_draws(model, processor, own_draws):
+    """One row with temperature and top-k: the same draws from the same seed, also inside a block. With
+    `output_scores`, transformers' loop draws."""
     inputs, schedule = prompts(processor, [4]), blocks(model, (0, 2))
     prompt = inputs["input_ids"].shape[1]
     force = Force(model, prompt, schedule)
     torch.manual_seed(3)
-    output = generate(model, inputs, schedule, do_sample=True, temperature=0.7, top_k=9)
+    output = generate(model, inputs, schedule, do_sample=True, temperature=0.7, top_k=9, output_scores=own_draws)
     torch.manual_seed(3)
 
     def draw(ids, scores):
         config, scores = model.config, force(ids, scores) / 0.7
         scores = scores.masked_fill(scores < scores.topk(9).values[:, -1:], -torch.inf)
         if ids[0, -1] in (config.latent_start_id, config.latent_token_id):
-            torch.multinomial(torch.ones_like(scores), 1)  # the sampler draws there too, from one possible token
+            choose(torch.ones_like(scores))  # the sampler draws there too, from one possible token
             return scores
         scores[:, [config.latent_token_id, config.latent_end_id]] = -torch.inf
         only = torch.full_like(scores, -torch.inf)
-        only[0, torch.multinomial(scores.softmax(-1), 1)] = 0
+        only[0, choose(scores.softmax(-1))] = 0
         return only
+
+    def choose(probabilities):
+        if own_draws:
+            return torch.multinomial(probabilities, 1)
+        limit = torch.rand(1, dtype=torch.float64) * probabilities.double().sum()
+        return int((probabilities.double().cumsum(-1) <= limit).sum())
 
     new, logits, _ = reference(model, single(inputs, 0), draw, STEPS)
     assert output.sequences[0, prompt:].tolist() == new
     assert (torch.stack(output.logits, 1)[0] - logits).abs().max() < TOLERANCE
+
+
+def test_draws_follow_the_probabilities():
+    """A million draws of one call: each token's frequency is within five standard deviations, and tokens without
+    probability, first and last ones too, are never drawn."""
+    probabilities = torch.tensor([0, 0.5, 0, 1e-3, 0.25, 0.249, 0])
+    scores = probabilities.log().expand(1_000_000, -1)
+    torch.manual_seed(0)
+    drawn = DrawLogitsProcessor()(None, scores)
+    assert (drawn.isfinite().sum(-1) == 1).all()
+    frequencies = drawn.argmax(-1).bincount(minlength=7) / len(scores)
+    deviations = (probabilities * (1 - probabilities) / len(scores)).sqrt()
+    assert ((frequencies - probabilities).abs() <= 5 * deviations).all()
+
+
+def test_a_few_rows_get_the_logits_of_one(model):
+    """The head computes 2 to 16 rows in its own way: the same logits and gradients as `Linear`, in the same shape."""
+    torch.manual_seed(0)
+    for rows in ((1, 1), (2, 1), (4, 4), (17,)):
+        states = torch.randn(*rows, 192, requires_grad=True)
+        results = []
+        for head in (model.lm_head.forward, lambda x: F.linear(x, model.lm_head.weight)):
+            logits = head(states)
+            assert logits.is_contiguous()
+            results.append((logits, torch.autograd.grad(logits.square().sum(), states)[0]))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_num_return_sequences(model, processor):

@@ -9,6 +9,7 @@ chose it is fed in place of its embedding.
 
 - A latent is fed in [`LatentGenerationMixin.prepare_inputs_for_generation`].
 - The end of a block is forced in [`BlockLogitsProcessor`].
+- On a CPU a sampled token is drawn in [`DrawLogitsProcessor`], from the same distribution as transformers draws from.
 - What cannot be decoded exactly is refused with a `ValueError` before anything is computed: replaced loops, prompts
   without token ids and continuous batching in `generate` and `generate_batch`; prompts whose pads, pictures or videos
   come without their vectors in `_check_prompt`; decoding modes and settings in `_validate_generation_mode`; prompts
@@ -302,6 +303,10 @@ class LatentGenerationMixin:
         greedy = not generation_config.do_sample and not uses_beams
         processors.insert(0, OutsideBlockLogitsProcessor(self.config))
         processors.append(BlockLogitsProcessor(self.config, state.early_end, greedy))
+        draws_here = generation_config.do_sample and not uses_beams and not generation_config.output_scores
+        if draws_here and self.device.type == "cpu":
+            processors.append(DrawLogitsProcessor())
+            generation_config.do_sample = False  # of this call's copy: the loop then takes the token that was drawn
         return processors
 
     def prepare_inputs_for_generation(
@@ -415,6 +420,19 @@ class BlockLogitsProcessor(LogitsProcessor):
         return ruled
 
 
+class DrawLogitsProcessor(LogitsProcessor):
+    """Draws a token for each row from the softmax of its scores, and leaves a score to that token alone. It must run
+    last. It takes one random number for each row, where `torch.multinomial`, which transformers uses, takes one for
+    each entry of the vocabulary: on a CPU that can cost as much as a row's layers."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        # In float64, so that a sum over the vocabulary keeps even the smallest probabilities.
+        sums = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+        draws = torch.rand(len(scores), 1, dtype=torch.float64) * sums[:, -1:]
+        tokens = torch.searchsorted(sums, draws, right=True)  # `right`: a token without probability is never drawn
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+
+
 # What `forget_video` needs.
 
 
@@ -498,4 +516,4 @@ def drop_tokens(ids, latents, keep, padding_side: str, pad_token_id: int):
     return ids.gather(1, order).masked_fill(~keep, pad_token_id), latents.masked_fill(~keep[..., None], 0), keep
 
 
-__all__ = ["BlockLogitsProcessor", "LatentGenerationMixin", "OutsideBlockLogitsProcessor"]
+__all__ = ["BlockLogitsProcessor", "DrawLogitsProcessor", "LatentGenerationMixin", "OutsideBlockLogitsProcessor"]
