@@ -170,6 +170,11 @@ def prefill_prompts(
     file and line, if a video cannot be read.
     """
     inputs, features = encode_prompts(network, processor, rows)
+    return prefill(network, inputs, features, reply_to), features
+
+
+def prefill(network, inputs: dict, features: list[torch.Tensor], reply_to: torch.LongTensor) -> dict:
+    """Runs the prompts `inputs`, whose videos have `features`, and repeats them with their cache for the replies."""
     output = network(
         input_ids=inputs["input_ids"][:, :-1],
         attention_mask=inputs["attention_mask"][:, :-1],
@@ -181,7 +186,7 @@ def prefill_prompts(
     cache = output[CACHE_NAME]  # of the prompts without their last tokens, which `generate` runs for each reply
     cache.batch_select_indices(reply_to)
     repeated = {name: v[:, reply_to] if name == "position_ids" else v[reply_to] for name, v in inputs.items()}
-    return repeated | {CACHE_NAME: cache}, features
+    return repeated | {CACHE_NAME: cache}
 
 
 def encode_prompts(network, processor, rows: list[dict]) -> tuple[dict, list[torch.Tensor]]:

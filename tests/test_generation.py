@@ -217,20 +217,6 @@ def test_draws_follow_the_probabilities():
     assert ((frequencies - probabilities).abs() <= 5 * deviations).all()
 
 
-def test_a_few_rows_get_the_logits_of_one(model):
-    """The head computes 2 to 16 rows in its own way: the same logits and gradients as `Linear`, in the same shape."""
-    torch.manual_seed(0)
-    for rows in ((1, 1), (2, 1), (4, 4), (17,)):
-        states = torch.randn(*rows, 192, requires_grad=True)
-        results = []
-        for head in (model.lm_head.forward, lambda x: F.linear(x, model.lm_head.weight)):
-            logits = head(states)
-            assert logits.is_contiguous()
-            results.append((logits, torch.autograd.grad(logits.square().sum(), states)[0]))
-        for ours, expected in zip(*results, strict=True):
-            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
-
-
 def test_num_return_sequences(model, processor):
     """Each row is a sample of its own prompt and has its own latents."""
     inputs, schedule = prompts(processor, [4, 9]), blocks(model, *((row, 2 + row) for row in range(4)))

@@ -158,3 +158,17 @@ def test_old_layout_checkpoints_load_whole(model, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_few_rows_get_the_logits_of_one(model):
+    """The head computes 2 to 16 rows in its own way: the same logits and gradients as `Linear`, in the same shape."""
+    torch.manual_seed(0)
+    for rows in ((1, 1), (2, 1), (4, 4), (17,)):
+        states = torch.randn(*rows, 192, requires_grad=True)
+        results = []
+        for head in (model.lm_head.forward, lambda x: torch.nn.functional.linear(x, model.lm_head.weight)):
+            logits = head(states)
+            assert logits.is_contiguous()
+            results.append((logits, torch.autograd.grad(logits.square().sum(), states)[0]))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)

@@ -29,6 +29,7 @@ from transformers.masking_utils import sdpa_mask
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.rewards import get_soft_overlong_punishment
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..batch_inference import encoder_outputs, generate_with, prefill_prompts, trim_reply
 from ..processing_fourdthinker import OUTPUT_IMAGE
@@ -269,7 +270,8 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
             if ids.device.type == "cpu":
                 states = model(**inputs, use_cache=False, logits_to_keep=[]).last_hidden_state[0]
                 weight = self.unwrapped_model.get_output_embeddings().weight
-                values = TiledLogProbs.apply(states, weight, targets, self.temperature)
+                with maybe_gather_lm_head_ctx(weight, None):  # with ZeRO-3 it is whole within the model alone
+                    values = TiledLogProbs.apply(states, weight, targets, self.temperature)
             else:
                 output = model(**inputs, shift_labels=targets[None], fused_lm_head=True)
                 values = [None if x is None else x[0] for x in (output.log_probs, output.entropy)]
