@@ -18,10 +18,10 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-lowest: $(VENV)-lowest/test.stamp
-	$(VENV)-lowest/bin/python -m pytest
+	$(VENV)-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --fix .
@@ -36,6 +36,7 @@ $(VENV)/demo.stamp: requirements.txt
 $(VENV)/test.stamp: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -e ".[dev]"
+	command -v chromium || $(VENV)/bin/playwright install chromium || echo "Tests that need Chromium will be skipped."
 	touch $@
 
 # pip cannot choose the oldest versions; uv can.

@@ -22,9 +22,55 @@ from local_hub import LocalHub
 from transformers import LogitsProcessor
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+from fourdthinker_hf.data.simulation.rendering import load_mujoco
 from fourdthinker_hf.qa import VideoQA
 
 atexit.register(shutil.rmtree, os.environ["TMPDIR"])  # after Trackio, begun later, has closed its runs
+
+# What pip cannot install. A test that needs it names the fixture.
+
+
+def need(found, what: str, remedy: str):
+    """`found`, if it is there. Otherwise the test is skipped with one line. With CI=true it fails: nothing is left out
+    there."""
+    if not found:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is not there: {remedy}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the system's Chromium, or of the one that Playwright downloaded."""
+    from playwright.sync_api import sync_playwright  # not there where only lmms-eval is tested
+
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or (os.path.exists(own) and own)
+    return need(found, "Chromium", "`playwright install chromium` downloads it without root")
+
+
+@pytest.fixture(scope="session")
+def firefox() -> str:
+    """The path of the system's Firefox."""
+    return need(shutil.which("firefox-esr") or shutil.which("firefox"), "Firefox", "install firefox-esr")
+
+
+@pytest.fixture(scope="session")
+def egl():
+    """EGL, by which MuJoCo renders without a screen."""
+    mujoco, error = load_mujoco(), None
+    try:
+        mujoco.GLContext(8, 8).free()
+    except Exception as problem:  # of several kinds, by what is missing
+        error = problem
+    need(error is None, "EGL", f"install libegl1, libgl1 and libgles2 ({error})")
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """A C++ compiler, by which DeepSpeed builds its parts for the CPU."""
+    need(shutil.which(os.environ.get("CXX", "g++")), "a C++ compiler", "install g++, or set CXX")
+
 
 TEXTS = [
     "In which direction does the red ball move? <think> red ball 7 4, 6 4. it moves to the left. </think>",
@@ -39,6 +85,21 @@ FIGURES: list[str] = []
 def figure():
     """`figure(line)` prints what a test measured at the end of the run."""
     return FIGURES.append
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes, by pytest-xdist
+        session.config.workeroutput["figures"] = FIGURES
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    FIGURES.extend(getattr(node, "workeroutput", {}).get("figures", []))
+
+
+def pytest_collection_modifyitems(items):
+    """The slow tests run first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -42,12 +41,12 @@ def demo():
     demo.close()
 
 
-def record_in_chromium(url) -> str:
+def record_in_chromium(url, chromium) -> str:
     """Records, asks, and returns what the page says about the frames."""
     fakes = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     args = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *fakes]
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=args)
+        browser = play.chromium.launch(executable_path=chromium, args=args)
         page = browser.new_page()
         page.set_default_timeout(1000 * WAIT)
         page.goto(url)
@@ -63,10 +62,9 @@ def record_in_chromium(url) -> str:
         return page.inner_text("body")
 
 
-def record_in_firefox(url) -> str:
+def record_in_firefox(url, binary) -> str:
     """The same. (Playwright needs a Firefox of its own; Marionette is Mozilla's.)"""
     fakes = {"media.navigator.streams.fake": True, "media.navigator.permission.disabled": True}
-    binary = shutil.which("firefox-esr") or shutil.which("firefox")
     firefox = Marionette(bin=binary, headless=True, prefs=fakes, gecko_log=os.environ["TMPDIR"])
     firefox.start_session()
     try:
@@ -94,10 +92,10 @@ def record_in_firefox(url) -> str:
         firefox.quit()
 
 
-@pytest.mark.parametrize("record", [record_in_chromium, record_in_firefox])
-def test_a_question_about_what_the_camera_sees(demo, record):
+@pytest.mark.parametrize(("record", "binary"), [(record_in_chromium, "chromium"), (record_in_firefox, "firefox")])
+def test_a_question_about_what_the_camera_sees(demo, record, binary, request):
     url, clips = demo
-    text = record(url)
+    text = record(url, request.getfixturevalue(binary))
     frames, times, num_sounds = clips[-1]
     num_frames, last = SEEN.search(text).groups()
     assert (int(num_frames), float(last)) == (len(frames), round(float(times[-1]), 1))

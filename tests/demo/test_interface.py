@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -89,10 +88,10 @@ def client(url):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(chromium):
     with sync_playwright() as play:
         args = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=args)
+        browser = play.chromium.launch(executable_path=chromium, args=args)
         yield browser
         browser.close()
 

@@ -67,7 +67,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
             read_run(folder)
 
 
-def test_a_page_of_two_runs(clip, tiny_folder, tmp_path):
+def test_a_page_of_two_runs(clip, tiny_folder, tmp_path, chromium):
     """`evaluate` makes the runs, Chromium opens the page. It shows headings, bars and a wrong answer with its options,
     and loads nothing from elsewhere."""
     fields = {"answer": "left", "options": ["left", "right"], "task": "way", "video": str(clip)}
@@ -79,7 +79,7 @@ def test_a_page_of_two_runs(clip, tiny_folder, tmp_path):
     out = write_report(runs, tmp_path / "report" / "page.html", trained=["way"], num_failures=1)
     assert "| run-zeros | trained | 2 | 0.0% | 0.0% |" in out.with_suffix(".md").read_text()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page, requests = browser.new_page(), []
         page.on("request", lambda request: requests.append(request.url))
         page.goto(out.as_uri())
