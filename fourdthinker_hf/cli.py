@@ -221,7 +221,7 @@ def annotate(
     reasoner: Annotated[str | None, typer.Option(help="Model on the server that words the reasoning.")] = None,
 ) -> None:
     """Make questions about raw videos, answered from their pixels. It needs no labels, and by default no network."""
-    with one_line_errors():
+    with one_line_errors(), shared_work():
         from .data.annotation import pipeline
 
         index, _, count = shard.partition("/")
@@ -229,8 +229,9 @@ def annotate(
             raise ValueError(f"--shard {shard}: it must be I/N, for example 1/8")
         settings = pipeline.AnnotationSettings(seed, sam3, server, namer, reasoner)
         summary = pipeline.annotate(source, out, (int(index), int(count)), workers, settings)
+    if summary:  # only the main process has one
         typer.echo(pipeline.format_summary(summary))
-    name_left_out([f"{failed['video']}: {failed['cause']}" for failed in summary["failed"]])
+        name_left_out([f"{failed['video']}: {failed['cause']}" for failed in summary["failed"]])
 
 
 @app.command()
@@ -351,11 +352,11 @@ def filter_command(
 
     A run that stopped is resumed by the same command.
     """
-    with one_line_errors():
+    with one_line_errors(), shared_work():
         from .checkpoints import BUNDLED
         from .training.filter_records import filter_records
 
-        summary, left_out = filter_records(
+        result = filter_records(
             records,
             out,
             str(model or BUNDLED),
@@ -369,8 +370,10 @@ def filter_command(
             dtype=dtype,
             device=device,
         )
+    if result:  # only the main process has one
+        summary, left_out = result
         typer.echo(summary)
-    name_left_out(left_out)
+        name_left_out(left_out)
 
 
 @app.command()

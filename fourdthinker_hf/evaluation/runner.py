@@ -25,7 +25,7 @@ from transformers import BatchFeature
 
 from ..answers import judge, match_option, parse
 from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, likeliest_option, open_clip
-from ..checkpoints import check_device, find_model, load_model, model_hash
+from ..checkpoints import find_model, load_model, model_hash
 from ..data.records import Record, RecordError
 from ..distributed import DistributedState
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
@@ -81,13 +81,7 @@ def evaluate(
     records = load_benchmark(benchmark, None if missing == "refuse" else left_out, places)
     if missing == "refuse":
         _refuse_missing(records)
-    distributed = DistributedState()
-    if device is not None:
-        if distributed.world_size > 1:
-            raise ValueError(
-                f"device {device}: each of {distributed.world_size} processes chooses its own; leave it out"
-            )
-        distributed.device = check_device(device)
+    distributed = DistributedState(device)
     folder = find_model(model, revision, subfolder)
     settings = {
         "model": str(model),

@@ -7,6 +7,7 @@ record that cannot be used is left out and named; the next run asks it, and its 
 """
 
 import contextlib
+import glob
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,6 @@ from transformers import GenerationConfig
 from ..answers import judge
 from ..batch_inference import generate_with, open_clip, prefill_prompts, trim_reply
 from ..checkpoints import (
-    check_device,
     check_dtype,
     find_base,
     find_model,
@@ -29,6 +29,7 @@ from ..checkpoints import (
     read_json,
 )
 from ..data.records import RecordError, RecordFiles, write_records
+from ..distributed import DistributedState
 
 
 def filter_records(
@@ -44,17 +45,19 @@ def filter_records(
     subfolder: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
-) -> tuple[str, list[str]]:
+) -> tuple[str, list[str]] | None:
     """Writes to the JSONL file `out` those of `records` for which at least one of `samples` replies of `model` (folder
     or Hub id) is right and at least one is wrong. The counts of all records go to `out` with the ending
     `.counts.jsonl`.
 
     `batch_size` is in questions; `revision`, `subfolder`, `dtype` and `device` are as in [`load_model`]. Returns a
     line that says how many were kept, and for each record that cannot be trained on or whose video cannot be read, a
-    message with file, line and reason. Raises `ValueError` if there is no usable record, for a model with
-    `forget_video`, and for an `out` that belongs to another filter run.
+    message with file, line and reason. The processes that `accelerate launch` started share the batches; only the main
+    one returns something. Raises `ValueError` if there is no usable record, for a model with `forget_video`, and for
+    an `out` that belongs to another filter run.
     """
-    check_device(device), check_dtype(dtype)
+    distributed = DistributedState(device)
+    check_dtype(dtype)
     folder = find_model(model, revision, subfolder)
     _refuse_forget_video(model, folder)
     out = Path(out)
@@ -78,18 +81,25 @@ def filter_records(
         "num_records": len(questions),
     }
     counts_path = out.with_suffix(".counts.jsonl")
-    counts = _read_counts(counts_path, settings)
-    if unread := [number for number, count in counts.items() if count["right"] is None]:
-        processor = load_processor(folder if has_processor(folder) else find_base(folder))
-        for number in unread:
-            with contextlib.suppress(ValueError, OSError):
-                open_clip(processor, questions[number])
-                del counts[number]
+    if distributed.is_main_process:
+        counts = _merge_counts(counts_path, settings)
+        if unread := [number for number, count in counts.items() if count["right"] is None]:
+            processor = load_processor(folder if has_processor(folder) else find_base(folder))
+            for number in unread:
+                with contextlib.suppress(ValueError, OSError):
+                    open_clip(processor, questions[number])
+                    del counts[number]
+            _write_counts(counts_path, settings, counts)
+    distributed.wait_for_everyone()
+    counts = _read_counts(counts_path)
+    distributed.wait_for_everyone()  # no process may write before all have read
     batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
     unfinished = [batch for batch in batches if not all(number in counts for number in batch)]
-    if unfinished:
-        network, processor = load_model(folder, device, dtype)
-    for batch in tqdm(unfinished, unit="batch", disable=None):
+    share = unfinished[distributed.rank :: distributed.world_size]
+    own_path = counts_path if distributed.is_main_process else _part_path(counts_path, distributed.rank)
+    if share:
+        network, processor = load_model(folder, distributed.device, dtype)
+    for batch in tqdm(share, unit="batch", disable=None if distributed.is_main_process else True):
         found, clips = {}, {}
         for number in batch:
             question = questions[number]
@@ -106,10 +116,14 @@ def filter_records(
         for (number, row), texts in zip(found.items(), replies, strict=True):
             right = sum(judge(text, row["answer"], row["options"]).is_right for text in texts)
             counts[number] = {"record": number, "id": row["id"], "right": right}
-        with open(counts_path, "a", encoding="utf-8") as file:
+        with open(own_path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(counts[number]) + "\n" for number in batch)
             file.flush()
             os.fsync(file.fileno())
+    distributed.wait_for_everyone()
+    if not distributed.is_main_process:
+        return None
+    counts = _merge_counts(counts_path, settings)
     right = [counts[number]["right"] for number in range(len(questions))]
     left_out += [f"{locations[n]}: {counts[n]['reason']}" for n in range(len(questions)) if right[n] is None]
     kept = [question for question, count in zip(questions, right, strict=True) if count and count < samples]
@@ -128,19 +142,44 @@ def _refuse_forget_video(model: str, folder: Path) -> None:
         )
 
 
-def _read_counts(path: Path, settings: dict) -> dict[int, dict]:
-    """The lines of `path` so far, by record number: `right` is the number of right replies, or None with a `reason`. A
-    half-written last line is also removed from the file."""
+def _part_path(path: Path, rank: int | str) -> Path:
+    """Where a process that is not the main one writes its counts."""
+    return path.with_name(f"{path.name}.part{rank}")
+
+
+def _merge_counts(path: Path, settings: dict) -> dict[int, dict]:
+    """Merges what all processes wrote into `path`, in the order of the records, and returns it as [`_read_counts`]
+    does."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    if lines and lines[0] != settings:
-        differing = ", ".join(name for name in settings if lines[0].get(name) != settings[name])
+    first = next(iter(_whole_lines(path)), settings)
+    if first != settings:
+        differing = ", ".join(name for name in settings if first.get(name) != settings[name])
         raise ValueError(f"{path} holds another filter run with different {differing}: choose another output file")
+    parts = sorted(path.parent.glob(_part_path(Path(glob.escape(path.name)), "*").name))
+    counts = _read_counts(path) | {line["record"]: line for part in parts for line in _whole_lines(part)}
+    _write_counts(path, settings, counts)
+    for part in parts:
+        part.unlink()
+    return counts
+
+
+def _write_counts(path: Path, settings: dict, counts: dict[int, dict]) -> None:
+    lines = [settings, *(counts[number] for number in sorted(counts))]
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines or [settings]), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     os.replace(temporary, path)
-    return {line["record"]: line for line in lines[1:]}
+
+
+def _read_counts(path: Path) -> dict[int, dict]:
+    """The lines of `path` after the settings, by record number: `right` is the number of right replies, or None with a
+    `reason`."""
+    return {line["record"]: line for line in _whole_lines(path)[1:]}
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    """The lines of a file, if it exists. A last line without its newline was cut by a kill and is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 @torch.no_grad()

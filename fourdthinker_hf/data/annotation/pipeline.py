@@ -109,11 +109,12 @@ def annotate(
     workers: int | None = None,
     settings: AnnotationSettings = AnnotationSettings(),  # noqa: B008  (frozen)
     progress: bool = True,
-) -> dict:
+) -> dict | None:
     """Make the records of a video, or of all videos in a folder and its subfolders, in `out`, and return the report.
 
     `shard` (I, N) takes every Nth video from the Ith on; `workers` videos are annotated at a time, by default one for
-    each core. Raises `ValueError` if `source` has no video, or `out` has records made with other settings.
+    each core. The processes that `accelerate launch` started share the shard; the main one returns the report. Raises
+    `ValueError` if `source` has no video, or `out` has records made with other settings.
     """
     index, count = shard
     if not 1 <= index <= count:
@@ -124,10 +125,22 @@ def annotate(
         (out / folder).mkdir(parents=True, exist_ok=True)
     _check_settings(out, settings)
     jobs = [VideoJob(path, name, out, settings) for path, name in videos[index - 1 :: count]]
-    todo = [job for job in jobs if not job.is_done]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video", disable=not progress) as bar:
-        for _ in _annotate_videos(todo, workers or os.cpu_count() or 1):
+    distributed, own, cores = None, jobs, os.cpu_count() or 1
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from ...distributed import DistributedState  # it imports PyTorch
+
+        distributed = DistributedState()
+        own = jobs[distributed.rank :: distributed.world_size]
+        progress = progress and distributed.is_main_process
+        cores = max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    todo = [job for job in own if not job.is_done]
+    with tqdm(total=len(own), initial=len(own) - len(todo), unit="video", disable=not progress) as bar:
+        for _ in _annotate_videos(todo, workers or cores):
             bar.update()
+    if distributed is not None:
+        distributed.wait_for_everyone()
+        if not distributed.is_main_process:
+            return None
     return _gather(out, shard, settings.seed, jobs, num_others)
 
 
