@@ -11,6 +11,7 @@ the runner does.
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def load_benchmark(
     """The questions at `path`. Raises `ValueError` unless each has options, one of them the answer, and its own id.
     With a list `refused`, a question that does not is left out, and a message with file, line and reason is added.
     `places` gets the file and line of each question, by its id."""
-    path = Path(path).absolute()
+    name, path = str(path), Path(path).absolute()
     places = {} if places is None else places
 
     @contextmanager
@@ -49,7 +50,12 @@ def load_benchmark(
             refused.append(message)
 
     if not path.exists():
-        raise ValueError(f"{path}: there is neither a file nor a folder of this name")
+        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+        remedy = f"hf download {name} --repo-type dataset --local-dir data/{path.name}"
+        raise ValueError(
+            f"{path}: there is neither a file nor a folder of this name"
+            + f"; a data set on the Hub is downloaded first: `{remedy}`" * is_hub_name
+        )
     for load in LOADERS:
         if (records := load(path, question)) is not None:
             if not records:
