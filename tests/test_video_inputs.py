@@ -43,6 +43,34 @@ def test_hdr_looks_like_the_same_scene_in_sdr():
     assert np.abs(hdr - sdr.astype(int)).mean() < 2  # 31 where the transfer function is ignored
 
 
+@pytest.mark.parametrize("colour", [(200, 60, 30), (40, 90, 160), (120, 120, 120)])
+def test_pq_looks_like_the_same_colour_in_sdr(tmp_path, colour):
+    """Light of SDR, whose white is 203 cd/m2, in BT.2020 and the signal of SMPTE ST 2084, and back."""
+    code = np.array(colour) / 255
+    light = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
+    to_bt2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # BT.2087
+    power = (to_bt2020 @ light * 203 / 10000) ** (2610 / 16384)
+    red, green, blue = ((3424 + 32 * 2413 * power) / (4096 + 32 * 2392 * power)) ** (2523 / 32)
+    luma = 0.2627 * red + 0.6780 * green + 0.0593 * blue
+    chroma = [(blue - luma) / 1.8814, (red - luma) / 1.4746]
+    frame = av.VideoFrame(64, 48, "yuv420p10le")
+    for plane, value in zip(
+        frame.planes, [4 * (16 + 219 * luma), *(4 * (128 + 224 * c) for c in chroma)], strict=True
+    ):
+        plane.update(np.full(plane.buffer_size // 2, round(value), "u2"))
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        tags = "colormatrix=bt2020nc:colorprim=bt2020:transfer=smpte2084"
+        stream = out.add_stream("libx264", rate=25, options={"crf": "1", "x264-params": tags})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_range, context.color_trc, context.color_primaries = 9, 1, 16, 9
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        out.mux(stream.encode(frame) + stream.encode(None))
+    frames, _ = load_video(path)
+    assert np.abs(frames[0, 8:40, 8:56] - np.array(colour)).max() <= 4
+
+
 def test_the_end_of_the_sound_is_the_end_of_the_picture():
     path = INPUTS / "audio_longer_than_video.mp4"
     assert load_video(path, num_frames=3, end=5)[1].tolist() == load_video(path, num_frames=3, end=4)[1].tolist()
