@@ -13,6 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fourdthinker_hf.batch_inference import open_clip
+from fourdthinker_hf.data.annotation.shots import _sample_frames
+from fourdthinker_hf.data.records import Record
+from fourdthinker_hf.demo.uploads import check_upload, open_in_subprocess
+from fourdthinker_hf.evaluation.lmms import record_from_messages
 from fourdthinker_hf.video_fourdthinker import VideoError, load_video
 
 HEIGHT, WIDTH, NUM_BITS = 96, 128, 8
@@ -293,3 +298,36 @@ def check_cut_short(path, numbers, times):
         assert "truncated" in str(error)
     else:
         assert found == numbers[: len(found)] and found_times == pytest.approx(times[: len(found)], abs=11)
+
+
+@pytest.mark.parametrize("extension", CONTAINERS)
+def test_every_door_opens_the_same_frames(tmp_path, film, processor, extension):
+    """A message to the processor, evaluation, annotation, the demo's upload and lmms-eval."""
+    path = str(tmp_path / f"a.{extension}")
+    for codec in CODECS:
+        try:
+            numbers, times = write_cell(path, extension, codec, "plain", film)
+            break
+        except CannotBeWritten:
+            continue
+    expected = shown(numbers, times, np.arange(0, times[-1] + 1, 500))
+
+    check_upload(path)
+    record = record_from_messages([{"role": "user", "content": [{"type": "video", "url": path}]}])
+    for frames, found in (
+        processor.open_video(path),
+        open_in_subprocess(processor)(path),
+        open_clip(processor, Record("1", "q", "a", video=path)),
+        open_clip(processor, record),
+    ):
+        assert [number_of(frame) for frame in frames] == expected
+        assert 1000 * found == pytest.approx([times[numbers.index(number)] for number in expected], abs=11)
+    message = {"role": "user", "content": [{"type": "video", "video": path}]}
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template([[message]], **settings)
+    again = processor(text=["<|video_pad|>"], videos=[frames], video_timestamps=[found], return_tensors="pt")
+    for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"):
+        assert batch[name].equal(again[name]), name
+    samples = [(1000 * time, number_of(frame)) for time, frame in _sample_frames(path) if frame is not None]
+    assert len(samples) >= 15  # 8 a second
+    assert [time for time, _ in samples] == pytest.approx([times[number] for _, number in samples], abs=11)
