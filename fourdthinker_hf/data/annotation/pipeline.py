@@ -42,7 +42,9 @@ from .shots import Shot, read_shots
 from .tracking import Segmenter, Track, find_objects
 from .vlm_client import VLMClient
 
-VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .avi .webm .mkv .mpg .mpeg .ts .mts .wmv .flv .ogv .3gp .gif".split())
+VIDEO_SUFFIXES = tuple(
+    ".mp4 .m4v .mov .avi .webm .mkv .mpg .mpeg .vob .ts .mts .m2ts .wmv .asf .flv .ogv .ogg .3gp .3g2 .gif".split()
+)
 STAGES = ("shots", "camera", "objects", "quality", "questions", "reasoning", "records")
 MIN_SHARPNESS = 12.0  # median over frames of the variance of the Laplacian, in squared grey levels
 
