@@ -8,10 +8,10 @@ import itertools
 import numpy as np
 
 from .annotation.camera_motion import CameraMotion, CameraMotionSpan
-from .annotation.questions import AnnotatedQuestion
+from .annotation.questions import CAMERA_MOVES, AnnotatedQuestion
 from .annotation.shots import Shot
 from .annotation.tracking import Track
-from .question_vocabulary import OBJECT_DIRECTIONS, sequence_text
+from .question_vocabulary import OBJECT_DIRECTIONS, STATIC_CAMERA, sequence_text
 from .simulation import template_questions
 from .simulation.rendering import FPS, Clip, Truth
 from .simulation.scenes import CAMERA
@@ -72,8 +72,11 @@ def is_answer_right(truth: Truth, question: AnnotatedQuestion, objects: list[int
     it consists of: a truck with the opposite pan.
     """
     start, end = question.start, question.end
+    overlapping = {names for a, b, names in truth.camera_motions if min(b, end) - max(a, start) > 0.3}
+    if question.task == "camera_moves":
+        wanted = question.answer == CAMERA_MOVES[1]
+        return all((names != (STATIC_CAMERA,)) == wanted for names in overlapping)
     if question.task == "camera_motion":
-        overlapping = {names for a, b, names in truth.camera_motions if min(b, end) - max(a, start) > 0.3}
         if len(overlapping) != 1:
             return False
         parts = {part for name in overlapping.pop() for part in ORBIT_PARTS.get(name, (name,))}

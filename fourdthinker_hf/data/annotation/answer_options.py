@@ -27,13 +27,15 @@ def add_options(records: Sequence[Record], seed: int = 0) -> list[Record]:
     kept = []
     for task, answers in sorted(by_task.items()):
         rng = np.random.default_rng([seed, TASKS.index(task)])
-        max_kept = _max_kept([len(group) for group in answers.values()])
+        counts = [len(group) for group in answers.values()]
+        # Of two answers a guesser names the more frequent one, so they are kept equally often.
+        max_kept = _max_kept(counts) if len(ANSWERS[task]) > 2 else max(1, min(counts) if len(counts) > 1 else 0)
         pool = list(answers) if len(answers) >= 4 else ANSWERS[task]
         for _, group in sorted(answers.items()):
             first_position = int(rng.integers(4))
             for k, index in enumerate(sorted(rng.permutation(len(group))[:max_kept].tolist())):
                 record = group[index]
-                options = with_distractors(rng, record.answer, pool, (first_position + k) % 4)
+                options = with_distractors(rng, record.answer, pool, (first_position + k) % min(4, len(pool)))
                 kept.append(replace(record, options=options))
     order = {record.id: index for index, record in enumerate(records)}
     return sorted(kept, key=lambda record: order[record.id])

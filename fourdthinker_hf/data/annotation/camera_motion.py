@@ -18,12 +18,13 @@ shot best, among a few that are tried.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from ..question_vocabulary import STATIC_CAMERA
+from .background_motion import BackgroundMotion, NamedMotion, find_plain_span, measure_background
 from .shots import Shot
 
 ROTATIONS, TRANSLATIONS = ("pan", "tilt", "roll"), ("truck", "pedestal", "dolly")
@@ -60,6 +61,7 @@ SWITCH_PENALTY = 0.6  # for each change of motion between windows
 ABSENT_PENALTY = 0.5  # below a static camera, for motions that a window cannot have
 
 NUM_CALIBRATION_WINDOWS = 2  # those with the most flow, which focal length and pitch are fitted to
+SURE_CONFIDENCE, NEARLY_SURE_CONFIDENCE = 0.7, 0.4  # of an estimate that the plain motion of a span contradicts
 CONFIDENCE_SCALE = 0.15  # lead over the next best motion, in mean log likelihood, that gives a confidence of 63%
 
 
@@ -71,6 +73,7 @@ class CameraMotionSpan:
     end: float
     motions: tuple[str, ...]
     confidence: float  # 0 to 1
+    is_plain: bool = False  # named by `background_motion.py`, whose confidences are on a scale of their own
 
 
 @dataclass
@@ -79,6 +82,7 @@ class CameraMotion:
 
     spans: list[CameraMotionSpan]
     homographies: np.ndarray
+    background: BackgroundMotion | None = None  # None if the motion is known without measuring it
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,37 @@ def estimate_camera_motion(shot: Shot) -> CameraMotion:
         end_time = float(shot.times[edges[end]]) if end < len(windows) else shot.end
         spans.append(CameraMotionSpan(start_time, end_time, motions, confidence))
         begin = end
-    return CameraMotion(spans, np.stack([_fit_homography(flow, *shot.frames.shape[1:3]) for flow in flows]))
+    homographies = np.stack([_fit_homography(flow, *shot.frames.shape[1:3]) for flow in flows])
+    background = measure_background(shot)
+    if plain := find_plain_span(background):
+        frames, named = plain
+        spans = _put_plain_span(shot, spans, frames, named)
+        if named.motions == (STATIC_CAMERA,):
+            homographies[frames.start : frames.stop - 1] = np.eye(3)
+    return CameraMotion(spans, homographies, background)
+
+
+def _put_plain_span(
+    shot: Shot, spans: list[CameraMotionSpan], frames: slice, named: NamedMotion
+) -> list[CameraMotionSpan]:
+    """Put the plain motion of some frames in the place of what was estimated there.
+
+    Where the estimate was sure of something else, it is kept: it tells a pan from a truck better. Where it was not,
+    but nearly so, neither is believed, and the confidence becomes 0.
+    """
+    start = float(shot.times[frames.start]) if frames.start else shot.start
+    end = float(shot.times[frames.stop]) if frames.stop < len(shot.times) else shot.end
+    inside = [span for span in spans if min(span.end, end) - max(span.start, start) > 0.25]
+    rival = max((span.confidence for span in inside if span.motions != named.motions), default=0.0)
+    if rival >= SURE_CONFIDENCE:
+        return spans
+    if rival >= NEARLY_SURE_CONFIDENCE:
+        return [replace(span, confidence=0.0) if span in inside else span for span in spans]
+    if rival == 0 and inside and all(span.motions == named.motions for span in spans):
+        start, end = shot.start, shot.end  # both say the same of the whole shot
+    before = [replace(span, end=min(span.end, start)) for span in spans if span.start < start]
+    after = [replace(span, start=max(span.start, end)) for span in spans if span.end > end]
+    return [*before, CameraMotionSpan(start, end, named.motions, named.confidence, True), *after]
 
 
 # Flow

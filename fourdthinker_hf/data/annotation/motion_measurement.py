@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from ..question_vocabulary import STATIC_CAMERA
+from .background_motion import BackgroundMotion
 from .camera_motion import CameraMotion, CameraMotionSpan
 from .shots import Shot
 from .tracking import Track
@@ -52,6 +53,7 @@ class MeasuredShot:
     homographies: np.ndarray  # (T - 1, 3, 3)
     tracks: dict[int, MeasuredTrack]  # by index: those of enough confidence, of a name of their own, and not too large
     touching: np.ndarray  # (tracks, tracks, T) bool, for all tracks
+    background: BackgroundMotion | None  # what the background does in the picture
 
     @classmethod
     def measure(cls, shot: Shot, camera: CameraMotion, tracks: Sequence[Track]) -> "MeasuredShot":
@@ -71,7 +73,7 @@ class MeasuredShot:
             for i, track in measured.items()
             if track.visible.any() and np.exp(np.nanmedian(track.log_visible_size)) <= max_size
         }
-        return cls(times, (width, height), spans, camera.homographies, measured, touching)
+        return cls(times, (width, height), spans, camera.homographies, measured, touching, camera.background)
 
     def camera_spans_in(self, frames: slice) -> list[CameraMotionSpan]:
         start, end = self.times[[frames.start, frames.stop - 1]]

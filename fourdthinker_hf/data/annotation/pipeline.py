@@ -32,7 +32,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..media import highlight, write_video
-from ..question_vocabulary import STATIC_CAMERA
 from ..records import Record, read_records, write_records
 from .answer_options import add_options
 from .camera_motion import CameraMotion, estimate_camera_motion
@@ -46,6 +45,7 @@ VIDEO_SUFFIXES = tuple(
     ".mp4 .m4v .mov .avi .webm .mkv .mpg .mpeg .vob .ts .mts .m2ts .wmv .asf .flv .ogv .ogg .3gp .3g2 .gif".split()
 )
 STAGES = ("shots", "camera", "objects", "quality", "questions", "reasoning", "records")
+CHANGE_CELLS, MIN_CHANGE, MIN_CHANGED_CELLS = 80, 6.0, 3  # along the longer side; grey levels of a cell; cells
 MIN_SHARPNESS = 12.0  # median over frames of the variance of the Laplacian, in squared grey levels
 
 
@@ -316,7 +316,7 @@ def make_shot_records(
     """The records of one shot whose camera motion and objects are known."""
     settings = job.settings
     with timer("quality"):
-        if flaw := find_flaw(shot, camera, tracks):
+        if flaw := find_flaw(shot):
             refused[f"shot: {flaw}"] += 1
             return []
     with timer("questions"):
@@ -325,7 +325,7 @@ def make_shot_records(
     rng = np.random.default_rng([settings.seed, number, *job.key.encode()])
     answered = []
     with timer("reasoning"):
-        for question in questions:
+        for question in (question.reword(rng) for question in questions):
             reasoning = write_reasoning(question, rng)
             if settings.reasoner:
                 client = VLMClient(settings.server, settings.reasoner)
@@ -339,13 +339,25 @@ def make_shot_records(
         return _write_shot(job, f"{job.key}-{number:03d}", shot, tracks, answered) if answered else []
 
 
-def find_flaw(shot: Shot, camera: CameraMotion, tracks: Sequence[Track]) -> str | None:
+def find_flaw(shot: Shot) -> str | None:
     """The reason why nothing should be asked about a shot; None if there is none."""
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in shot.frames]
     if np.median([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in greys]) < MIN_SHARPNESS:
         return "blurred"
-    is_static = all(span.motions == (STATIC_CAMERA,) for span in camera.spans)
-    return "nothing moves" if is_static and not any(track.moving for track in tracks) else None
+    return None if has_change(greys) else "nothing moves"
+
+
+def has_change(greys: Sequence[np.ndarray]) -> bool:
+    """Whether anything in grey pictures (H, W) changes by more than noise, anywhere and at any time.
+
+    Means over cells, `CHANGE_CELLS` along the longer side, are compared with those of the first picture and of the
+    one half a shot away. Light that changes counts as well: "nothing moves" is said only if it is true.
+    """
+    scale = CHANGE_CELLS / max(greys[0].shape)
+    size = tuple(max(1, round(side * scale)) for side in greys[0].shape[::-1])
+    cells = np.stack([cv2.resize(grey, size, interpolation=cv2.INTER_AREA) for grey in greys]).astype(np.float32)
+    changes = np.maximum(np.abs(cells - cells[0]), np.abs(cells - np.roll(cells, len(cells) // 2, 0)))
+    return bool((changes > MIN_CHANGE).sum((1, 2)).max() >= MIN_CHANGED_CELLS)
 
 
 def _write_shot(
@@ -357,9 +369,10 @@ def _write_shot(
     write_video(video, shot.frames[:, :height, :width], times=shot.times)
     images = {}
     for track, frame in {target for question, _ in answered for target in question.targets}:
-        images[track, frame] = str(job.out / "images" / f"{name}-{track}-{frame}.jpg")
-        picture = Image.fromarray(highlight(shot.frames[frame], tracks[track].masks[frame]))
-        picture.save(images[track, frame], quality=92)
+        label = "view" if track is None else track
+        images[track, frame] = str(job.out / "images" / f"{name}-{label}-{frame}.jpg")
+        picture = shot.frames[frame] if track is None else highlight(shot.frames[frame], tracks[track].masks[frame])
+        Image.fromarray(picture).save(images[track, frame], quality=92)
     records = []
     for number, (question, reasoning) in enumerate(answered):
         source = {
@@ -369,7 +382,7 @@ def _write_shot(
             "end": round(shot.end, 3),
             "span": [question.start, question.end],
             "targets": [
-                {"object": question.names[question.tracks.index(track)], "time": time}
+                {"object": "view" if track is None else question.names[question.tracks.index(track)], "time": time}
                 for (track, _), time in zip(question.targets, question.target_times, strict=True)
             ],
         }

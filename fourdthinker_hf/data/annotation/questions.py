@@ -3,6 +3,7 @@
 | task | what is asked, of a span of the shot | what the answer is read from |
 | --- | --- | --- |
 | camera_motion | how does the camera move | a span of the estimated camera motion |
+| camera_moves | does the camera move at all | the same |
 | object_direction | does an object move to the left or right, toward or away from the camera | its trajectory |
 | distance_change | how does the distance between the camera and an object change | its size in the picture |
 | speed_change | how does the speed of an object change | its trajectory |
@@ -19,9 +20,10 @@ is not possible. `answer_options.py` balances the answers afterwards, over the w
 
 import itertools
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,8 +38,10 @@ from ..question_vocabulary import (
     sequence_text,
 )
 from ..value_changes import FASTER_RATIO, find_changes, find_runs
+from .background_motion import PLAIN_CONFIDENCE
 from .camera_motion import CameraMotion, CameraMotionSpan
-from .motion_measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot, MeasuredTrack
+from .motion_measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot
+from .question_wordings import WORDINGS
 from .shots import Shot
 from .tracking import Track
 
@@ -47,8 +51,7 @@ MIN_MOTION_CONFIDENCE, MIN_PAIR_CONFIDENCE = 0.7, 0.98
 MIN_FRAMES, MIN_DURATION = 6, 1.5  # of a span; s
 MIN_SPEED_DURATION = 5 * SMOOTHING_RADIUS  # s of a span in which a sudden change of speed does not look gradual
 MAX_GAP, MAX_PASSING_GAP = 3, 16  # frames in a row without a whole mask; the same while one object passes another
-MAX_LANDMARK_SHIFT = 0.03  # of the longer side, once the camera's motion is taken out
-MAX_LANDMARK_GROWTH = 0.2  # of log size, likewise
+MIN_PLAIN_DURATION = 1.2  # s of a span in which the camera's motion is plain
 MAX_ANGLE = 22.0  # degrees between a displacement and the direction that is its answer
 MIN_DISPLACEMENT = 0.06  # m per m of depth
 MIN_FASTER_SPEED = 0.04  # m/s per m of depth, of the object that is faster
@@ -57,13 +60,19 @@ MIN_FASTER_SPEED = 0.04  # m/s per m of depth, of the object that is faster
 SCALES, STRICTNESS, MIN_SPEEDS, SIDE_DISTANCES = (0.45, 1.0, 2.2), (0.75, 1.3), (0.01, 0.03), (0.02, 0.06)
 COMPENSATED_TASKS = ("object_direction", "speed_change", "faster_object")  # the camera's motion is taken out
 SIDES = ("left", "right")
+CAMERA_MOVES = ("it stands still", "it moves")
+# The pairs of motions that are asked about, in the order in which an answer names them.
+MOTION_PAIRS = tuple(
+    dict.fromkeys((*CAMERA_MOTION_PAIRS, *itertools.product(("pan left", "pan right"), ("tilt up", "tilt down"))))
+)
 
 ANSWERS = {
     "camera_motion": tuple(
         " and ".join(names)
-        for names in [(STATIC_CAMERA,), *((name,) for name in CAMERA_MOTIONS), *CAMERA_MOTION_PAIRS]
+        for names in [(STATIC_CAMERA,), *((name,) for name in CAMERA_MOTIONS), *MOTION_PAIRS]
         if not any(name.startswith("orbit") for name in names)  # an orbit looks like a truck with the opposite pan
     ),
+    "camera_moves": CAMERA_MOVES,
     "object_direction": tuple(OBJECT_DIRECTIONS),
     "distance_change": tuple(sequence_text(sequence) for sequence in all_sequences(CHANGE_WORDS["dis"], 2)),
     # One change over the whole span: once it is smoothed, a sudden change cannot be told from a gradual one.
@@ -85,13 +94,21 @@ class AnnotatedQuestion:
     answer: str
     start: float
     end: float
-    targets: tuple[tuple[int, int], ...]  # (track, frame) of each target frame, in the order of the reasoning
+    # (track, frame) of each target frame, in the order of the reasoning; the track is None for the whole picture.
+    targets: tuple[tuple[int | None, int], ...]
     target_times: tuple[float, ...]
-    # Of each target: x, y and size of the object, as shares of the picture's width, height and longer side.
+    # Of each target: x, y and size of the object, as shares of the picture's width, height and longer side. Of a
+    # question about the camera: once, how far the background shifts right and down, and the log of its growth.
     measurements: tuple[tuple[float, float, float], ...]
-    tracks: tuple[int, ...]  # the tracks that are asked about, or the landmark that shows the camera's motion
+    tracks: tuple[int, ...]  # the tracks that are asked about
     names: tuple[str, ...]  # of `tracks`
     camera_compensated: bool  # whether the camera's motion has been taken out of `measurements`
+    words: Mapping[str, str]  # what stands in the places of a wording
+
+    def reword(self, rng: np.random.Generator) -> "AnnotatedQuestion":
+        """The same question in a wording that is drawn at random."""
+        wordings = WORDINGS[self.task]
+        return replace(self, question=_fill_in(wordings[rng.integers(len(wordings))], self.words))
 
 
 def make_questions(
@@ -114,6 +131,7 @@ def _candidate_questions(shot: MeasuredShot) -> Iterator[tuple[str, Callable, tu
     movers = [i for i, track in shot.tracks.items() if track.moving]
     for span in shot.camera_spans:
         yield "camera_motion", _camera_motion, (span,)
+        yield "camera_moves", _camera_moves, (span,)
     for i in movers:
         yield "object_direction", _object_direction, (i,)
         yield "speed_change", _speed_change, (i,)
@@ -133,41 +151,44 @@ def _candidate_questions(shot: MeasuredShot) -> Iterator[tuple[str, Callable, tu
 
 
 def _camera_motion(shot: MeasuredShot, span: CameraMotionSpan) -> AnnotatedQuestion | str:
-    if span.confidence < (MIN_PAIR_CONFIDENCE if len(span.motions) > 1 else MIN_MOTION_CONFIDENCE):
+    frames = _frames_of_camera_span(shot, span)
+    if isinstance(frames, str):
+        return frames
+    names = next((pair for pair in MOTION_PAIRS if set(pair) == set(span.motions)), span.motions)
+    answer = " and ".join(names)
+    return _camera_question(shot, "camera_motion", answer, frames) if answer in ANSWERS["camera_motion"] else "unsure"
+
+
+def _camera_moves(shot: MeasuredShot, span: CameraMotionSpan) -> AnnotatedQuestion | str:
+    frames = _frames_of_camera_span(shot, span)
+    if isinstance(frames, str):
+        return frames
+    return _camera_question(shot, "camera_moves", CAMERA_MOVES[span.motions != (STATIC_CAMERA,)], frames)
+
+
+def _frames_of_camera_span(shot: MeasuredShot, span: CameraMotionSpan) -> slice | str:
+    """The frames of a span of which the camera's motion is sure and of which questions are asked, or why there are
+    none."""
+    num_motions = len(span.motions)
+    if span.is_plain:
+        min_confidence = PLAIN_CONFIDENCE
+    else:
+        min_confidence = MIN_PAIR_CONFIDENCE if num_motions > 1 else MIN_MOTION_CONFIDENCE
+    if span.confidence < min_confidence:
         return "unsure"
-    inside = shot.times - span.start >= SPAN_MARGIN * (span.start > shot.times[0] + SPAN_MARGIN)
+    inside = shot.times - span.start >= SPAN_MARGIN * (span.start > shot.times[0] + SPAN_MARGIN) - 1e-6
     inside &= span.end - shot.times >= SPAN_MARGIN * (span.end < shot.times[-1] - SPAN_MARGIN)
     if not inside.any():
         return "too short"
     frames = slice(int(inside.argmax()), len(inside) - int(inside[::-1].argmax()))
-    if not _is_long_enough(shot, frames):
-        return "too short"
-    visible = {
-        i: np.flatnonzero(track.visible[frames]) + frames.start for i, track in shot.tracks.items() if not track.moving
-    }
-    visible = {i: moments for i, moments in visible.items() if len(moments) > 1}
-    if not visible:
-        return "no landmark to tell it by"
-    landmark = max(visible, key=lambda i: visible[i][-1] - visible[i][0])  # the one that is visible for longest
-    first, last = visible[landmark][[0, -1]].tolist()
-    if not _landmark_agrees(shot, shot.tracks[landmark], slice(first, last + 1)):
-        return "its landmark says otherwise"
-    names = next((pair for pair in CAMERA_MOTION_PAIRS if set(pair) == set(span.motions)), span.motions)
-    targets = [(landmark, first), (landmark, last)]
-    text = "How does the camera move {span}?"
-    return _make_question(shot, "camera_motion", text, " and ".join(names), frames, (landmark,), targets)
+    min_duration = MIN_PLAIN_DURATION if span.is_plain else MIN_DURATION
+    return frames if _is_long_enough(shot, frames, min_duration) else "too short"
 
 
-def _landmark_agrees(shot: MeasuredShot, landmark: MeasuredTrack, frames: slice) -> bool:
-    """Whether a landmark stays in its place once the camera's motion is taken out.
-
-    Small deviations are allowed, since it may stand out of the plane that the homographies describe.
-    """
-    centres, log_sizes = shot.compensate_camera(landmark, frames)
-    shift_in_picture = np.linalg.norm(np.subtract(*landmark.centres[[frames.start, frames.stop - 1]]))
-    shift = np.linalg.norm(centres[-1] - centres[0])
-    growth = np.abs(log_sizes[-1, 0] - log_sizes[0, 0])  # NaN, and then ignored, if the landmark is not whole
-    return shift <= max(MAX_LANDMARK_SHIFT * max(shot.size), shift_in_picture / 2) and not growth > MAX_LANDMARK_GROWTH
+def _camera_question(shot: MeasuredShot, task: str, answer: str, frames: slice) -> AnnotatedQuestion:
+    """A question whose targets are the whole pictures at the span's start and end."""
+    targets = [(None, frames.start), (None, frames.stop - 1)]
+    return _make_question(shot, task, answer, frames, (), targets)
 
 
 def _object_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
@@ -175,8 +196,7 @@ def _object_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
         trajectories = shot.possible_trajectories(*shot.compensate_camera(shot.tracks[i], frames))
         return _unanimous(_direction(step) for trajectory in trajectories for step in _displacements(trajectory))
 
-    text = "{viewpoint}, in which direction does {x} move {span}?"
-    return _object_question(shot, "object_direction", text, (i,), answer)
+    return _object_question(shot, "object_direction", (i,), answer)
 
 
 def _displacements(trajectory: np.ndarray) -> list[np.ndarray]:
@@ -212,8 +232,7 @@ def _distance_change(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
         log_distances = [np.log(np.linalg.norm(trajectory, axis=-1)) for trajectory in trajectories]
         return _unanimous(find_changes(logs * factor, "dis") for logs in log_distances for factor in STRICTNESS)
 
-    text = "Seen from the camera as it moves, how does the distance to {x} change {span}?"
-    return _object_question(shot, "distance_change", text, (i,), answer)
+    return _object_question(shot, "distance_change", (i,), answer)
 
 
 def _speed_change(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
@@ -226,8 +245,7 @@ def _speed_change(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
         log_speeds = [np.log(np.maximum(speed, floor)) for speed in speeds for floor in MIN_SPEEDS]
         return _unanimous(find_changes(logs * factor, "spd") for logs in log_speeds for factor in STRICTNESS)
 
-    text = "{viewpoint}, how does the speed of {x} change {span}?"
-    return _object_question(shot, "speed_change", text, (i,), answer)
+    return _object_question(shot, "speed_change", (i,), answer)
 
 
 def _speeds(trajectory: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -247,8 +265,7 @@ def _faster_object(shot: MeasuredShot, i: int, j: int) -> AnnotatedQuestion | st
             for (first, second), scale in trials
         )
 
-    text = "{viewpoint}, which is faster {span}: first, {x}, or second, {y}?"
-    return _object_question(shot, "faster_object", text, (i, j), answer)
+    return _object_question(shot, "faster_object", (i, j), answer)
 
 
 def _faster_labels(first: np.ndarray, second: np.ndarray) -> list[str | None]:
@@ -274,19 +291,14 @@ def _spatial_description(shot: MeasuredShot, i: int, j: int) -> AnnotatedQuestio
             for distance in SIDE_DISTANCES
         )
 
-    text = "Seen from the camera as it moves, on which side of {y} is {x} {span}?"
-    return _object_question(shot, "spatial_description", text, (i, j), answer)
+    return _object_question(shot, "spatial_description", (i, j), answer)
 
 
 # What the tasks share
 
 
 def _object_question(
-    shot: MeasuredShot,
-    task: str,
-    text: str,
-    tracks: tuple[int, ...],
-    answer: Callable[[slice], tuple[str, ...] | None],
+    shot: MeasuredShot, task: str, tracks: tuple[int, ...], answer: Callable[[slice], tuple[str, ...] | None]
 ) -> AnnotatedQuestion | str:
     """The question about the first span for which `answer` gives one; else the reason why it is refused."""
     is_spatial = task == "spatial_description"  # its answer needs the centres only, so the masks need not be whole
@@ -307,7 +319,7 @@ def _object_question(
         known = np.flatnonzero(usable[frames]) + frames.start
         wanted = np.linspace(frames.start, frames.stop - 1, num_targets)
         targets = [(i, int(known[np.abs(known - frame).argmin()])) for i in tracks for frame in wanted]
-        return _make_question(shot, task, text, sequence_text(sequence), frames, tracks, targets)
+        return _make_question(shot, task, sequence_text(sequence), frames, tracks, targets)
     return "unsure"
 
 
@@ -327,9 +339,9 @@ def _candidate_spans(shot: MeasuredShot, usable: np.ndarray, segments: np.ndarra
     return [part for part in parts if _is_long_enough(shot, part)]
 
 
-def _is_long_enough(shot: MeasuredShot, frames: slice) -> bool:
+def _is_long_enough(shot: MeasuredShot, frames: slice, min_duration: float = MIN_DURATION) -> bool:
     num_frames = frames.stop - frames.start
-    return num_frames >= MIN_FRAMES and shot.times[frames.stop - 1] - shot.times[frames.start] >= MIN_DURATION - 1e-6
+    return num_frames >= MIN_FRAMES and shot.times[frames.stop - 1] - shot.times[frames.start] >= min_duration - 1e-6
 
 
 def _unanimous(answers: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
@@ -345,21 +357,22 @@ def _unanimous(answers: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | N
 def _make_question(
     shot: MeasuredShot,
     task: str,
-    text: str,
     answer: str,
     frames: slice,
     tracks: tuple[int, ...],
-    targets: list[tuple[int, int]],
+    targets: Sequence[tuple[int | None, int]],
 ) -> AnnotatedQuestion:
-    """Fill in `text`, in which {x} and {y} are the objects, and measure the targets."""
+    """The question in the first wording of its task, with its targets measured."""
     compensated = task in COMPENSATED_TASKS and not shot.is_camera_static(frames)
     start, end = (round(float(shot.times[k]), 1) for k in (frames.start, frames.stop - 1))
     names = tuple(shot.tracks[i].name for i in tracks)
     words = dict(zip("xy", (f"the {name}" for name in names), strict=False))
-    words["viewpoint"] = f"Seen from where the camera is at {format_seconds(start)}"
+    words["viewpoint"] = f"seen from where the camera is at {format_seconds(start)}"
     words["span"] = f"from {format_seconds(start)} to {format_seconds(end)}"
     measurements = []
-    for i, frame in targets:
+    if not tracks and shot.background is not None:
+        measurements = [shot.background.between(frames)]
+    for i, frame in targets if tracks else ():
         track = shot.tracks[i]
         centre, log_size = track.centres[frame], track.log_visible_size[frame]
         if compensated:
@@ -368,7 +381,7 @@ def _make_question(
         measurements.append((*(centre / shot.size).tolist(), float(np.exp(log_size) / max(shot.size))))
     return AnnotatedQuestion(
         task,
-        text.format(**words),
+        _fill_in(WORDINGS[task][0], words),
         answer,
         start,
         end,
@@ -378,4 +391,10 @@ def _make_question(
         tracks,
         names,
         compensated,
+        words,
     )
+
+
+def _fill_in(wording: str, words: Mapping[str, str]) -> str:
+    text = wording.format(**words)
+    return re.sub(r"(^|[.] )[a-z]", lambda start: start[0].upper(), text)

@@ -31,11 +31,25 @@ SPAN_PHRASES = (
     "I go through the clip {span}.",
     "The span to look at runs {span}.",
 )
-LANDMARK_PHRASES = (
-    "To tell how the camera moves I need something to go by: the {x}.",
-    "The {x} is a good mark to read the camera's motion from.",
-    "I take the {x} as my reference and watch how it shifts in the picture.",
-    "If the camera moves, the {x} has to shift in the picture.",
+CAMERA_PHRASES = (
+    "To tell what the camera does I watch the background.",
+    "What moves by itself does not count here, only the background.",
+    "I compare the whole view at both ends of the span.",
+    "The camera's motion shows in what stands still in the scene.",
+    "If the camera moves, everything that is fixed has to shift in the picture.",
+)
+VIEW_PHRASES = (
+    "At {time} I picture the view: {image}.",
+    "This is the view at {time}: {image}.",
+    "I imagine what the camera sees at {time}: {image}.",
+    "The whole picture at {time} looks like this: {image}.",
+    "Now the moment {time}: {image}.",
+)
+SHIFT_PHRASES = (
+    "From the first of these to the last, the background {shifts}.",
+    "Between them the background {shifts}.",
+    "Over this time, what is fixed in the scene {shifts}.",
+    "Comparing the two, the background {shifts}.",
 )
 OBJECT_PHRASES = (
     "The object to follow is the {x}.",
@@ -89,7 +103,11 @@ CAMERA_SIGNS = {  # what each camera motion looks like
     "pedestal up": ("near things sink more than far ones", "the foreground drops"),
     "pedestal down": ("near things rise more than far ones", "the foreground comes up"),
 }
-ANSWER_SIGNS = {  # what each part of the other answers looks like
+CAMERA_MOVES_SIGNS = {
+    "it moves": ("the view as a whole changes its place", "fixed things do not stay in their places"),
+    "it stands still": ("the background keeps its place", "nothing of the background shifts"),
+}
+ANSWER_SIGNS = CAMERA_MOVES_SIGNS | {  # what each part of the other answers looks like
     "grows": ("it gets smaller, so it gets farther", "its size shrinks with the distance"),
     "shrinks": ("it gets larger, so it comes nearer", "its size grows as it comes closer"),
     "stays the same": ("its size hardly changes, nor does the distance", "it stays as large as it is, and as far"),
@@ -113,17 +131,19 @@ def write_reasoning(question: AnnotatedQuestion, rng: np.random.Generator) -> st
     def draw(phrases: Sequence[str]) -> str:
         return phrases[rng.integers(len(phrases))]
 
-    is_camera = question.task == "camera_motion"
+    is_camera = not question.tracks
     names = dict(zip("xy", question.names, strict=False))
-    watch = LANDMARK_PHRASES if is_camera else OBJECT_PHRASES if len(question.names) == 1 else TWO_OBJECTS_PHRASES
+    watch = CAMERA_PHRASES if is_camera else OBJECT_PHRASES if len(question.names) == 1 else TWO_OBJECTS_PHRASES
     span = f"from {format_seconds(question.start)} to {format_seconds(question.end)}"
     sentences = [draw(SPAN_PHRASES).format(span=span), draw(watch)]
-    phrase = draw(PICTURE_PHRASES)
+    phrase = draw(VIEW_PHRASES if is_camera else PICTURE_PHRASES)
     for (track, _), time in zip(question.targets, question.target_times, strict=True):
-        name = question.names[question.tracks.index(track)]
+        name = "" if track is None else question.names[question.tracks.index(track)]
         sentences.append(phrase.format(name=name, time=format_seconds(time), image=OUTPUT_IMAGE))
     if question.camera_compensated:
         sentences.append(draw(COMPENSATION_PHRASES))
+    if is_camera and question.measurements:
+        sentences.append(draw(SHIFT_PHRASES).format(shifts=_format_shift(*question.measurements[0])))
     phrase = draw(MEASUREMENT_PHRASES)
     for track, name in zip(question.tracks, question.names, strict=True):
         measured = [
@@ -132,10 +152,23 @@ def write_reasoning(question: AnnotatedQuestion, rng: np.random.Generator) -> st
             if i == track
         ]
         sentences.append(phrase.format(name=name, places=", then ".join(measured)))
-    conjunction, signs = (" and ", CAMERA_SIGNS) if is_camera else (", then ", ANSWER_SIGNS)
+    conjunction, signs = (" and ", CAMERA_SIGNS) if question.task == "camera_motion" else (", then ", ANSWER_SIGNS)
     seen = conjunction.join(draw(signs[part]) for part in question.answer.split(conjunction))
     sentences += [seen[0].upper() + seen[1:] + ".", draw(CONCLUSION_PHRASES).format(answer=question.answer)]
-    return " ".join(sentences).replace("{x}", names["x"]).replace("{y}", names.get("y", ""))
+    return " ".join(sentences).replace("{x}", names.get("x", "")).replace("{y}", names.get("y", ""))
+
+
+def _format_shift(right: float, down: float, growth: float) -> str:
+    """For example "shifts 34% of the picture to the left and 3% up, and grows by 5%"."""
+    parts = [
+        f"{round(100 * abs(shift))}% {words[shift < 0]}"
+        for shift, words in ((right, ("to the right", "to the left")), (down, ("down", "up")))
+        if abs(shift) >= 0.01
+    ]
+    shifts = "shifts " + " and ".join(parts).replace("%", "% of the picture", 1) if parts else ""
+    percent = round(100 * (np.exp(growth) - 1))
+    grows = f"{'grows' if percent > 0 else 'shrinks'} by {abs(percent)}%" if abs(percent) >= 3 else ""
+    return " and ".join(part for part in (shifts, grows) if part) or "stays where it is"
 
 
 def _format_measurement(measurement: tuple[float, float, float]) -> str:

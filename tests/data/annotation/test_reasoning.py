@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -32,6 +33,7 @@ LEFT = AnnotatedQuestion(
     tracks=(1,),
     names=("red object",),
     camera_compensated=False,
+    words={},
 )
 SIDE = AnnotatedQuestion(
     "spatial_description",
@@ -45,19 +47,36 @@ SIDE = AnnotatedQuestion(
     (0, 2),
     ("red object", "grey box"),
     True,
+    {},
+)
+PAN = AnnotatedQuestion(
+    "camera_motion",
+    "How does the camera move?",
+    "pan left",
+    0.0,
+    2.0,
+    ((None, 0), (None, 16)),
+    (0.0, 2.0),
+    ((0.336, -0.032, 0.05),),
+    (),
+    (),
+    False,
+    {},
 )
 GOOD = f"From 0.5 s to 3 s. At 0.5 s the red object: {IMAGE}. At 3 s: {IMAGE}. It goes left. So it is to the left."
 
 
 def any_question(task, answer):
     """A question of a task, with as many objects as the task has."""
+    if task.startswith("camera"):
+        return replace(PAN, task=task, answer=answer)
     two = task in ("faster_object", "spatial_description")
     targets = ((0, 0), (0, 16), (1, 0), (1, 16)) if two else ((0, 0), (0, 16))
     measurements = ((0.1, 0.2, 0.3),) * len(targets)
     names = ("red object", "blue object")[: 1 + two]
     target_times = (0.0, 2.0) * (1 + two)
     return AnnotatedQuestion(
-        task, "?", answer, 0.0, 2.0, targets, target_times, measurements, (0, 1)[: 1 + two], names, not two
+        task, "?", answer, 0.0, 2.0, targets, target_times, measurements, (0, 1)[: 1 + two], names, not two, {}
     )
 
 
@@ -67,6 +86,15 @@ def test_reasoning_follows_the_evidence():
     assert "from 0.5 s to 3 s" in before and "red object" in before and "0.5 s" in before and "3 s" in middle
     assert "70% across, 50% down and 10% large, then 30% across, 50% down and 10% large" in after
     assert after.rstrip(".").endswith("to the left") and "camera" not in after
+
+
+def test_a_camera_is_told_by_the_background():
+    text = write_reasoning(PAN, np.random.default_rng(0))
+    assert "shifts 34% of the picture to the right and 3% up and grows by 5%" in text.rsplit(IMAGE, 1)[1]
+    still = write_reasoning(
+        replace(PAN, answer="static", measurements=((0.004, 0.0, 0.01),)), np.random.default_rng(0)
+    )
+    assert "stays where it is" in still and "%" not in still
 
 
 def test_each_of_two_objects_has_its_measurements():
