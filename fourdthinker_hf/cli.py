@@ -228,9 +228,12 @@ def annotate(
         if not (index.isdecimal() and count.isdecimal()):
             raise ValueError(f"--shard {shard}: it must be I/N, for example 1/8")
         settings = pipeline.AnnotationSettings(seed, sam3, server, namer, reasoner)
+        if cost := pipeline.estimate_cost(source, out, (int(index), int(count)), settings):
+            typer.echo(cost, err=True)
         summary = pipeline.annotate(source, out, (int(index), int(count)), workers, settings)
     if summary:  # only the main process has one
         typer.echo(pipeline.format_summary(summary))
+        typer.echo(f"{out / 'index.html'} shows every video with its questions.")
         name_left_out([f"{failed['video']}: {failed['cause']}" for failed in summary["failed"]])
 
 

@@ -26,8 +26,8 @@ import numpy as np
 
 from fourdthinker_hf.data.annotation.answer_options import add_options
 from fourdthinker_hf.data.annotation.camera_motion import estimate_camera_motion
+from fourdthinker_hf.data.annotation.motion_tracking import find_moving_objects
 from fourdthinker_hf.data.annotation.questions import TASKS, AnnotatedQuestion, make_questions
-from fourdthinker_hf.data.annotation.tracking import find_objects
 from fourdthinker_hf.data.ground_truth import clip_to_shot, is_answer_right, match_object, true_annotation
 from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record
@@ -60,7 +60,7 @@ def ask_about_clip(job: Job) -> Result:
         camera, tracks = true_annotation(clip)
     else:
         camera = estimate_camera_motion(shot)
-        tracks = find_objects(shot, camera)
+        tracks = find_moving_objects(shot, camera)
     tracked = time.perf_counter()
     questions, refused = make_questions(shot, camera, tracks)
     seconds = {"tracking": tracked - start, "asking": time.perf_counter() - tracked, "video": shot.end - shot.start}

@@ -56,7 +56,7 @@ def make_records(job: tuple[Path, int, int]) -> list[Record]:
         masks = [cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) for mask in track.masks]
         masks = np.stack(masks).view(bool)
         if masks.any():
-            described.append(replace(track, description=describe_object(scaled.frames, masks, "object")))
+            described.append(replace(track, description=describe_object(scaled.frames, masks, "thing")))
     video = VideoJob(path, path.name, out / "truth", AnnotationSettings())
     return make_shot_records(video, 0, shot, camera, described, StageTimer(video.stage_file), Counter())
 

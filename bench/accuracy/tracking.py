@@ -20,7 +20,8 @@ import numpy as np
 
 from fourdthinker_hf.data.annotation.camera_motion import estimate_camera_motion
 from fourdthinker_hf.data.annotation.motion_measurement import MIN_CONFIDENCE
-from fourdthinker_hf.data.annotation.tracking import Track, find_objects
+from fourdthinker_hf.data.annotation.motion_tracking import find_moving_objects
+from fourdthinker_hf.data.annotation.tracking import Track
 from fourdthinker_hf.data.ground_truth import clip_to_shot
 from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.simulation import generate_records
@@ -61,7 +62,7 @@ def measure(level: int, num_clips: int, seed: int, split: str) -> None:
         clip = generate_records.simulate_clip(seed, task, index, level, split=split)
         shot = clip_to_shot(clip)
         camera, start = estimate_camera_motion(shot), time.process_time()
-        tracks = find_objects(shot, camera)
+        tracks = find_moving_objects(shot, camera)
         count["processor seconds"] += time.process_time() - start
         count["video seconds"] += shot.end
         is_sure = [track.confidence >= MIN_CONFIDENCE for track in tracks]

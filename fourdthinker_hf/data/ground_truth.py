@@ -87,6 +87,16 @@ def is_answer_right(truth: Truth, question: AnnotatedQuestion, objects: list[int
     def spec(task: str, x: int, y: int | None = None) -> QuestionSpec:
         return QuestionSpec(task, CAMERA, x, y, start, start, end)
 
+    if question.task == "picture_direction":
+        seen = []
+        for frame in (round(start * FPS), round(end * FPS)):
+            offset = truth.positions[frame, objects[0]] - truth.camera_positions[frame]
+            right, up, back = offset @ truth.camera_rotations[frame]
+            seen.append(np.array([right, -up]) / -back)
+        right, down = (seen[1] - seen[0]).tolist()
+        ways = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1)}
+        along = np.dot((right, down), ways[question.answer])
+        return bool(along >= np.cos(np.radians(MAX_ANGLE)) * max(np.hypot(right, down), 0.02))
     if question.task == "object_direction":
         positions = template_questions.position_from_agent(
             truth, spec("abs_dir", objects[0]), objects[0]

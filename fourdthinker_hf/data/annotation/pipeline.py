@@ -9,9 +9,11 @@ machines may run `--shard I/N` there, at the same time or not. At its end each r
 A video that fails is reported with its stage and cause. Its records so far are kept, and the next run tries it again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -31,14 +33,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ...video_fourdthinker import Video, VideoError
 from ..media import highlight, write_video
 from ..records import Record, read_records, write_records
 from .answer_options import add_options
 from .camera_motion import CameraMotion, estimate_camera_motion
+from .motion_tracking import find_moving_objects
 from .questions import AnnotatedQuestion, make_questions
 from .reasoning import ReasoningError, rewrite_reasoning, write_reasoning
-from .shots import Shot, read_shots
-from .tracking import Segmenter, Track, find_objects
+from .run_page import write_run_page
+from .shots import MAX_DURATION, SAMPLED_SECONDS, Shot, read_shots
+from .tracking import Segmenter, Track
 from .vlm_client import VLMClient
 
 VIDEO_SUFFIXES = tuple(
@@ -284,7 +289,7 @@ def _timed(shots: Iterator[Shot], timer: StageTimer) -> Iterator[Shot]:
 @functools.cache
 def _get_segmenter(sam3: str | None) -> Segmenter:
     if sam3 is None:
-        return find_objects
+        return find_moving_objects
     from .sam3 import Sam3Segmenter
 
     return Sam3Segmenter(sam3)
@@ -426,22 +431,84 @@ def _gather(out: Path, shard: tuple[int, int], seed: int, jobs: Sequence[VideoJo
             {name: report[name] for name in ("video", "stage", "cause")} for report in reports if report["cause"]
         ],
     }
+    summary["with records"] = sum(report["records"] > 0 for report in reports)
+    summary["by task"] = dict(Counter(record.task for record in kept).most_common())
     _write_json(out / f"report-{name}.json", summary)
+    everything = [json.loads(path.read_text()) for path in sorted((out / "parts").glob("*.json"))]
+    write_run_page(out / "index.html", format_summary(summary).splitlines(), everything, found, kept)
     return summary
 
 
+# What may be done about a reason of refusal, by what the reason begins with.
+ADVICE = {
+    "shot: blurred": "use sharper videos",
+    "shot: nothing moves": "these need no question",
+    "camera_motion: unsure": "the camera's motion is shaky, mixed or hidden by what moves before it",
+    "camera_moves: unsure": "the same",
+    "camera_motion: too short": "the camera holds one motion for less than a second and a half",
+    "reasoning in a wrong format": "use another reasoner",
+    "unsure of the camera": "the object is asked about only where the camera's motion is known",
+    "the camera moves": "directions in the picture are asked only while the camera stands still",
+    "not seen long enough": "the object is cut by the picture's edge, hidden, or lost",
+}
+MAX_REASONS = 8  # of refusal, in a summary
+
+
 def format_summary(summary: dict) -> str:
-    """A summary in a few lines of text."""
+    """A summary in a few lines of text, from how much was made to the main reasons why there is not more."""
     seconds = ", ".join(f"{stage} {summary['seconds'].get(stage, 0):.1f} s" for stage in STAGES)
     num_thinned = summary["all records"] - summary["kept"]
     lines = [
         f"{summary['videos']} videos, {summary['shots']} shots of {summary['video_seconds']:.0f} s: "
-        f"{summary['records']} records. {summary['not videos']} other files were left out.",
+        f"{summary['records']} records, from {summary['with records']} videos. "
+        f"{summary['not videos']} other files were left out.",
         f"Seconds by stage: {seconds}.",
         f"records.jsonl has {summary['kept']} of {summary['all records']} records. {num_thinned} were left out, "
         "because their answers are too frequent.",
     ]
-    lines += [f"refused {num}: {reason}" for reason, num in summary["refused"].items()]
+    if summary["by task"]:
+        lines.append("By task: " + ", ".join(f"{task} {num}" for task, num in summary["by task"].items()) + ".")
+    for reason, num in list(summary["refused"].items())[:MAX_REASONS]:
+        advice = next((text for key, text in ADVICE.items() if key in reason), None)
+        lines.append(f"not asked, {num} times: {reason}" + (f" ({advice})" if advice else ""))
     for failed in summary["failed"]:
         lines.append(f"failed: {failed['video']}, stage {failed['stage']}: {failed['cause']}")
     return "\n".join(lines)
+
+
+# What a run costs
+
+# Objects and questions of a shot, as counted on 46 real clips and rounded up, and the tokens of a request and of its
+# reply: a picture of 480 pixels has about 300 tokens in Qwen2.5-VL.
+OBJECTS_PER_SHOT, QUESTIONS_PER_SHOT = 2, 4
+NAMING_TOKENS, REASONING_TOKENS = (380, 8), (450, 200)
+
+
+def estimate_cost(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], shard: tuple[int, int], settings: AnnotationSettings
+) -> str | None:
+    """What the run will ask of the server, in words, before it starts; None if it asks nothing.
+
+    The videos that are done cost nothing. The length of the others is read from their headers.
+    """
+    if not settings.server:
+        return None
+    videos, _ = find_videos(source)
+    jobs = [VideoJob(path, name, Path(out).absolute(), settings) for path, name in videos[shard[0] - 1 :: shard[1]]]
+    todo = [job for job in jobs if not job.is_done]
+    num_shots = 0
+    for job in todo:
+        with contextlib.suppress(VideoError):  # the run names what is wrong with it
+            num_shots += math.ceil(min(Video(job.video).duration, SAMPLED_SECONDS) / MAX_DURATION)
+    requests, sent, received = 0, 0, 0
+    for model, per_shot, (prompt, reply) in (
+        (settings.namer, OBJECTS_PER_SHOT, NAMING_TOKENS),
+        (settings.reasoner, QUESTIONS_PER_SHOT, REASONING_TOKENS),
+    ):
+        if model:
+            requests += per_shot * num_shots
+            sent, received = sent + per_shot * num_shots * prompt, received + per_shot * num_shots * reply
+    return (
+        f"{settings.server} will be asked about {requests} times for {len(todo)} videos with about {num_shots} shots: "
+        f"{sent:,} tokens sent and {received:,} received, up to three times as many if its replies are refused."
+    )

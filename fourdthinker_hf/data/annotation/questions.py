@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | camera_motion | how does the camera move | a span of the estimated camera motion |
 | camera_moves | does the camera move at all | the same |
+| picture_direction | which way does an object move in the picture of a still camera | the centres of its masks |
 | object_direction | does an object move to the left or right, toward or away from the camera | its trajectory |
 | distance_change | how does the distance between the camera and an object change | its size in the picture |
 | speed_change | how does the speed of an object change | its trajectory |
@@ -41,6 +42,7 @@ from ..value_changes import FASTER_RATIO, find_changes, find_runs
 from .background_motion import PLAIN_CONFIDENCE
 from .camera_motion import CameraMotion, CameraMotionSpan
 from .motion_measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot
+from .object_description import POSITION_PHRASES
 from .question_wordings import WORDINGS
 from .shots import Shot
 from .tracking import Track
@@ -53,6 +55,8 @@ MIN_SPEED_DURATION = 5 * SMOOTHING_RADIUS  # s of a span in which a sudden chang
 MAX_GAP, MAX_PASSING_GAP = 3, 16  # frames in a row without a whole mask; the same while one object passes another
 MIN_PLAIN_DURATION = 1.2  # s of a span in which the camera's motion is plain
 MAX_ANGLE = 22.0  # degrees between a displacement and the direction that is its answer
+MIN_PICTURE_SHIFT = 0.06  # of the longer side
+MIN_STRAIGHTNESS = 0.8  # distance that an object gets, relative to the length of its path
 MIN_DISPLACEMENT = 0.06  # m per m of depth
 MIN_FASTER_SPEED = 0.04  # m/s per m of depth, of the object that is faster
 # Tried: the scale of the other object relative to the first, factors on every change, lower bounds of speeds in m/s
@@ -60,6 +64,7 @@ MIN_FASTER_SPEED = 0.04  # m/s per m of depth, of the object that is faster
 SCALES, STRICTNESS, MIN_SPEEDS, SIDE_DISTANCES = (0.45, 1.0, 2.2), (0.75, 1.3), (0.01, 0.03), (0.02, 0.06)
 COMPENSATED_TASKS = ("object_direction", "speed_change", "faster_object")  # the camera's motion is taken out
 SIDES = ("left", "right")
+PICTURE_DIRECTIONS = ("to the left", "to the right", "up", "down")
 CAMERA_MOVES = ("it stands still", "it moves")
 # The pairs of motions that are asked about, in the order in which an answer names them.
 MOTION_PAIRS = tuple(
@@ -73,6 +78,7 @@ ANSWERS = {
         if not any(name.startswith("orbit") for name in names)  # an orbit looks like a truck with the opposite pan
     ),
     "camera_moves": CAMERA_MOVES,
+    "picture_direction": PICTURE_DIRECTIONS,
     "object_direction": tuple(OBJECT_DIRECTIONS),
     "distance_change": tuple(sequence_text(sequence) for sequence in all_sequences(CHANGE_WORDS["dis"], 2)),
     # One change over the whole span: once it is smoothed, a sudden change cannot be told from a gradual one.
@@ -133,6 +139,7 @@ def _candidate_questions(shot: MeasuredShot) -> Iterator[tuple[str, Callable, tu
         yield "camera_motion", _camera_motion, (span,)
         yield "camera_moves", _camera_moves, (span,)
     for i in movers:
+        yield "picture_direction", _picture_direction, (i,)
         yield "object_direction", _object_direction, (i,)
         yield "speed_change", _speed_change, (i,)
     is_static = all(span.motions == (STATIC_CAMERA,) for span in shot.camera_spans)
@@ -191,6 +198,37 @@ def _camera_question(shot: MeasuredShot, task: str, answer: str, frames: slice) 
     return _make_question(shot, task, answer, frames, (), targets)
 
 
+def _picture_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
+    if not all(span.motions == (STATIC_CAMERA,) for span in shot.camera_spans):
+        return "the camera moves"  # in the picture and over the ground an object may move in different ways
+
+    def answer(frames: slice) -> tuple[str, ...] | None:
+        centres = shot.tracks[i].centres[frames] / max(shot.size)
+        return _unanimous(_picture_way(step) for step in _displacements(centres)) if _is_straight(centres) else None
+
+    return _object_question(shot, "picture_direction", (i,), answer)
+
+
+def _is_straight(centres: np.ndarray) -> bool:
+    """Whether centres (T, 2), of which some may be NaN, go far enough and hardly back."""
+    known = centres[~np.isnan(centres).any(1)][::2]  # every other one, since a mask's boundary trembles
+    path = np.linalg.norm(np.diff(known, axis=0), axis=1).sum()
+    distance = np.linalg.norm(known[-1] - known[0]) if len(known) > 1 else 0.0
+    return bool(distance >= max(MIN_PICTURE_SHIFT, MIN_STRAIGHTNESS * path))
+
+
+def _picture_way(displacement: np.ndarray) -> tuple[str, ...] | None:
+    """The one of `PICTURE_DIRECTIONS` that a displacement (right, down) has; None if that is unclear."""
+    right, down = displacement.tolist()
+    if not math.hypot(right, down) >= MIN_PICTURE_SHIFT / 2:
+        return None
+    angle = math.degrees(math.atan2(abs(down), abs(right)))
+    to_left, to_right, up, downward = PICTURE_DIRECTIONS
+    if angle < MAX_ANGLE:
+        return (to_right if right > 0 else to_left,)
+    return ((downward if down > 0 else up),) if angle > 90 - MAX_ANGLE else None
+
+
 def _object_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
     def answer(frames: slice) -> tuple[str, ...] | None:
         trajectories = shot.possible_trajectories(*shot.compensate_camera(shot.tracks[i], frames))
@@ -200,7 +238,7 @@ def _object_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
 
 
 def _displacements(trajectory: np.ndarray) -> list[np.ndarray]:
-    """The displacement (3,) over a whole trajectory, and twice that of each half."""
+    """The displacement (N,) over a whole trajectory (T, N), and twice that of each half."""
     first, middle, last = trajectory[0], trajectory[len(trajectory) // 2], trajectory[-1]
     return [last - first, 2 * (middle - first), 2 * (last - middle)]
 
@@ -366,7 +404,7 @@ def _make_question(
     compensated = task in COMPENSATED_TASKS and not shot.is_camera_static(frames)
     start, end = (round(float(shot.times[k]), 1) for k in (frames.start, frames.stop - 1))
     names = tuple(shot.tracks[i].name for i in tracks)
-    words = dict(zip("xy", (f"the {name}" for name in names), strict=False))
+    words = dict(zip("xy", (_full_name(shot, i, frames.start) for i in tracks), strict=False))
     words["viewpoint"] = f"seen from where the camera is at {format_seconds(start)}"
     words["span"] = f"from {format_seconds(start)} to {format_seconds(end)}"
     measurements = []
@@ -393,6 +431,27 @@ def _make_question(
         compensated,
         words,
     )
+
+
+def _full_name(shot: MeasuredShot, i: int, frame: int) -> str:
+    """A track's name with its article. What has no noun is told by its place at a time as well.
+
+    For example "the large red thing that is at the lower left at 0.5 s". The time is that of the first frame from
+    `frame` on in which it is seen.
+    """
+    track = shot.tracks[i]
+    if not re.search(r"\bthing\b", track.name):
+        return f"the {track.name}"
+    frame += int(np.argmax(~np.isnan(track.centres[frame:, 0])))
+    x, y = (track.centres[frame] / shot.size).tolist()
+    column, row = (["left", "", "right"][int(3 * min(x, 0.99))], ["upper", "", "lower"][int(3 * min(y, 0.99))])
+    row = row if column else {"upper": "top", "lower": "bottom"}.get(row, "")
+    place = f"at the {row} {column}".replace("  ", " ").rstrip() if row or column else "in the middle"
+    name = track.name
+    for phrase in POSITION_PHRASES:
+        name = name.removesuffix(phrase)
+    moving = "moving " if track.moving else ""
+    return f"the {moving}{name} that is {place} at {format_seconds(round(float(shot.times[frame]), 1))}"
 
 
 def _fill_in(wording: str, words: Mapping[str, str]) -> str:

@@ -118,8 +118,10 @@ ANSWER_SIGNS = CAMERA_MOVES_SIGNS | {  # what each part of the other answers loo
     "the second is faster": ("the {y} covers more than the {x}", "the {y} outruns the {x}"),
     "left": ("the {x} is on the left of the {y}", "the {y} has the {x} on its left"),
     "right": ("the {x} is on the right of the {y}", "the {y} has the {x} on its right"),
-    "to the left": ("it shifts left and keeps its size", "it crosses the view from right to left"),
-    "to the right": ("it shifts right and keeps its size", "it crosses the view from left to right"),
+    "to the left": ("it shifts to the left in the picture", "its place gets farther to the left"),
+    "to the right": ("it shifts to the right in the picture", "its place gets farther to the right"),
+    "up": ("it rises in the picture", "its place gets higher and higher"),
+    "down": ("it sinks in the picture", "its place gets lower and lower"),
     "toward the camera": ("it gets larger and comes nearer", "it grows, as what comes closer does"),
     "away from the camera": ("it gets smaller and goes farther", "it shrinks, as what leaves does"),
 }

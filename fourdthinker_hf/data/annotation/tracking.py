@@ -90,7 +90,7 @@ class CandidateTrack:
     masks: np.ndarray  # (T, h, w) bool, in the size of the scaled shot
     full_masks: np.ndarray  # (T, H, W) bool, in the size of the shot
     confidence: float  # 0 to 1: that it is one object
-    noun: str = "object"
+    noun: str = "thing"
 
 
 class ScaledShot:
@@ -193,7 +193,7 @@ def _find_seeds(shot: ScaledShot) -> list[tuple[int, np.ndarray]]:
                 if area < shot.min_area or contrast < MIN_CONTRAST / 2 or _is_background(mask):
                     continue
                 overlap = np.count_nonzero(mask & region) / np.count_nonzero(mask | region)
-                score = contrast * _solidity(mask) ** 2 * overlap * (area / shot.min_area) ** 0.25
+                score = contrast * solidity(mask) ** 2 * overlap * (area / shot.min_area) ** 0.25
                 score *= (0.5 + moves[mask].mean()) * (0.7 if _touches_border(mask) else 1.0)
                 found.append((score, t, mask))
     return [(t, mask) for _, t, mask in sorted(found, key=lambda seed: -seed[0])]
@@ -224,7 +224,7 @@ def _segment_region(shot: ScaledShot, t: int, region: np.ndarray) -> tuple[np.nd
     return mask, contrast
 
 
-def _solidity(mask: np.ndarray) -> float:
+def solidity(mask: np.ndarray) -> float:
     """The share of its convex hull that a mask fills."""
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     hull = cv2.convexHull(np.concatenate(contours))

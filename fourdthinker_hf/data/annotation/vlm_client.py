@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 
 MAX_TRIES, PAUSE = 4, 2.0  # requests; s before the second request, twice as long before each one after it
+MAX_PAUSE = 60.0  # s that a server's Retry-After is followed for
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504)  # HTTP statuses of a server that may answer later
 
 
@@ -39,27 +40,36 @@ class VLMClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         body = {"model": self.model, "messages": messages, **options}
         address = f"{self.url.rstrip('/')}/chat/completions"
+        wanted_pause = 0.0
         for attempt in range(MAX_TRIES):
             if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
+                time.sleep(max(PAUSE * 2 ** (attempt - 1), min(wanted_pause, MAX_PAUSE)))
+            wanted_pause = 0.0
             try:
                 response = httpx.post(address, json=body, headers=headers, timeout=self.timeout)
             except httpx.TransportError as error:
                 cause = str(error) or type(error).__name__
                 continue
             if response.is_success:
-                return _reply_text(address, response)
+                try:
+                    return _reply_text(response)
+                except VLMError as error:
+                    cause = str(error)
+                    continue
             cause = f"status {response.status_code}: {response.text[:200]}"
             if response.status_code not in RETRY_STATUSES:
                 break
-        raise VLMError(f"{address}: {cause}")
+            if response.headers.get("Retry-After", "").isdecimal():
+                wanted_pause = float(response.headers["Retry-After"])
+        tries = f", asked {attempt + 1} times" if attempt else ""
+        raise VLMError(f"{address}: {cause}{tries}")
 
 
-def _reply_text(address: str, response: httpx.Response) -> str:
+def _reply_text(response: httpx.Response) -> str:
     try:
         text = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise VLMError(f"{address}: the response is no chat completion: {response.text[:200]}") from None
+        raise VLMError(f"the response is no chat completion: {response.text[:200]}") from None
     if not isinstance(text, str) or not text.strip():
-        raise VLMError(f"{address}: the reply is empty")
+        raise VLMError("the reply is empty")
     return text

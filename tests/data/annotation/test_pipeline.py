@@ -1,7 +1,9 @@
 """The annotation pipeline on real files and in real processes: what it writes, what fails, and what a kill loses."""
 
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,8 +26,10 @@ from fourdthinker_hf.data.annotation.pipeline import (
     VideoJob,
     annotate,
     annotate_video,
+    estimate_cost,
     find_flaw,
     find_videos,
+    format_summary,
 )
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.records import read_records
@@ -78,7 +82,8 @@ def test_videos_become_records(made):
 
 
 def test_a_clip_has_its_times_and_a_target_shows_its_object(made):
-    record = read_records(made[0] / "records.jsonl")[0]
+    found = [record for part in sorted((made[0] / "parts").glob("*.jsonl")) for record in read_records(part)]
+    record = next(record for record in found if record.task == "picture_direction")
     frames, times = load_video(record.video, fps=8)
     assert frames.shape == (32, 160, 224, 3)
     np.testing.assert_allclose(times, np.arange(32) / 8, atol=1e-3)
@@ -96,6 +101,40 @@ def test_a_failure_is_reported_with_stage_and_cause_and_the_others_go_on(made):
     assert failed["cause"].startswith("VideoError: ") and "not a video" in failed["cause"]
     assert json.loads((out / "report-1-of-1.json").read_text()) == summary
     assert not list((out / "parts").glob("*.stage")) and not list(out.rglob("*.tmp"))
+
+
+def test_the_page_of_a_run_shows_every_video_question_and_picture(made):
+    out, summary = made
+    page = (out / "index.html").read_text()
+    for video in ("one.mp4", "below/two.MP4", "three.mp4", "broken.mp4"):
+        assert f"<h2>{video}: " in page
+    assert "Failed at the stage shots: VideoError" in page
+    records = read_records(out / "records.jsonl")
+    for record in records:
+        assert html.escape(record.question) in page and html.escape(record.reasoning) in page
+    sources = re.findall(r"src='([^']+)'", page)
+    assert sources and all((out / source).is_file() for source in sources)  # whatever folder it is moved to
+    assert page.count("class='right'") == page.count("<article>") == summary["all records"]
+
+
+def test_the_summary_names_the_main_reasons_in_words():
+    summary = {"videos": 9, "shots": 12, "video_seconds": 60.0, "not videos": 0, "records": 5, "with records": 4}
+    summary |= {"all records": 5, "kept": 5, "seconds": {}, "by task": {"camera_motion": 5}, "failed": []}
+    summary["refused"] = {"shot: blurred": 3, **{f"task {k}: unsure": 1 for k in range(20)}}
+    lines = format_summary(summary).splitlines()
+    assert lines[0] == "9 videos, 12 shots of 60 s: 5 records, from 4 videos. 0 other files were left out."
+    assert "By task: camera_motion 5." in lines
+    assert "not asked, 3 times: shot: blurred (use sharper videos)" in lines
+    assert sum(line.startswith("not asked") for line in lines) == 8
+
+
+def test_a_run_says_what_it_would_cost_before_it_starts(folder, tmp_path):
+    assert estimate_cost(folder, tmp_path, (1, 1), AnnotationSettings()) is None
+    settings = AnnotationSettings(server="http://127.0.0.1:9/v1", namer="a", reasoner="b")
+    assert estimate_cost(folder, tmp_path, (1, 1), settings) == (  # one of the four videos cannot be read
+        "http://127.0.0.1:9/v1 will be asked about 18 times for 4 videos with about 3 shots: 7,680 tokens sent and "
+        "2,448 received, up to three times as many if its replies are refused."
+    )
 
 
 def test_a_second_run_makes_nothing_again(made, folder):

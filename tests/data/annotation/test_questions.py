@@ -93,6 +93,32 @@ def test_one_object(name):
     assert answers_by_task(make_track(masks)).get(task, [None]) == [answer]
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "answer"),
+    [
+        (-1.5 + 0.7 * TIME, 0.5, "to the right"),
+        (0.2, 1.2 - 0.5 * TIME, "up"),
+        (0.2, -1.2 + 0.5 * TIME, "down"),
+        (-1 + 0.5 * TIME, -1 + 0.5 * TIME, None),  # diagonal
+        (0.5 * np.abs(TIME - 2), 0.5, None),  # there and back
+        (0.04 * TIME, 0.5, None),  # hardly
+    ],
+)
+def test_picture_direction(x, y, answer):
+    masks = disc_masks(x, y, 6)
+    assert answers_by_task(make_track(masks)).get("picture_direction", [None]) == [answer]
+    pans = make_camera(CameraMotionSpan(0, 4.125, ("pan left",), 0.9))
+    assert "picture_direction" not in answers_by_task(make_track(masks), camera=pans)
+
+
+def test_a_thing_without_a_noun_is_told_by_its_place_at_a_time():
+    masks = disc_masks(1.5 - 0.7 * TIME, 1.2, 6)
+    found, _ = questions_about(make_track(masks, "the small red thing on the right"))
+    (one,) = (one for one in found if one.task == "picture_direction")
+    name = "the moving small red thing that is at the lower right at 0 s"
+    assert one.question == f"Which way does {name} move across the picture from 0 s to 4 s?"
+
+
 def test_two_objects():
     fast, slow = disc_masks(-2.0 + TIME, -0.8, 6), disc_masks(-0.2 + 0.1 * TIME, 1.2, 6)
     both = answers_by_task(make_track(fast), make_track(slow, "the blue object"))
@@ -190,7 +216,7 @@ def test_camera_motion_is_compensated():
 def test_nothing_uncertain_is_asked():
     masks = CASES["left"][0]
     answers = answers_by_task(make_track(masks))
-    assert set(answers) == {"object_direction", "speed_change"}
+    assert set(answers) == {"picture_direction", "object_direction", "speed_change"}
     assert answers_by_task(make_track(masks, confidence=0.4)) == {}
     assert answers_by_task(make_track(masks), make_track(disc_masks(0, -1, 6))) == {}  # two tracks have the same name
     cut = np.zeros_like(masks)

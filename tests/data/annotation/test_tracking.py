@@ -63,14 +63,14 @@ def test_movers_are_told_from_landmarks_while_the_camera_pans():
     assert overlap(mover, masks[0]) > 0.9 and overlap(landmark, masks[1]) > 0.9
     assert mover.masks.dtype == bool and mover.masks.shape == shot.frames.shape[:3]
     assert mover.confidence > 0.9 and landmark.confidence > 0.9
-    assert "red object" in mover.description and "blue object" in landmark.description
+    assert "red thing" in mover.description and "blue thing" in landmark.description
 
 
 def test_an_object_that_the_camera_follows_still_moves():
     shot, camera, masks = make_shot([(RED, lambda t: (60 + 3 * t, 50, 24, 24))], pan=3.0)
     (track,) = find_objects(shot, camera)
     assert track.moving and overlap(track, masks[0]) > 0.9
-    assert track.description == "the red object in the middle"
+    assert track.description == "the red thing in the middle"
 
 
 def test_an_object_that_gets_hidden_keeps_its_track():
@@ -123,7 +123,7 @@ def test_a_real_ground_and_moving_camera():
     ball = clip.masks[:24] == 1 + [thing.name for thing in clip.scene.objects].index("yellow ball")
     track = max(find_objects(shot, CameraMotion([], steps)), key=lambda track: overlap(track, ball))
     assert track.moving and overlap(track, ball) > 0.9
-    assert "yellow object" in track.description
+    assert "yellow thing" in track.description
 
 
 # Parts
