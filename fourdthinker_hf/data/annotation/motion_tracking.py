@@ -30,7 +30,7 @@ MIN_DIFFERENCE, NOISE_FACTOR = 18.0, 6.0  # of foreground, in the Lab colours of
 SHADOW_DARKNESS, SHADOW_COLOUR = (0.45, 0.97), 7.0  # lightness over that of the empty scene; distance of a and b
 MIN_AREA, MAX_AREA = 1 / 500, 0.3  # of a region, as shares of the picture
 MIN_FRAMES = 6  # of a track
-MAX_AREA_RATIO = 1.7  # of the areas of a region in neighbouring frames
+MAX_AREA_RATIO = 2.0  # of the areas of a region in neighbouring frames
 MAX_JUMP = 1.8  # between the centres of a region in neighbouring frames, in roots of its area
 MIN_DISTANCE, MIN_DISTANCE_IN_SIZES = 0.06, 0.4  # that a track gets: longer sides of the picture, roots of its area
 MIN_GROWTH = 0.35  # log of the root of the area, of a track that gets nearer or farther
@@ -223,7 +223,7 @@ def _agreeing_part(shot: ScaledShot, chain: list[tuple[int, np.ndarray]]) -> lis
     for (s, before), (t, after) in itertools.pairwise(chain):
         step = mask_centre(after) - mask_centre(before)
         flow = np.median(shot.remaining_flow(s, t)[before], axis=0)
-        agrees.append(float(np.linalg.norm(step - flow)) <= max(2.0, 0.6 * float(np.linalg.norm(step))))
+        agrees.append(float(np.linalg.norm(step - flow)) <= max(3.0, 0.75 * float(np.linalg.norm(step))))
     best, begin = (0, 1), 0
     for k, agree in enumerate(agrees):
         if not agree and k and not agrees[k - 1]:

@@ -53,9 +53,11 @@ MIN_MOTION_CONFIDENCE, MIN_PAIR_CONFIDENCE = 0.7, 0.98
 MIN_FRAMES, MIN_DURATION = 6, 1.5  # of a span; s
 MIN_SPEED_DURATION = 5 * SMOOTHING_RADIUS  # s of a span in which a sudden change of speed does not look gradual
 MAX_GAP, MAX_PASSING_GAP = 3, 16  # frames in a row without a whole mask; the same while one object passes another
+MIN_CROSSING_DURATION = 0.7  # s of a span in which something crosses the picture
 MIN_PLAIN_DURATION = 1.2  # s of a span in which the camera's motion is plain
 MAX_ANGLE = 22.0  # degrees between a displacement and the direction that is its answer
-MIN_PICTURE_SHIFT = 0.06  # of the longer side
+MIN_PICTURE_SHIFT, MIN_SHIFT_IN_SIZES = 0.06, 0.5  # of the longer side; of the root of a thing's area
+MAX_PICTURE_ANGLE = 30.0  # degrees between a shift in the picture and the direction that is its answer
 MIN_STRAIGHTNESS = 0.8  # distance that an object gets, relative to the length of its path
 MIN_DISPLACEMENT = 0.06  # m per m of depth
 MIN_FASTER_SPEED = 0.04  # m/s per m of depth, of the object that is faster
@@ -203,30 +205,33 @@ def _picture_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
         return "the camera moves"  # in the picture and over the ground an object may move in different ways
 
     def answer(frames: slice) -> tuple[str, ...] | None:
-        centres = shot.tracks[i].centres[frames] / max(shot.size)
-        return _unanimous(_picture_way(step) for step in _displacements(centres)) if _is_straight(centres) else None
+        size = float(np.exp(np.nanmedian(shot.tracks[i].log_visible_size[frames]))) / max(shot.size)
+        return _picture_way(shot.tracks[i].centres[frames] / max(shot.size), size)
 
     return _object_question(shot, "picture_direction", (i,), answer)
 
 
-def _is_straight(centres: np.ndarray) -> bool:
-    """Whether centres (T, 2), of which some may be NaN, go far enough and hardly back."""
+def _picture_way(centres: np.ndarray, size: float) -> tuple[str, ...] | None:
+    """The one of `PICTURE_DIRECTIONS` in which a thing of a size with centres (T, 2) moves; None if that is unclear.
+
+    It must get far, for itself and in the picture, hardly turn back, and go the same way in both halves of its path.
+    Some of the centres may be NaN.
+    """
     known = centres[~np.isnan(centres).any(1)][::2]  # every other one, since a mask's boundary trembles
-    path = np.linalg.norm(np.diff(known, axis=0), axis=1).sum()
-    distance = np.linalg.norm(known[-1] - known[0]) if len(known) > 1 else 0.0
-    return bool(distance >= max(MIN_PICTURE_SHIFT, MIN_STRAIGHTNESS * path))
-
-
-def _picture_way(displacement: np.ndarray) -> tuple[str, ...] | None:
-    """The one of `PICTURE_DIRECTIONS` that a displacement (right, down) has; None if that is unclear."""
-    right, down = displacement.tolist()
-    if not math.hypot(right, down) >= MIN_PICTURE_SHIFT / 2:
+    if len(known) < 3:
         return None
+    whole = known[-1] - known[0]
+    distance, path = np.linalg.norm(whole), np.linalg.norm(np.diff(known, axis=0), axis=1).sum()
+    if distance < max(MIN_PICTURE_SHIFT, MIN_SHIFT_IN_SIZES * size, MIN_STRAIGHTNESS * path):
+        return None
+    if min((known[len(known) // 2] - known[0]) @ whole, (known[-1] - known[len(known) // 2]) @ whole) < 0:
+        return None
+    right, down = whole.tolist()
     angle = math.degrees(math.atan2(abs(down), abs(right)))
     to_left, to_right, up, downward = PICTURE_DIRECTIONS
-    if angle < MAX_ANGLE:
+    if angle < MAX_PICTURE_ANGLE:
         return (to_right if right > 0 else to_left,)
-    return ((downward if down > 0 else up),) if angle > 90 - MAX_ANGLE else None
+    return ((downward if down > 0 else up),) if angle > 90 - MAX_PICTURE_ANGLE else None
 
 
 def _object_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
@@ -339,10 +344,13 @@ def _object_question(
     shot: MeasuredShot, task: str, tracks: tuple[int, ...], answer: Callable[[slice], tuple[str, ...] | None]
 ) -> AnnotatedQuestion | str:
     """The question about the first span for which `answer` gives one; else the reason why it is refused."""
-    is_spatial = task == "spatial_description"  # its answer needs the centres only, so the masks need not be whole
-    usable = np.logical_and.reduce([shot.tracks[i].visible if is_spatial else shot.tracks[i].whole for i in tracks])
+    is_spatial = task == "spatial_description"
+    # The answers of these need the centres only, so the masks need not be whole.
+    by_centres = is_spatial or task == "picture_direction"
+    usable = np.logical_and.reduce([shot.tracks[i].visible if by_centres else shot.tracks[i].whole for i in tracks])
     segments = np.stack([shot.tracks[i].segment for i in tracks])
-    spans = _candidate_spans(shot, usable, segments, MAX_PASSING_GAP if is_spatial else MAX_GAP)
+    min_duration = MIN_CROSSING_DURATION if task == "picture_direction" else MIN_DURATION
+    spans = _candidate_spans(shot, usable, segments, MAX_PASSING_GAP if is_spatial else MAX_GAP, min_duration)
     if not spans:
         return "not seen long enough"
     if task in COMPENSATED_TASKS:
@@ -361,7 +369,9 @@ def _object_question(
     return "unsure"
 
 
-def _candidate_spans(shot: MeasuredShot, usable: np.ndarray, segments: np.ndarray, max_gap: int) -> list[slice]:
+def _candidate_spans(
+    shot: MeasuredShot, usable: np.ndarray, segments: np.ndarray, max_gap: int, min_duration: float
+) -> list[slice]:
     """The longest run of usable frames, then its first and its last two thirds, as far as they are long enough.
 
     `usable` is (T,) bool; a run may have gaps of `max_gap` frames, and `segments` (tracks, T) do not change within it.
@@ -374,10 +384,10 @@ def _candidate_spans(shot: MeasuredShot, usable: np.ndarray, segments: np.ndarra
         longest = max(longest, slice(start, t + 1), key=lambda run: run.stop - run.start)
     third = (longest.stop - longest.start) // 3
     parts = [longest, slice(longest.start, longest.stop - third), slice(longest.start + third, longest.stop)]
-    return [part for part in parts if _is_long_enough(shot, part)]
+    return [part for part in parts if _is_long_enough(shot, part, min_duration)]
 
 
-def _is_long_enough(shot: MeasuredShot, frames: slice, min_duration: float = MIN_DURATION) -> bool:
+def _is_long_enough(shot: MeasuredShot, frames: slice, min_duration: float) -> bool:
     num_frames = frames.stop - frames.start
     return num_frames >= MIN_FRAMES and shot.times[frames.stop - 1] - shot.times[frames.start] >= min_duration - 1e-6
 

@@ -220,8 +220,8 @@ def test_nothing_uncertain_is_asked():
     assert answers_by_task(make_track(masks, confidence=0.4)) == {}
     assert answers_by_task(make_track(masks), make_track(disc_masks(0, -1, 6))) == {}  # two tracks have the same name
     cut = np.zeros_like(masks)
-    cut[:10] = masks[:10]
-    assert answers_by_task(make_track(cut)) == {}  # visible for 1.1 s
+    cut[:5] = masks[:5]
+    assert answers_by_task(make_track(cut)) == {}  # visible for 0.5 s
     edge = disc_masks(2.9 + 0.02 * TIME, 0.5, 6)
     assert answers_by_task(make_track(edge)) == {}  # at the picture's edge throughout
     doubtful = make_camera(CameraMotionSpan(0, 4.125, ("static",), 0.3))
