@@ -11,7 +11,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from sft import DIFTConfig, ModelConfig, ScriptArguments, TrlParser
+from sft import DIFTConfig, ModelConfig, ScriptArguments
+from trl import TrlParser
 
 from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, FourDThinkerProcessor
 from fourdthinker_hf.training import DIFTTrainer
@@ -271,7 +272,8 @@ def test_recipes_parse_and_carry_the_published_settings(size):
 def test_a_recipe_and_its_hardware_are_read(tmp_path):
     name, setup = read_recipe(RECIPES / "3b/dift.yaml", ZERO2)
     assert name == "checkpoints/4dthinker-3b-base"
-    assert asdict(setup) == asdict(TrainingSetup(gradient_checkpointing=True, bf16=True, num_gpus=8, zero_stage=2))
+    expected = TrainingSetup(gradient_checkpointing=True, bf16=True, bf16_weights=True, num_gpus=8, zero_stage=2)
+    assert asdict(setup) == asdict(expected)
     assert read_recipe(RECIPES / "3b/dift.yaml", ZERO2, gpus=4)[1].num_gpus == 4
     lora = tmp_path / "lora.yaml"
     lora.write_text((RECIPES / "3b/dift.yaml").read_text() + "use_peft: true\nlora_r: 8\noptim: adamw_torch\n")
