@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_fourdthinker import FourDThinkerConfig
+from .imagery_decoder_fourdthinker import FourDThinkerImageryDecoder
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .processing_fourdthinker import FourDThinkerProcessor
 from .published import is_published, read_config, read_processor
@@ -52,7 +53,10 @@ LOADED_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "imagery_decoder/config.json",
+    "imagery_decoder/model.safetensors",
 )
+IMAGERY_DECODER = "imagery_decoder"  # folder of the decoder in that of the checkpoint
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the stand-in for a file begins that Git LFS left out
@@ -141,6 +145,22 @@ def load_model(
     if base is not None:
         network = _merge_adapter(network, folder)
     return network.to(device).eval(), processor
+
+
+def load_imagery_decoder(network: FourDThinkerForConditionalGeneration) -> FourDThinkerImageryDecoder | None:
+    """The imagery decoder stored with a loaded checkpoint, on the same device, or None if there is none. Raises
+    `ValueError` if it is made for other latents."""
+    folder = Path(network.name_or_path) / IMAGERY_DECODER
+    if not (folder / "config.json").is_file():
+        return None
+    decoder = FourDThinkerImageryDecoder.from_pretrained(folder)
+    expected = (network.config.latent_size, network.config.text_config.hidden_size)
+    if (made_for := (decoder.config.latent_size, decoder.config.latent_dim)) != expected:
+        raise ValueError(
+            f"{folder}: this decoder is for {made_for[0]} latents of width {made_for[1]}, but the checkpoint's mental "
+            f"images have {expected[0]} of width {expected[1]}; train it again by train/decoder.py"
+        )
+    return decoder.to(network.device).eval()
 
 
 def check_device(device: str | torch.device | None) -> torch.device:

@@ -332,6 +332,33 @@ def maps(
         typer.echo(json.dumps(scores, indent=1))
 
 
+@app.command()
+def pictures(
+    benchmark: Annotated[Path, typer.Option(help="JSONL file of records with target frames.")],
+    out: Annotated[Path, typer.Option(help="Folder to write pictures.json to.")],
+    model: Model = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    device: Device = None,
+    num: Annotated[int, typer.Option(min=10, help="Number of records to use.")] = 100,
+    source: Annotated[
+        str,
+        typer.Option(
+            help="Which latents to draw: model (those that the model generates) or targets (those of the true target "
+            "frames)."
+        ),
+    ] = "model",
+) -> None:
+    """Test whether the pictures that the imagery decoder draws show the true target frames."""
+    with one_line_errors():
+        from .checkpoints import BUNDLED
+        from .evaluation.imagery_pictures import score_pictures
+
+        place = {"revision": revision, "subfolder": subfolder, "device": device}
+        scores = score_pictures(str(model or BUNDLED), str(benchmark), str(out), num, source, **place)
+        typer.echo(json.dumps(scores, indent=1))
+
+
 @app.command(name="filter")
 def filter_command(
     records: Annotated[Path, typer.Argument(help="JSONL file of records, ours or those of the published RL set.")],

@@ -16,12 +16,14 @@ from os import PathLike
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from .answers import choose_option, parse, without_tags
-from .checkpoints import BUNDLED, load_model
+from .checkpoints import BUNDLED, load_imagery_decoder, load_model
 from .imagery import best_step, similarity_maps, video_features
+from .imagery_decoder_fourdthinker import FourDThinkerImageryDecoder
 from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .option_scores import encoder_outputs, option_probabilities
@@ -50,6 +52,7 @@ class MentalImage:
     maps: np.ndarray | None = None  # (temporal steps, h, w), the similarity to each place of the video
     best_step: int | None = None  # the temporal step of the highest similarity
     time: float | None = None  # of that step, in seconds of the source
+    picture: Image.Image | None = None  # what the imagery decoder draws from the latents alone, if there is one
 
 
 @dataclass
@@ -87,10 +90,12 @@ class VideoQA:
         processor: FourDThinkerProcessor,
         open_video=None,
         clip_cache_bytes: int = 2**29,
+        imagery_decoder: FourDThinkerImageryDecoder | None = None,
     ):
         """`open_video(path, start, end)` replaces the processor's function of that name. The last videos asked about
-        stay open while their frames take at most `clip_cache_bytes`; the newest always stays."""
-        self.model, self.processor = model.eval(), processor
+        stay open while their frames take at most `clip_cache_bytes`; the newest always stays. `imagery_decoder` draws
+        the pictures of mental images."""
+        self.model, self.processor, self.imagery_decoder = model.eval(), processor, imagery_decoder
         self.open_video = open_video or processor.open_video
         self.model_lock = threading.Lock()  # held while the model runs
         self._clips: OrderedDict[tuple, tuple[tuple | None, Clip]] = OrderedDict()  # each with the state of its file
@@ -105,8 +110,9 @@ class VideoQA:
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> "VideoQA":
-        """Loads a checkpoint as [`load_model`] does."""
-        return cls(*load_model(model, device, dtype, revision, subfolder))
+        """Loads a checkpoint as [`load_model`] does, and its imagery decoder if it has one."""
+        network, processor = load_model(model, device, dtype, revision, subfolder)
+        return cls(network, processor, imagery_decoder=load_imagery_decoder(network))
 
     def ask(
         self, video: str | PathLike | Clip, question: str, options: Sequence[str] | None = None, **kwargs
@@ -289,7 +295,7 @@ class _Reply:
 
     def __init__(self, qa: VideoQA, clip: Clip, question: str, options: list[str]):
         self.model, self.processor, self.model_lock, self.options = qa.model, qa.processor, qa.model_lock, options
-        self.features = qa.encode(clip)
+        self.features, self.imagery_decoder = qa.encode(clip), qa.imagery_decoder
         self.inputs = qa.prompt(clip, question, options)
         patch = qa.processor.video_processor.temporal_patch_size
         self.answer = Answer(clip.frames, clip.timestamps, temporal_patch_size=patch)
@@ -348,7 +354,11 @@ class _Reply:
         maps = similarity_maps(stacked, self.features.cpu(), self.model.config.latent_mean).numpy()
         step = best_step(maps)
         _, timestamps = self.answer.steps[step]
-        return MentalImage(stacked, maps, step, float(timestamps.mean()))
+        picture = None
+        if self.imagery_decoder is not None and len(stacked) == self.imagery_decoder.config.latent_size:
+            height, width = self.answer.frames.shape[1:3]
+            picture = self.imagery_decoder.draw(stacked[None], width / height)[0]
+        return MentalImage(stacked, maps, step, float(timestamps.mean()), picture)
 
     def _finish_answer(self) -> Answer:
         answer = self._update_answer(is_complete=True)

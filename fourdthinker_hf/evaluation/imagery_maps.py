@@ -78,7 +78,7 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
     if source == "model":
         blocks = [reply.images for reply in answer_batch(network, processor, inputs, max_new_tokens=256)]
     else:
-        blocks = [_target_blocks(network, processor, record) for record in records]
+        blocks = [target_blocks(network, processor, record) for record in records]
     patch_size = processor.video_processor.temporal_patch_size
     cases = []
     for record, clip_features, images in zip(records, features, blocks, strict=True):
@@ -105,7 +105,8 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
     return cases
 
 
-def _target_blocks(network, processor, record: Record) -> list[torch.Tensor]:
+def target_blocks(network, processor, record: Record) -> list[torch.Tensor]:
+    """The latents `(latent_size, hidden)` of each true target frame of a record."""
     images = [Image.open(path).convert("RGB") for path in record.imagery]
     frames = processor.image_processor(images, return_tensors="pt").to(network.device)
     targets = network.model.get_latent_targets(frames["pixel_values"], frames["image_grid_thw"])
@@ -140,13 +141,13 @@ def _score_cases(cases: list[dict], latent_mean: list[float] | None, rng: np.ran
     for column, name in enumerate(SCORES):
         rows = np.ones(len(cases), bool) if name == "mass" else is_moving
         gains = (scores["own"] - scores["shuffled"])[rows, column]
-        low, high = _bootstrap_interval(gains, clips[rows], rng)
+        low, high = bootstrap_interval(gains, clips[rows], rng)
         means = {key: float(values[rows, column].mean()) for key, values in scores.items()}
         report[name] = {**means, "gain": float(gains.mean()), "low": low, "high": high}
     return report
 
 
-def _bootstrap_interval(values: np.ndarray, clips: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+def bootstrap_interval(values: np.ndarray, clips: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """The 95% percentile interval of the mean of `values`. Its 2000 samples draw whole clips, because the mental
     images of one clip depend on one another."""
     names, clip = np.unique(clips, return_inverse=True)

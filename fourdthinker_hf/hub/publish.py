@@ -28,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..checkpoints import ADAPTER_CONFIG, LOADED_FILES, read_json, read_tensor_shapes, upload_folder
+from ..checkpoints import ADAPTER_CONFIG, IMAGERY_DECODER, LOADED_FILES, read_json, read_tensor_shapes, upload_folder
 from ..data.records import read_records
 from .card import check_card, make_card, read_card
 from .dataset_card import check_dataset_card, dataset_card
@@ -42,7 +42,7 @@ SPACE_FILES = (
     "LICENSE",
     "model_card.md",
     "examples/*",
-    "checkpoints/4dthinker-tiny/*",
+    "checkpoints/4dthinker-tiny/**/*",
     "fourdthinker_hf/**/*.py",
     "fourdthinker_hf/**/*.css",
     "fourdthinker_hf/**/*.js",
@@ -243,7 +243,8 @@ def _plan_model(folder: Path) -> tuple[Plan, list[str]]:
         )
     weights = list(read_tensor_shapes(folder))
     weights += [SAFE_WEIGHTS_INDEX_NAME] * (weights != [SAFE_WEIGHTS_NAME])
-    others = [name for name in LOADED_FILES if name != SAFE_WEIGHTS_INDEX_NAME and not name.endswith(".safetensors")]
+    main_weights = [name for name in LOADED_FILES if name.startswith("model")]
+    others = [name for name in LOADED_FILES if name not in main_weights]
     files = {name: folder / name for name in [*weights, *_remote_code(folder)]}
     files |= _find_files(folder, (*others, *CARD_FILES))
     return Plan("model", _with_card_text(folder, files), _excluded(folder, files), MODEL_CHECK), check_card(folder)
@@ -305,7 +306,8 @@ def _plan_space(folder: Path) -> tuple[Plan, list[str]]:
 
 def _remote_code(folder: Path) -> list[str]:
     """The Python files that the `auto_map` of a config names, and those that they import."""
-    configs = [folder / name for name in ("config.json", "processor_config.json") if (folder / name).is_file()]
+    names = ("config.json", "processor_config.json", f"{IMAGERY_DECODER}/config.json")
+    configs = [folder / name for name in names if (folder / name).is_file()]
     classes = [name for path in configs for name in read_json(path).get("auto_map", {}).values()]
     files = {folder / f"{name.split('.')[0]}.py" for name in classes}
     if missing := sorted(path.name for path in files if not path.is_file()):

@@ -82,6 +82,13 @@ class FeatureStore:
         """Reads the features of a target frame: a path, PIL image or array. Errors as in `clip`."""
         return self._read(_key("frame", [image]), image)
 
+    def has_frame(self, image) -> bool:
+        """Whether the features of a target frame are stored; False too for one that cannot be read."""
+        try:
+            return self._path(_key("frame", [image])).exists()
+        except (ValueError, OSError):
+            return False
+
     def fill(
         self,
         model,
@@ -90,8 +97,9 @@ class FeatureStore:
         num_workers: int = 0,
         skip_bad: bool = False,
         imagery: bool = True,
+        clips: bool = True,
     ) -> int:
-        """Encodes the clips and, with `imagery`, the target frames of `records` that are missing; `num_workers`
+        """Encodes what is missing of the `clips` and the `imagery` (target frames) of `records`; `num_workers`
         processes decode them.
 
         Each of several processes encodes its share and then waits for the others. Returns how many items this process
@@ -100,7 +108,7 @@ class FeatureStore:
         state = PartialState()
         device = state.device
         tower = model.model.visual.to(device)
-        missing = self._missing(records, state, skip_bad, imagery)
+        missing = self._missing(records, state, skip_bad, imagery, clips)
         preprocess = VisionPreprocessor(processor, skip_bad)
         loader = DataLoader(missing, batch_size=None, num_workers=num_workers, collate_fn=preprocess)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
@@ -114,7 +122,9 @@ class FeatureStore:
         state.wait_for_everyone()
         return len(missing)
 
-    def _missing(self, records: Sequence[Record], state: PartialState, skip_bad: bool, imagery: bool) -> list[tuple]:
+    def _missing(
+        self, records: Sequence[Record], state: PartialState, skip_bad: bool, imagery: bool, clips: bool
+    ) -> list[tuple]:
         """Keys and sources of this process's share of the missing items. Each process takes consecutive records,
         because these often share a clip."""
         first, last = (len(records) * (state.process_index + i) // state.num_processes for i in (0, 1))
@@ -122,8 +132,9 @@ class FeatureStore:
         for number in range(first, last):
             try:
                 record = records[number]
-                source = {name: getattr(record, name) for name in VIDEO_COLUMNS}
-                found[_clip_key(**source)] = source
+                if clips:
+                    source = {name: getattr(record, name) for name in VIDEO_COLUMNS}
+                    found[_clip_key(**source)] = source
                 if imagery:
                     found |= {_key("frame", [image]): image for image in record.imagery}
             except (ValueError, OSError) as error:

@@ -8,7 +8,7 @@ import torch
 
 from fourdthinker_hf.checkpoints import BUNDLED
 from fourdthinker_hf.data.simulation.generate_records import simulate
-from fourdthinker_hf.evaluation.imagery_maps import _bootstrap_interval, _score_cases, score_maps
+from fourdthinker_hf.evaluation.imagery_maps import _score_cases, bootstrap_interval, score_maps
 
 
 def map_case(rng, number=0):
@@ -58,9 +58,9 @@ def test_near_is_one_step_before_or_after(target, expected):
 def test_the_bootstrap_draws_clips_with_all_their_images():
     rng = np.random.default_rng(0)
     values = np.repeat([0.0, 1.0], 50)
-    low, high = _bootstrap_interval(values, np.repeat(["a", "b"], 50), rng)  # two clips: one, the other, or both
+    low, high = bootstrap_interval(values, np.repeat(["a", "b"], 50), rng)  # two clips: one, the other, or both
     assert (low, high) == (0, 1)
-    low, high = _bootstrap_interval(values, np.arange(100), rng)
+    low, high = bootstrap_interval(values, np.arange(100), rng)
     assert 0.38 < low < 0.43 < 0.57 < high < 0.62
 
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import decoder
 import grpo
 import init_model
 import make
@@ -13,6 +14,7 @@ import pytest
 import sft
 import typer
 import yaml
+from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from fourdthinker_hf import FourDThinkerProcessor
@@ -29,15 +31,19 @@ RECIPES = [  # a recipe may start from the output_dir of one before it
     "tiny/4drl",
     "tiny/short_dift",
     "tiny/short_4drl",
+    "tiny/decoder",
     "3b/dift",
+    "3b/decoder",
     "3b/4drl",
     "7b/dift",
+    "7b/decoder",
     "7b/4drl",
 ]
 PROGRAMS = ("accelerate", "fourdthinker", "hf", "ln", "python")
 LAUNCHERS = {
     "train/sft.py": (sft.ScriptArguments, DIFTConfig, ModelConfig),
     "train/grpo.py": (grpo.ScriptArguments, FourDRLConfig, ModelConfig),
+    "train/decoder.py": (decoder.ScriptArguments, TrainingArguments, ModelConfig),
 }
 SCRIPTS = {
     "train/tiny/init_model.py": init_model.main,
