@@ -72,7 +72,7 @@ def test_maps_of_simulated_clips(tmp_path):
         assert result == {
             k: v
             for k, v in json.loads((tmp_path / source / "maps.json").read_text()).items()
-            if k not in ("model", "benchmark")
+            if k not in ("model", "revision", "subfolder", "benchmark")
         }
         assert 4 <= result["num"] <= 6 and result["best_step"]["chance"] == 0.25
         assert 0.02 < result["mass"]["chance"] < 0.1 and result["mass"]["own"] > result["mass"]["chance"]
