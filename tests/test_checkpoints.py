@@ -162,6 +162,15 @@ def test_a_published_checkpoint_loads_as_its_conversion(repository, tmp_path, cl
     assert inputs["video_grid_thw"].tolist() == [[2, 8, 8]]  # four seconds, a frame a second
 
 
+def test_ask_takes_the_published_repository_by_name(repository, clip):
+    arguments = ["ask", str(clip), "Where?", "--model", repository, "--max-new-tokens", "2", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--subfolder", "dift/checkpoints"])
+    assert result.exit_code == 0 and "Note: the reply was cut before an answer" in result.stdout, result.output
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "choose one with subfolder: 4drl, dift/checkpoints" in result.stderr
+
+
 def test_a_clip_gets_the_tokens_of_the_published_training(published, tmp_path, write_video):
     """A frame a second, with at most 256 patches of 28 x 28 pixels: 13 x 18 of them."""
     path = write_video(tmp_path / "clip.mp4", np.zeros((32, 480, 640, 3), np.uint8))
