@@ -300,16 +300,20 @@ def check_cut_short(path, numbers, times):
         assert found == numbers[: len(found)] and found_times == pytest.approx(times[: len(found)], abs=11)
 
 
+def write_first(path, extension, film):
+    """`write_cell` with the first codec that the container takes."""
+    for codec in CODECS:
+        try:
+            return write_cell(path, extension, codec, "plain", film)
+        except CannotBeWritten:
+            continue
+
+
 @pytest.mark.parametrize("extension", CONTAINERS)
 def test_every_door_opens_the_same_frames(tmp_path, film, processor, extension):
     """A message to the processor, evaluation, annotation, the demo's upload and lmms-eval."""
     path = str(tmp_path / f"a.{extension}")
-    for codec in CODECS:
-        try:
-            numbers, times = write_cell(path, extension, codec, "plain", film)
-            break
-        except CannotBeWritten:
-            continue
+    numbers, times = write_first(path, extension, film)
     expected = shown(numbers, times, np.arange(0, times[-1] + 1, 500))
 
     check_upload(path)
@@ -331,3 +335,21 @@ def test_every_door_opens_the_same_frames(tmp_path, film, processor, extension):
     samples = [(1000 * time, number_of(frame)) for time, frame in _sample_frames(path) if frame is not None]
     assert len(samples) >= 15  # 8 a second
     assert [time for time, _ in samples] == pytest.approx([times[number] for _, number in samples], abs=11)
+
+
+@pytest.mark.parametrize("extension", CONTAINERS)
+def test_a_damaged_upload_is_read_or_refused(tmp_path, film, processor, extension):
+    """bench/robustness/damaged_uploads.py does it 10,000 times."""
+    path = str(tmp_path / f"a.{extension}")
+    write_first(path, extension, film)
+    data, random = np.frombuffer(path_bytes(path), np.uint8), np.random.default_rng(0)
+    for _ in range(3):
+        damaged, places = data.copy(), random.integers(0, len(data), 20)
+        damaged[places] = random.integers(0, 256, len(places))
+        with open(path, "wb") as file:
+            file.write(damaged[: random.integers(len(data) // 2, len(data) + 1)].tobytes())
+        try:
+            frames, found = open_in_subprocess(processor)(path)
+            assert len(frames) == len(found) > 0
+        except VideoError as error:
+            assert "the decoder failed" not in str(error)

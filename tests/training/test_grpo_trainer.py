@@ -19,6 +19,7 @@ import torch
 import yaml
 from launches import deepspeed, finish, log_history, start
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file
 from trl import GRPOTrainer, ModelConfig
 
@@ -186,6 +187,25 @@ def test_every_scorer_agrees_with_the_sampling(make_trainer, figure, case):
     figure(f"4DRL, largest difference from sampling, {case}: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
     assert found["policy"] <= 1e-5 and found.get("old", 0.0) <= 1e-5 and found["without"] > 1e-2
     assert (found["ref"] > 1e-2) if case == "trained LoRA" else (found["ref"] <= 1e-5)
+
+
+def test_questions_about_videos_and_about_pictures_share_a_batch(make_trainer, processor, clip, tmp_path):
+    """Two about a video, two about pictures of other sizes. One about text alone is no record, and is named."""
+    rows = [{"id": str(i), "question": text, "answer": "right"} for i, text in enumerate((*QUESTIONS, "and now"))]
+    for row, (width, color) in zip(rows[2:4], ((112, "red"), (84, "blue")), strict=True):
+        Image.new("RGB", (width, 84), color).save(tmp_path / f"{color}.png")
+        row |= {"frames": [f"{color}.png"] * 3, "timestamps": [0.0, 0.5, 1.0]}
+    path = tmp_path / "mixed.jsonl"
+    lines = [json.dumps(row | ({} if "frames" in row or row["id"] == "4" else {"video": str(clip)})) for row in rows]
+    path.write_text("\n".join(lines[:4]))
+    trainer = make_trainer(data=question_dataset([path], processor))
+    trainer.train()
+    assert len({len(reply.features) for reply in trainer.replies}) == 3
+    found = trainer.differences()
+    assert max(found["policy"], found["ref"]) <= 1e-5 and found["without"] > 1e-2
+    path.write_text("\n".join(lines))
+    with pytest.raises(RecordError, match="mixed.jsonl, line 5: needs either a video or frames"):
+        check_records([path])
 
 
 def test_bf16_scores_are_close_to_the_sampling(make_trainer, figure):
