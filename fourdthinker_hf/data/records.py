@@ -12,6 +12,7 @@ for training.
 """
 
 import codecs
+import hashlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..output_files import file_hash, files_hash
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 
 logger = logging.getLogger(__name__)
@@ -112,6 +114,44 @@ def check_trainable(record: Record) -> None:
     for path in [record.video, *(record.frames or ()), *record.imagery]:
         if path is not None and not os.path.isfile(path):
             raise ValueError(f"missing file {path}")
+    check_video(record)
+
+
+def check_video(record: Record) -> None:
+    """Raise a `ValueError` if the record says of which video it was made (`source["video_sha256"]`), but its video is
+    there and another one."""
+    made_of = (record.source or {}).get("video_sha256")
+    if made_of and clip_hash(record) not in (None, made_of):
+        raise ValueError(f"{record.video}: this is not the video that the record was made of; make both again")
+
+
+def clip_hash(record: Record) -> str | None:
+    """SHA-256 of the content of the record's video, or of its frames; None if a file cannot be read."""
+    try:
+        if record.video is not None:
+            return file_hash(record.video)
+        return files_hash(record.frames)
+    except OSError:
+        return None
+
+
+def records_hash(records: Iterable[Record]) -> str:
+    """SHA-256 of all that records say, wherever their files are. [`clip_hash`] is that of their clips."""
+    digest = hashlib.sha256()
+    for record in records:
+        told = {name: value for name, value in vars(record).items() if name not in ("video", "frames", "imagery")}
+        digest.update(json.dumps(told).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def check_same_clip(record: Record, before: str | None, place: Path) -> None:
+    """Raise a `ValueError` if the record's clip is there, but is not the one with the hash `before`, about which
+    `place` holds answers."""
+    if before and clip_hash(record) not in (None, before):
+        raise ValueError(
+            f"{place} holds answers about another video than {record.video or record.frames[0]} (question "
+            f"{record.id!r}), which has changed since: choose another place for the output"
+        )
 
 
 def _parse(text: bytes, line: int, folder: Path) -> Record:

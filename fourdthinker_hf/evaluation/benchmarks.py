@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..data.question_vocabulary import DSR_TASKS
-from ..data.records import LETTERS, Record, RecordError, RecordFiles
+from ..data.records import LETTERS, Record, RecordError, RecordFiles, check_video
 from ..processing_fourdthinker import OUTPUT_IMAGE
 from . import dsr_bench
 
@@ -138,4 +138,8 @@ def _why_unusable(record: Record) -> str | None:
         return "it needs either a video or frames"
     if record.timestamps is not None and len(record.timestamps) != len(record.frames or ()):
         return f"{len(record.timestamps)} timestamps for {len(record.frames or ())} frames"
+    try:
+        check_video(record)
+    except ValueError as error:
+        return str(error)
     return None

@@ -26,12 +26,13 @@ from transformers import BatchFeature
 from ..answers import judge, match_option, parse
 from ..batch_inference import Clip, Reply, answer_batch, batch_inputs, likeliest_option, open_clip
 from ..checkpoints import find_model, load_model, model_hash
-from ..data.records import Record, RecordError
+from ..data.records import Record, RecordError, clip_hash
 from ..distributed import DistributedState
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from ..output_files import versions
 from ..processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
 from .benchmarks import load_benchmark, missing_files, questions_hash
-from .prediction_files import RunOutputs, commit, versions
+from .prediction_files import RunOutputs, commit
 from .probes import PROBES, Images, Probe
 from .report import NEAR_TIE
 
@@ -97,35 +98,35 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "device": distributed.device.type,
         "batch_size": batch_size if dtype == "bfloat16" else "any",
-        **versions(),
+        **versions("torch", "transformers"),
     }
-    outputs = RunOutputs(Path(out), distributed, [record.id for record in records])
-    outputs.open(settings, ask_again={record.id for record in records if not missing_files(record)})
-    batches = [range(first, min(first + batch_size, len(records))) for first in range(0, len(records), batch_size)]
-    pending = [
-        batch
-        for batch in batches[distributed.rank :: distributed.world_size]
-        if not all(records[i].id in outputs.rows for i in batch)
-    ]
-    if pending:
-        network, processor = load_model(folder, distributed.device, dtype)
-        answerer = _BatchAnswerer(
-            network, processor, records, places, PROBES[probe], missing == "refuse", max_new_tokens
+    outputs = RunOutputs(Path(out), distributed, records, settings)
+    with outputs.open(ask_again={record.id for record in records if not missing_files(record)}):
+        batches = [range(first, min(first + batch_size, len(records))) for first in range(0, len(records), batch_size)]
+        pending = [
+            batch
+            for batch in batches[distributed.rank :: distributed.world_size]
+            if not all(records[i].id in outputs.rows for i in batch)
+        ]
+        if pending:
+            network, processor = load_model(folder, distributed.device, dtype)
+            answerer = _BatchAnswerer(
+                network, processor, records, places, PROBES[probe], missing == "refuse", max_new_tokens
+            )
+            _answer_batches(answerer, pending, outputs)
+        distributed.wait_for_everyone()
+        num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
+        return outputs.write_report(
+            left_out,
+            {
+                "asked": num_asked,
+                "seconds": round(seconds, 2),
+                "questions_per_second": round(num_asked / seconds, 3),
+                "batch_size": batch_size,
+                "num_processes": distributed.world_size,
+                "commit": commit(),
+            },
         )
-        _answer_batches(answerer, pending, outputs)
-    distributed.wait_for_everyone()
-    num_asked, seconds = len(records) - len(outputs.rows), time.perf_counter() - start
-    return outputs.write_report(
-        left_out,
-        {
-            "asked": num_asked,
-            "seconds": round(seconds, 2),
-            "questions_per_second": round(num_asked / seconds, 3),
-            "batch_size": batch_size,
-            "num_processes": distributed.world_size,
-            "commit": commit(),
-        },
-    )
 
 
 # Rows of predictions.jsonl
@@ -178,7 +179,13 @@ def unreadable_row(record: Record, reason: str) -> dict:
 
 def _question_fields(record: Record) -> dict:
     task = record.task or "questions"
-    return {"id": record.id, "task": task, "expected": record.answer, "num_options": len(record.options)}
+    return {
+        "id": record.id,
+        "task": task,
+        "expected": record.answer,
+        "num_options": len(record.options),
+        "clip_sha256": clip_hash(record),
+    }
 
 
 def _round_margin(margin: float) -> float | None:

@@ -24,10 +24,10 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from ..checkpoints import find_model, model_hash, read_card_text, read_json, read_tensor_shapes, shipped
 from ..evaluation.benchmarks import benchmark_name, load_benchmark, questions_hash
 from ..evaluation.html_report import Run, read_run
-from ..evaluation.prediction_files import write_whole
 from ..evaluation.probes import PROBES
 from ..evaluation.report import accuracy_table, format_table
 from ..evaluation.statistics import compare
+from ..output_files import write_whole
 
 TEMPLATE = shipped("model_card.md")
 BEGIN, END = "<!-- figures: written by `fourdthinker card` -->", "<!-- end of figures -->"

@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.records import Record, read_records
 from ..evaluation.benchmarks import simulated_facts, simulated_name
-from ..evaluation.prediction_files import write_whole
+from ..output_files import write_whole
 from .card import BEGIN, END, between_marks
 
 TEMPLATE = """---

@@ -1,5 +1,6 @@
 """`evaluate` writes the same bytes in any batch size, after any kill and in two processes, and refuses wrong input."""
 
+import hashlib
 import json
 import math
 import os
@@ -92,7 +93,8 @@ def run(tiny_folder, questions):
     def evaluated(out, benchmark=questions, **settings):
         settings = {"batch_size": 2, "max_new_tokens": 6} | settings
         report = evaluate(str(tiny_folder), str(benchmark), str(out), **settings)
-        assert sorted(path.name for path in out.iterdir()) == ["predictions.jsonl", "report.json", "report.md"]
+        names = ["predictions.jsonl", "report.json", "report.md", "work.json"]
+        assert sorted(path.name for path in out.iterdir()) == names
         return report, (out / "predictions.jsonl").read_bytes()
 
     return evaluated
@@ -193,7 +195,8 @@ def cut_positions(text):
 def make_killed_run(whole, out):
     """Make a folder like that of a run that was killed before its first row."""
     out.mkdir()
-    (out / "report.json").write_text(json.dumps({"settings": whole[0]["settings"]}))
+    settings = {name: value for name, value in whole[0]["settings"].items() if name not in ("model", "benchmark")}
+    (out / "work.json").write_text(json.dumps({"command": "evaluate", **settings}))
     return out
 
 
@@ -272,7 +275,7 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_bytes(run, whole, tiny_f
 
 @pytest.mark.parametrize(
     ("share", "file", "least", "before"),
-    [(2 / 3, "predictions.jsonl", 4, 0), (0.5, "report.md.tmp", 9, 9)],
+    [(2 / 3, "predictions.jsonl", 4, 0), (0.3, "report.md.tmp", 9, 9)],
     ids=["rows", "report"],
 )
 def test_disk_full(run, whole, tiny_folder, questions, tmp_path, share, file, least, before):
@@ -322,10 +325,32 @@ def test_another_run_is_refused_with_what_differs(run, tmp_path, questions):
         run(out, benchmark=other)
     with pytest.raises(ValueError, match="dtype was float32, now bfloat16; batch_size was any, now 2"):
         run(out, dtype="bfloat16")
-    (out / "report.json").unlink()
-    with pytest.raises(ValueError, match="but no report.json"):
+    (out / "work.json").unlink()
+    with pytest.raises(ValueError, match="predictions.jsonl is there without a work.json"):
         run(out)
     assert (out / "predictions.jsonl").read_bytes() == before
+
+
+def test_answers_about_a_video_are_not_continued_on_another(run, tmp_path, clip):
+    rows = [{"id": str(i), "question": "?", "options": ["a", "b"], "answer": "A", "video": "c.mp4"} for i in range(3)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copy(clip, tmp_path / "c.mp4")
+    _, text = run(tmp_path / "out", benchmark=tmp_path)
+    shutil.copy(CLIPS[0], tmp_path / "c.mp4")
+    (tmp_path / "out" / "predictions.jsonl").write_bytes(text.splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match="answers about another video than .*c.mp4 .question '0'., which has changed"):
+        run(tmp_path / "out", benchmark=tmp_path)
+
+
+def test_a_record_whose_video_was_replaced_is_left_out_and_named(run, tmp_path, clip):
+    shutil.copy(clip, tmp_path / "c.mp4")
+    source = {"video_sha256": hashlib.sha256(clip.read_bytes()).hexdigest()}
+    values = {"options": ["a", "b"], "answer": "a", "video": str(tmp_path / "c.mp4")}
+    write_records(tmp_path / "records.jsonl", [Record(id=i, question="?", source=source, **values) for i in "xy"])
+    assert run(tmp_path / "out", benchmark=tmp_path)[0]["left_out"] == []
+    shutil.copy(CLIPS[0], tmp_path / "c.mp4")
+    with pytest.raises(ValueError, match="line 1: question 'x' cannot be asked: .*c.mp4: this is not the video that"):
+        run(tmp_path / "other", benchmark=tmp_path)
 
 
 @pytest.mark.parametrize("probe", ["no-video", "grey-video", "zeros", "suppressed"])

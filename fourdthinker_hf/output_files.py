@@ -1,0 +1,145 @@
+"""Writes output files so that none is ever half-written and the work of one command never mixes with another's.
+
+A command that continues after an interruption calls [`claim`] before it writes anything. The file `work.json` beside
+its output holds what its results depend on: the settings, and hashes of its inputs. The same work is continued. Other
+work is refused, and so is the same work while another process does it.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that do the same work at once are not noticed there
+    fcntl = None
+
+WORK = "work.json"
+
+
+@contextmanager
+def claim(path: Path, work: dict[str, Any], results: Sequence[Path] = (), shared: bool = False) -> Iterator[None]:
+    """Claim the output beside the file `path`, which holds `work`, for as long as the context lasts.
+
+    The system ends a claim with its process, in whatever way that ends.
+
+    Args:
+        path: a JSON file. If it is not there it is written, with its folder.
+        work: all on which the results depend, as JSON can hold it. Inputs are given as hashes.
+        results: output files. If one exists although `path` does not, it is of unknown work.
+        shared: whether several processes may be at this work.
+
+    Raises `ValueError` if `path` holds other work, if a result is of unknown work, or, unless `shared`, if another
+    process has claimed `path`.
+    """
+    path = Path(path).absolute()
+    found = next((result for result in results if result.exists()), None)
+    is_new = not path.exists() or path.stat().st_size == 0  # empty: a kill came before it was written
+    if found and is_new:
+        raise ValueError(f"{found} is there without a {path.name} that says of what it was made: choose another place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        _lock(file, path, wait=shared)
+        file.seek(0)
+        text = file.read()
+        if not text:
+            file.write(json.dumps(work, indent=1) + "\n")
+            file.flush()
+        else:
+            _compare(path, text, json.loads(json.dumps(work)))
+        if shared and fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_UN)
+        yield
+
+
+def _lock(file: TextIO, path: Path, wait: bool) -> None:
+    """Lock a file. Unlike flock, this is not passed on to processes that this one starts."""
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"{path}: another process is at this work; wait until it ends") from error
+
+
+def _compare(path: Path, text: str, work: dict[str, Any]) -> None:
+    try:
+        before = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: it should say of what the files beside it were made, but {error}") from error
+    differences = [
+        f"{name} was {before.get(name)}, now {work.get(name)}"
+        for name in dict.fromkeys([*before, *work])
+        if before.get(name) != work.get(name)
+    ]
+    if differences:
+        place = path.parent if path.name == WORK else path
+        raise ValueError(f"{place} holds another run ({'; '.join(differences)}): choose another place for the output")
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of the content of a file. It is kept until the file changes."""
+    status = os.stat(path)
+    return _file_hash(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _file_hash(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_hash(paths: Iterable[str | os.PathLike]) -> str:
+    """SHA-256 of the contents of files, in this order."""
+    return hashlib.sha256("".join(map(file_hash, paths)).encode()).hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of Python, of this project and of the packages that decide what a command makes."""
+    found = {name: importlib.metadata.version(name) for name in packages}
+    try:
+        found["fourdthinker"] = importlib.metadata.version("fourdthinker-hf")
+    except importlib.metadata.PackageNotFoundError:  # the code runs from a checkout that is not installed
+        found["fourdthinker"] = "not installed"
+    return {**found, "python": platform.python_version()}
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file in one step: a reader finds the old file or the whole new one. Returns `path`."""
+    temporary = path.with_name(path.name + ".tmp")
+    _write(temporary, "w", text)
+    os.replace(temporary, path)
+    return path
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append lines to a file and force them to disk. A line that a kill cut before is removed first."""
+    if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
+    _write(path, "a", "".join(f"{line}\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file, none if it is not there. A last line without its newline was cut by a kill and is left
+    out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text.split("\n")[:-1]
+
+
+def _write(path: Path, mode: str, text: str) -> None:
+    """Write to disk. The `OSError` of a full disk says what to do."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            f"{path}: {error.strerror}. What was written before is safe: make room and run the same command"
+        ) from error
