@@ -1,16 +1,26 @@
-"""The target frames and video files that simulation and annotation write."""
+"""The target frames and video files that simulation and annotation write. Each file appears whole or not at all."""
 
 import os
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def highlight(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A target frame (H, W, 3) uint8: outside the mask (H, W) bool it is grey, at 0.35 of its brightness."""
     grey = 0.35 * frame @ np.array([0.299, 0.587, 0.114])
     return np.where(mask[..., None], frame, grey[..., None]).astype(np.uint8)
+
+
+def write_picture(path: str | os.PathLike[str], pixels: np.ndarray, **options) -> None:
+    """Write pixels (H, W, 3) uint8 in the format of the name's ending, with these options of Pillow."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    Image.fromarray(pixels).save(temporary, **options)
+    os.replace(temporary, path)
 
 
 # mbtree is off because the result of x264's assembly for it depends on uninitialised memory (that of its C code does
@@ -28,7 +38,9 @@ def write_video(
     `fps` frames are shown a second. The same frames give the same bytes.
     """
     muxing = {"movflags": "faststart", "fflags": "bitexact"}  # bitexact keeps the muxer's version out of the file
-    with av.open(str(path), "w", options=muxing) as container:
+    path = Path(path)
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    with av.open(str(temporary), "w", options=muxing) as container:
         stream = container.add_stream("libx264", rate=fps, options=ENCODING)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         if times is not None:
@@ -39,3 +51,4 @@ def write_video(
                 picture.pts, picture.time_base = round(1000 * float(times[k] - times[0])), Fraction(1, 1000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
+    os.replace(temporary, path)

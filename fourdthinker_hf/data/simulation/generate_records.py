@@ -17,7 +17,6 @@ that "train" never has.
 """
 
 import functools
-import multiprocessing
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,12 +26,12 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
-from tqdm import tqdm
 
-from ..media import highlight, write_video
+from ...output_files import file_hash, versions
+from ..media import highlight, write_picture, write_video
+from ..parts import make_records
 from ..question_vocabulary import DSR_TASKS, NON_TEMPLATE_TASK, sequence_text, with_distractors
-from ..records import Record, write_records
+from ..records import Record
 from . import basic_scenes, non_template_questions, template_questions
 from .basic_scenes import BASIC_TASKS, GROUNDING
 from .physics import predict_motion, run_physics, template_model
@@ -44,6 +43,7 @@ from .template_questions import QuestionSpec
 ALL_TASKS = (*BASIC_TASKS, GROUNDING, *DSR_TASKS)
 LEVELS = (1, 2, 3)
 REASONINGS = ("paths", "pictures", "places")
+PART_SIZE = 8  # questions that are made together: so many are lost by a kill, for each worker
 SCENES_PER_WORDING = 400  # scenes drawn for one wording before another wording is drawn
 
 # What "visible" means, by level. Every `CHECK_STEP`th frame is checked: two a second.
@@ -362,22 +362,22 @@ def simulate(
     writes the coordinates of each object beside its mental image, "pictures" has two or three mental images of each
     object and writes no coordinates, "places" has the mental images first and then writes where the objects are in
     them.
+
+    A run that was killed is continued by the same call. Raises `ValueError` if `out` holds other work.
     """
     out = Path(out).absolute()
     tasks = expand_tasks(tasks, level)
     check_request(tasks, level, split, reasoning)
-    for folder in ("videos", "images"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    settings = {"num": num, "seed": seed, "level": level, "tasks": tasks, "split": split, "reasoning": reasoning}
+    work = {"command": "simulate", **settings, **versions("mujoco", "numpy", "av")}
     jobs = [(i, tasks[i % len(tasks)], i // len(tasks), seed, level, split, reasoning, str(out)) for i in range(num)]
+    parts = [jobs[i : i + PART_SIZE] for i in range(0, num, PART_SIZE)]
     workers = workers or min(os.cpu_count() or 1, max(1, num // 16))  # starting a worker takes seconds
-    bar = functools.partial(tqdm, total=num, unit="clip", disable=not progress)
-    if workers == 1:
-        records = list(bar(map(_write_question, jobs)))
-    else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            records = list(bar(pool.imap(_write_question, jobs, chunksize=8)))
-    write_records(out / "records.jsonl", records)
-    return out / "records.jsonl"
+    return make_records(out, work, parts, _write_questions, workers, progress)
+
+
+def _write_questions(jobs: list[tuple]) -> list[Record]:
+    return [_write_question(job) for job in jobs]
 
 
 def _write_question(job: tuple[int, str, int, int, int, str, str, str]) -> Record:
@@ -391,7 +391,7 @@ def _write_question(job: tuple[int, str, int, int, int, str, str, str]) -> Recor
     for k, (i, frame) in enumerate(clip.question.targets):
         imagery.append(os.path.join(out, "images", f"{number:06d}_{k}.png"))
         mask = clip.masks[clip.mask_frames.index(frame)] == i + 1
-        Image.fromarray(highlight(clip.frames[frame], mask)).save(imagery[-1])
+        write_picture(imagery[-1], highlight(clip.frames[frame], mask))
         targets.append({"object": clip.scene.objects[i].name, "time": frame / FPS})
     source = {
         "generator": "simulation",
@@ -400,6 +400,7 @@ def _write_question(job: tuple[int, str, int, int, int, str, str, str]) -> Recor
         "task": task,
         "index": index,
         "targets": targets,
+        "video_sha256": file_hash(video),
     }
     if task in DSR_TASKS:
         source["split"] = split

@@ -7,7 +7,6 @@ often and the options are drawn evenly, so that a question without its video tel
 names and option texts that training never has.
 """
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
+from ...output_files import file_hash, files_hash, versions
 from ...processing_fourdthinker import OUTPUT_IMAGE
-from ..media import highlight, write_video
-from ..records import Record, write_records
+from ..media import highlight, write_picture, write_video
+from ..parts import make_records
+from ..records import Record
 from .cutouts import COLOURS, KINDS
 from .layered_scenes import (
     CAMERA_AXES,
@@ -872,23 +871,21 @@ def write_questions(
     workers: int | None = None,
 ) -> Path:
     """Write about `num_clips * per_clip` records to `out/records.jsonl`, with `videos/` and `images/`. The
-    clips are made in pieces, each by one process: what is written does not depend on `workers`."""
+    clips are made in pieces, each by one process: what is written does not depend on `workers`. A run that was killed
+    is continued by the same call. Raises `ValueError` if `out` holds other work."""
     out = Path(out).absolute()
-    for folder in ("videos", "images"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    sources = folder_photos(photos) if photos else package_photos()
+    work = {
+        "command": "write_questions",
+        **{"num_clips": num_clips, "seed": seed, "per_clip": per_clip, "held_out": held_out},
+        "photos_sha256": files_hash(sources),
+        **versions("numpy", "av"),
+    }
     pieces = max(1, min(16, num_clips // 150))
     sizes = [len(part) for part in np.array_split(np.arange(num_clips), pieces)]
     jobs = [(seed, piece, size) for piece, size in enumerate(sizes)]
     make = partial(_write_piece, out=out, per_clip=per_clip, held_out=held_out, photos=photos)
-    bar = partial(tqdm, total=pieces, unit="piece", mininterval=10)
-    workers = workers or os.cpu_count() or 1
-    if workers == 1 or pieces == 1:
-        records = [record for part in bar(map(make, jobs)) for record in part]
-    else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            records = [record for part in bar(pool.imap(make, jobs)) for record in part]
-    write_records(out / "records.jsonl", records)
-    return out / "records.jsonl"
+    return make_records(out, work, jobs, make, workers or os.cpu_count() or 1, progress=True)
 
 
 def _write_piece(job: tuple[int, int, int], out: Path, per_clip: int, held_out: bool, photos) -> list[Record]:
@@ -903,15 +900,17 @@ def _write_piece(job: tuple[int, int, int], out: Path, per_clip: int, held_out: 
         asked = asker.ask(scene, clip, per_clip)
         if not asked:
             continue
-        write_video(out / "videos" / f"{name}.mp4", clip.frames, times=pair_times(scene.duration))
+        video = out / "videos" / f"{name}.mp4"
+        write_video(video, clip.frames, times=pair_times(scene.duration))
         for k, question in enumerate(asked):
             imagery = []
             for mover, frame in question.targets:
                 path = out / "images" / f"{name}_{mover}_{frame}.jpg"
                 if not path.exists():
-                    Image.fromarray(target_picture(scene, clip, mover, frame)).save(path, quality=92)
+                    write_picture(path, target_picture(scene, clip, mover, frame), quality=92)
                 imagery.append(str(path))
             source = {"generator": "layered", "seed": seed, "key": question.key, "held_out_words": held_out}
+            source["video_sha256"] = file_hash(video)
             records.append(
                 Record(
                     id=f"layered-{seed}-{name}-{k}",
@@ -921,7 +920,7 @@ def _write_piece(job: tuple[int, int, int], out: Path, per_clip: int, held_out: 
                     task=question.task,
                     reasoning=question.reasoning,
                     imagery=imagery,
-                    video=str(out / "videos" / f"{name}.mp4"),
+                    video=str(video),
                     source=source,
                 )
             )

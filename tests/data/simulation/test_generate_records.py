@@ -4,10 +4,16 @@ import collections
 import ctypes
 import functools
 import hashlib
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from fourdthinker_hf.data import media
@@ -17,7 +23,7 @@ pytest.importorskip("mujoco")
 pytest.importorskip("av")
 
 from fourdthinker_hf.data.question_vocabulary import CAMERA_MOTIONS, DSR_TASKS
-from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.data.records import RecordError, read_records
 from fourdthinker_hf.data.simulation import basic_scenes, generate_records, scene_sampling, scenes
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS, COLOURS
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
@@ -269,7 +275,48 @@ def test_records_do_not_depend_on_number_or_workers(tmp_path):
     assert few.read_bytes().splitlines() == more.read_bytes().splitlines()[:4]
     for path in (*few.parent.glob("videos/*"), *few.parent.glob("images/*")):
         assert path.read_bytes() == (more.parent / path.relative_to(few.parent)).read_bytes()
-    assert sorted(path.name for path in few.parent.iterdir()) == ["images", "records.jsonl", "videos"]
+    assert sorted(path.name for path in few.parent.iterdir()) == ["images", "records.jsonl", "videos", "work.json"]
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_killed_run_goes_on_with_its_own_seed_alone_and_leaves_no_worker(tmp_path):
+    whole = generate_records.simulate(24, SEED, tmp_path / "whole", workers=1, progress=False).parent
+    out = tmp_path / "killed"
+    call = f"simulate(24, {SEED}, {str(out)!r}, workers=2)"
+    program = "from fourdthinker_hf.data.simulation.generate_records import simulate\n"
+    process = subprocess.Popen([sys.executable, "-c", f"{program}if __name__ == '__main__': {call}"], cwd=os.getcwd())
+    while not list(out.glob("parts/*.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    with pytest.raises(ValueError, match=rf"killed holds another run .seed was {SEED}, now 77.: choose another place"):
+        generate_records.simulate(24, 77, out, workers=1, progress=False)
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        write = generate_records._write_question
+        patch.setattr(generate_records, "_write_question", lambda job: made.append(job) or write(job))
+        generate_records.simulate(24, SEED, out, workers=1, progress=False)
+        assert len(made) in (0, 8, 16)
+        generate_records.simulate(24, SEED, out, workers=1, progress=False)  # it is finished: nothing is made again
+        assert len(made) in (0, 8, 16)
+    assert content(out) == content(whole)
+
+
+def test_a_record_knows_its_video(tmp_path):
+    records = generate_records.simulate(2, SEED, tmp_path / "out", workers=1, progress=False)
+    assert len(read_records(records)) == 2
+    shutil.copy(tmp_path / "out/videos/000001.mp4", tmp_path / "out/videos/000000.mp4")
+    with pytest.raises(RecordError, match="line 1: .*000000.mp4: this is not the video that the record was made of"):
+        read_records(records)
+    generate_records.simulate(2, SEED, tmp_path / "out", workers=1, progress=False)
+    assert len(read_records(records)) == 2
 
 
 # Reasoning of the kinds "pictures" and "places"
@@ -391,7 +438,11 @@ def test_the_checkpoints_pixels_stay_as_they_were(pair, clips):
 
 def test_the_checkpoints_records_stay_as_they_were(tmp_path):
     path = generate_records.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*BASIC_TASKS, "grounding"))
-    assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "00cef862b2d781ca"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:  # the videos' bytes depend on the graphics driver
+        assert row["source"].pop("video_sha256") == hashlib.sha256((tmp_path / row["video"]).read_bytes()).hexdigest()
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "00cef862b2d781ca"
 
 
 # Scenes with physics
