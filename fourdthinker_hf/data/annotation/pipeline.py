@@ -17,24 +17,23 @@ import math
 import multiprocessing
 import os
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from ...output_files import WORK, claim, file_hash, files_hash, write_whole
 from ...video_fourdthinker import Video, VideoError
-from ..media import highlight, write_video
+from ..media import highlight, write_picture, write_video
+from ..parts import end_with_parent
 from ..records import Record, read_records, write_records
 from .answer_options import add_options
 from .camera_motion import CameraMotion, estimate_camera_motion
@@ -49,6 +48,7 @@ from .vlm_client import VLMClient
 VIDEO_SUFFIXES = tuple(
     ".mp4 .m4v .mov .avi .webm .mkv .mpg .mpeg .vob .ts .mts .m2ts .wmv .asf .flv .ogv .ogg .3gp .3g2 .gif".split()
 )
+PARTS = "parts"
 STAGES = ("shots", "camera", "objects", "quality", "questions", "reasoning", "records")
 CHANGE_CELLS, MIN_CHANGE, MIN_CHANGED_CELLS = 80, 6.0, 3  # along the longer side; grey levels of a cell; cells
 MIN_SHARPNESS = 12.0  # median over frames of the variance of the Laplacian, in squared grey levels
@@ -91,22 +91,28 @@ class VideoJob:
         stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.name).stem).strip("-")[:40]
         return f"{stem or 'video'}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
+    @functools.cached_property
+    def content(self) -> str:
+        """Identifies the content of the video."""
+        return _content(self.video)
+
     @property
     def stage_file(self) -> Path:
         """Names the stage that the video is in, and exists only while it is being annotated."""
-        return self.out / "parts" / f"{self.key}.stage"
+        return self.out / PARTS / f"{self.key}.stage"
 
     @property
     def report_file(self) -> Path:
-        return self.out / "parts" / f"{self.key}.json"
+        return self.out / PARTS / f"{self.key}.json"
 
     @property
     def records_file(self) -> Path:
-        return self.out / "parts" / f"{self.key}.jsonl"
+        return self.out / PARTS / f"{self.key}.jsonl"
 
     @property
     def is_done(self) -> bool:
-        return self.report_file.is_file() and json.loads(self.report_file.read_text())["cause"] is None
+        report = json.loads(self.report_file.read_text()) if self.report_file.is_file() else {}
+        return report.get("cause", "") is None and report["content"] == self.content
 
 
 def annotate(
@@ -121,34 +127,43 @@ def annotate(
 
     `shard` (I, N) takes every Nth video from the Ith on; `workers` videos are annotated at a time, by default one for
     each core. The processes that `accelerate launch` started share the shard; the main one returns the report. Raises
-    `ValueError` if `source` has no video, or `out` has records made with other settings.
+    `ValueError` if `source` has no video, `out` has records of other videos or made with other settings, or another
+    command annotates this shard.
     """
     index, count = shard
     if not 1 <= index <= count:
         raise ValueError(f"Shard {index}/{count} does not exist: it must be from 1/{count} to {count}/{count}.")
     out = Path(out).absolute()
     videos, num_others = find_videos(source)
-    for folder in ("parts", "videos", "images"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    _check_settings(out, settings)
-    jobs = [VideoJob(path, name, out, settings) for path, name in videos[index - 1 :: count]]
-    distributed, own, cores = None, jobs, os.cpu_count() or 1
+    distributed, cores = None, os.cpu_count() or 1
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from ...distributed import DistributedState  # it imports PyTorch
 
         distributed = DistributedState()
-        own = jobs[distributed.rank :: distributed.world_size]
         progress = progress and distributed.is_main_process
         cores = max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
-    todo = [job for job in own if not job.is_done]
-    with tqdm(total=len(own), initial=len(own) - len(todo), unit="video", disable=not progress) as bar:
-        for _ in _annotate_videos(todo, workers or cores):
-            bar.update()
-    if distributed is not None:
-        distributed.wait_for_everyone()
-        if not distributed.is_main_process:
-            return None
-    return _gather(out, shard, settings.seed, jobs, num_others)
+    work, results = {"command": "annotate", **asdict(settings)}, [out / PARTS, out / "records.jsonl"]
+    if settings.sam3 and Path(settings.sam3).is_dir():
+        work["sam3_sha256"] = files_hash(sorted(path for path in Path(settings.sam3).iterdir() if path.is_file()))
+    with claim(out / WORK, work, results, shared=True), ExitStack() as stack:
+        if distributed is None or distributed.is_main_process:
+            stack.enter_context(claim(out / PARTS / f"shard-{index}-of-{count}.lock", {"shard": list(shard)}))
+        for folder in (PARTS, "videos", "images"):
+            (out / folder).mkdir(exist_ok=True)
+        _refuse_other_videos(out, videos)
+        jobs = [VideoJob(path, name, out, settings) for path, name in videos[index - 1 :: count]]
+        own = jobs if distributed is None else jobs[distributed.rank :: distributed.world_size]
+        todo = [job for job in own if not job.is_done]
+        for job in todo:
+            job.records_file.unlink(missing_ok=True)  # they may be of a video of the same name and size
+        with tqdm(total=len(own), initial=len(own) - len(todo), unit="video", disable=not progress) as bar:
+            for _ in _annotate_videos(todo, workers or cores):
+                bar.update()
+        if distributed is not None:
+            distributed.wait_for_everyone()
+            if not distributed.is_main_process:
+                return None
+        return _gather(out, shard, settings.seed, jobs, num_others)
 
 
 def find_videos(source: str | os.PathLike[str]) -> tuple[list[tuple[Path, str]], int]:
@@ -165,20 +180,26 @@ def find_videos(source: str | os.PathLike[str]) -> tuple[list[tuple[Path, str]],
     return videos, len(files) - len(videos)
 
 
-def _check_settings(out: Path, settings: AnnotationSettings) -> None:
-    """Write the settings to `out`, or raise `ValueError` if its records were made with other settings."""
-    path, wanted = out / "settings.json", asdict(settings)
-    if path.is_file() and (kept := json.loads(path.read_text())) != wanted:
-        changed = [name for name in wanted if kept.get(name) != wanted[name]]
-        differences = ", ".join(f"{name} {kept.get(name)!r}, not {wanted[name]!r}" for name in changed)
-        raise ValueError(f"{out} has records made with other settings ({differences}); give another folder")
-    _write_json(path, wanted)
+def _refuse_other_videos(out: Path, videos: list[tuple[Path, str]]) -> None:
+    """Raise `ValueError` if there are records of videos in `out`, and none of these is among `videos`."""
+    reports = [json.loads(path.read_text()) for path in sorted((out / PARTS).glob("*.json"))]
+    annotated = {(report["video"], report["content"]) for report in reports}
+    names = {name for name, _ in annotated}
+    if annotated and not any((name, _content(path)) in annotated for path, name in videos if name in names):
+        raise ValueError(f"{out} has records of other videos ({', '.join(sorted(names)[:3])}): choose another folder")
+
+
+def _content(video: Path) -> str:
+    """SHA-256 of the size of a file and of its first and last million bytes: a whole film would take minutes."""
+    with open(video, "rb") as file:
+        digest, size = hashlib.sha256(file.read(1_000_000)), os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - 1_000_000))
+        digest.update(file.read() + str(size).encode())
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=1))
 
 
 # Many videos, in processes
@@ -223,10 +244,9 @@ def _run_in_pool(jobs: Sequence[VideoJob], workers: int) -> Iterator[VideoJob]:
 
 
 def _start_worker() -> None:
-    """Let a worker use one core, and end it when the process that started it ends, in whatever way."""
+    """Let a worker use one core."""
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
+    end_with_parent()
 
 
 # One video
@@ -250,6 +270,7 @@ class StageTimer:
 def _empty_report(job: VideoJob) -> dict:
     return {
         "video": job.name,
+        "content": job.content,
         "shots": 0,
         "video_seconds": 0.0,
         "refused": Counter(),
@@ -377,7 +398,7 @@ def _write_shot(
         label = "view" if track is None else track
         images[track, frame] = str(job.out / "images" / f"{name}-{label}-{frame}.jpg")
         picture = shot.frames[frame] if track is None else highlight(shot.frames[frame], tracks[track].masks[frame])
-        Image.fromarray(picture).save(images[track, frame], quality=92)
+        write_picture(images[track, frame], picture, quality=92)
     records = []
     for number, (question, reasoning) in enumerate(answered):
         source = {
@@ -390,6 +411,7 @@ def _write_shot(
                 {"object": "view" if track is None else question.names[question.tracks.index(track)], "time": time}
                 for (track, _), time in zip(question.targets, question.target_times, strict=True)
             ],
+            "video_sha256": file_hash(video),
         }
         records.append(
             Record(
@@ -411,7 +433,7 @@ def _write_shot(
 
 def _gather(out: Path, shard: tuple[int, int], seed: int, jobs: Sequence[VideoJob], num_others: int) -> dict:
     """Gather all parts in `records.jsonl`, then write and return the report of this shard."""
-    found = [record for part in sorted((out / "parts").glob("*.jsonl")) for record in read_records(part)]
+    found = [record for part in sorted((out / PARTS).glob("*.jsonl")) for record in read_records(part)]
     kept = add_options(found, seed)
     name = f"{shard[0]}-of-{shard[1]}"
     write_records(out / f"records-{name}.jsonl", kept)  # a name of its own: other shards may end at the same time

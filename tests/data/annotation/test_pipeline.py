@@ -166,8 +166,31 @@ def test_a_changed_video_counts_as_a_new_one(folder, tmp_path):
 
 
 def test_other_settings_need_another_folder(made, folder):
-    with pytest.raises(ValueError, match=r"made with other settings \(seed 0, not 1\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(seed was 0, now 1\)"):
         annotate(folder, made[0], settings=AnnotationSettings(seed=1))
+
+
+def test_other_videos_need_another_folder(made, folder, tmp_path):
+    """Also if they have the names and sizes of those that were annotated."""
+    for path in folder.rglob("*.[mM][pP]4"):
+        other = tmp_path / path.relative_to(folder)
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(path.read_bytes()[::-1])
+    before = (made[0] / "records.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="has records of other videos .below/two.MP4, broken.mp4, one.mp4."):
+        annotate(tmp_path, made[0], workers=1, progress=False)
+    assert (made[0] / "records.jsonl").read_bytes() == before
+
+
+def test_a_video_of_the_same_size_with_other_content_is_annotated_again(made, folder, tmp_path):
+    out = Path(shutil.copytree(made[0], tmp_path / "out"))
+    job = VideoJob(folder / "one.mp4", "one.mp4", out, AnnotationSettings())
+    assert job.is_done
+    other = tmp_path / "one.mp4"
+    data = bytearray((folder / "one.mp4").read_bytes())
+    data[-1] ^= 1
+    other.write_bytes(data)
+    assert replace(job, video=other).key == job.key and not replace(job, video=other).is_done
 
 
 def test_bad_requests_are_refused(folder, tmp_path):
