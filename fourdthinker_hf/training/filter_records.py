@@ -28,8 +28,9 @@ from ..checkpoints import (
     model_hash,
     read_json,
 )
-from ..data.records import RecordError, RecordFiles, write_records
+from ..data.records import RecordError, RecordFiles, check_same_clip, clip_hash, records_hash, write_records
 from ..distributed import DistributedState
+from ..output_files import append_lines, claim, read_lines, versions, write_whole
 
 
 def filter_records(
@@ -48,7 +49,7 @@ def filter_records(
 ) -> tuple[str, list[str]] | None:
     """Writes to the JSONL file `out` those of `records` for which at least one of `samples` replies of `model` (folder
     or Hub id) is right and at least one is wrong. The counts of all records go to `out` with the ending
-    `.counts.jsonl`.
+    `.counts.jsonl`, and what they depend on with the ending `.work.json`.
 
     `batch_size` is in questions; `revision`, `subfolder`, `dtype` and `device` are as in [`load_model`]. Returns a
     line that says how many were kept, and for each record that cannot be trained on or whose video cannot be read, a
@@ -71,63 +72,67 @@ def filter_records(
             left_out.append(str(error))
     if not questions:
         raise ValueError("; ".join([f"{records} has no record that can be used", *left_out]))
-    settings = {
+    work = {
+        "command": "filter",
         "model_sha256": model_hash(folder),
+        "records_sha256": records_hash(questions),
+        "dtype": dtype,
         "samples": samples,
         "temperature": temperature,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
-        "num_records": len(questions),
+        **versions("torch", "transformers"),
     }
-    counts_path = out.with_suffix(".counts.jsonl")
-    if distributed.is_main_process:
-        counts = _merge_counts(counts_path, settings)
-        if unread := [number for number, count in counts.items() if count["right"] is None]:
-            processor = load_processor(folder if has_processor(folder) else find_base(folder))
-            for number in unread:
-                with contextlib.suppress(ValueError, OSError):
-                    open_clip(processor, questions[number])
-                    del counts[number]
-            _write_counts(counts_path, settings, counts)
-    distributed.wait_for_everyone()
-    counts = _read_counts(counts_path)
-    distributed.wait_for_everyone()  # no process may write before all have read
-    batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
-    unfinished = [batch for batch in batches if not all(number in counts for number in batch)]
-    share = unfinished[distributed.rank :: distributed.world_size]
-    own_path = counts_path if distributed.is_main_process else _part_path(counts_path, distributed.rank)
-    if share:
-        network, processor = load_model(folder, distributed.device, dtype)
-    for batch in tqdm(share, unit="batch", disable=None if distributed.is_main_process else True):
-        found, clips = {}, {}
-        for number in batch:
-            question = questions[number]
-            video = question.video or (*question.frames, *(question.timestamps or ()))
-            try:
-                if video not in clips:
-                    clips[video] = open_clip(processor, question)
-                found[number] = {**vars(question), "where": locations[number], "clip": clips[video]}
-            except (ValueError, OSError) as error:
-                counts[number] = {"record": number, "id": question.id, "right": None, "reason": str(error)}
-        torch.manual_seed(seed + batch.start)
-        rows = list(found.values())
-        replies = _sample_replies(network, processor, rows, samples, temperature, max_new_tokens) if rows else []
-        for (number, row), texts in zip(found.items(), replies, strict=True):
-            right = sum(judge(text, row["answer"], row["options"]).is_right for text in texts)
-            counts[number] = {"record": number, "id": row["id"], "right": right}
-        with open(own_path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(counts[number]) + "\n" for number in batch)
-            file.flush()
-            os.fsync(file.fileno())
-    distributed.wait_for_everyone()
-    if not distributed.is_main_process:
-        return None
-    counts = _merge_counts(counts_path, settings)
-    right = [counts[number]["right"] for number in range(len(questions))]
-    left_out += [f"{locations[n]}: {counts[n]['reason']}" for n in range(len(questions)) if right[n] is None]
-    kept = [question for question, count in zip(questions, right, strict=True) if count and count < samples]
-    write_records(out, kept)
+    counts_path, is_main = out.with_suffix(".counts.jsonl"), distributed.is_main_process
+    with claim(out.with_suffix(".work.json"), work, [out, counts_path]) if is_main else contextlib.nullcontext():
+        if is_main:
+            counts = _merge_counts(counts_path)
+            if unread := [number for number, count in counts.items() if count["right"] is None]:
+                processor = load_processor(folder if has_processor(folder) else find_base(folder))
+                for number in unread:
+                    with contextlib.suppress(ValueError, OSError):
+                        open_clip(processor, questions[number])
+                        del counts[number]
+            for number, count in counts.items():
+                check_same_clip(questions[number], count.get("clip_sha256"), counts_path)
+            _write_counts(counts_path, counts)
+        distributed.wait_for_everyone()
+        counts = _read_counts(counts_path)
+        distributed.wait_for_everyone()  # no process may write before all have read
+        batches = [range(n, min(n + batch_size, len(questions))) for n in range(0, len(questions), batch_size)]
+        unfinished = [batch for batch in batches if not all(number in counts for number in batch)]
+        share = unfinished[distributed.rank :: distributed.world_size]
+        own_path = counts_path if is_main else _part_path(counts_path, distributed.rank)
+        if share:
+            network, processor = load_model(folder, distributed.device, dtype)
+        for batch in tqdm(share, unit="batch", disable=None if is_main else True):
+            found, clips = {}, {}
+            for number in batch:
+                question = questions[number]
+                video = question.video or (*question.frames, *(question.timestamps or ()))
+                try:
+                    if video not in clips:
+                        clips[video] = open_clip(processor, question)
+                    found[number] = {**vars(question), "where": locations[number], "clip": clips[video]}
+                except (ValueError, OSError) as error:
+                    counts[number] = {"record": number, "id": question.id, "right": None, "reason": str(error)}
+            torch.manual_seed(seed + batch.start)
+            rows = list(found.values())
+            replies = _sample_replies(network, processor, rows, samples, temperature, max_new_tokens) if rows else []
+            for (number, row), texts in zip(found.items(), replies, strict=True):
+                right = sum(judge(text, row["answer"], row["options"]).is_right for text in texts)
+                clip = clip_hash(questions[number])
+                counts[number] = {"record": number, "id": row["id"], "right": right, "clip_sha256": clip}
+            append_lines(own_path, [json.dumps(counts[number]) for number in batch])
+        distributed.wait_for_everyone()
+        if not is_main:
+            return None
+        counts = _merge_counts(counts_path)
+        right = [counts[number]["right"] for number in range(len(questions))]
+        left_out += [f"{locations[n]}: {counts[n]['reason']}" for n in range(len(questions)) if right[n] is None]
+        kept = [question for question, count in zip(questions, right, strict=True) if count and count < samples]
+        write_records(out, kept)
     always, never = right.count(samples), right.count(0)
     line = f"{out}: {len(kept)} of {len(files)} records; {always} are always right, {never} never"
     return line + (f", {len(left_out)} cannot be used" if left_out else ""), left_out
@@ -147,39 +152,24 @@ def _part_path(path: Path, rank: int | str) -> Path:
     return path.with_name(f"{path.name}.part{rank}")
 
 
-def _merge_counts(path: Path, settings: dict) -> dict[int, dict]:
+def _merge_counts(path: Path) -> dict[int, dict]:
     """Merges what all processes wrote into `path`, in the order of the records, and returns it as [`_read_counts`]
     does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first = next(iter(_whole_lines(path)), settings)
-    if first != settings:
-        differing = ", ".join(name for name in settings if first.get(name) != settings[name])
-        raise ValueError(f"{path} holds another filter run with different {differing}: choose another output file")
     parts = sorted(path.parent.glob(_part_path(Path(glob.escape(path.name)), "*").name))
-    counts = _read_counts(path) | {line["record"]: line for part in parts for line in _whole_lines(part)}
-    _write_counts(path, settings, counts)
+    counts = {number: count for source in (path, *parts) for number, count in _read_counts(source).items()}
+    _write_counts(path, counts)
     for part in parts:
         part.unlink()
     return counts
 
 
-def _write_counts(path: Path, settings: dict, counts: dict[int, dict]) -> None:
-    lines = [settings, *(counts[number] for number in sorted(counts))]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+def _write_counts(path: Path, counts: dict[int, dict]) -> None:
+    write_whole(path, "".join(json.dumps(counts[number]) + "\n" for number in sorted(counts)))
 
 
 def _read_counts(path: Path) -> dict[int, dict]:
-    """The lines of `path` after the settings, by record number: `right` is the number of right replies, or None with a
-    `reason`."""
-    return {line["record"]: line for line in _whole_lines(path)[1:]}
-
-
-def _whole_lines(path: Path) -> list[dict]:
-    """The lines of a file, if it exists. A last line without its newline was cut by a kill and is left out."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """The lines of a file by record number: `right` is the number of right replies, or None with a `reason`."""
+    return {line["record"]: line for line in map(json.loads, read_lines(path))}
 
 
 @torch.no_grad()

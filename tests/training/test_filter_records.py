@@ -63,15 +63,35 @@ def test_questions_that_are_sometimes_right_are_kept_and_a_killed_run_continues(
 
     counts = whole.with_suffix(".counts.jsonl").read_text()
     killed.with_suffix(".counts.jsonl").write_text(counts[: counts.index('{"record": 3') + 9])
+    shutil.copy(whole.with_suffix(".work.json"), killed.with_suffix(".work.json"))
     run(tiny_folder, questions, killed)
-    assert killed.with_suffix(".counts.jsonl").read_text().splitlines()[0] == counts.splitlines()[0]
+    assert killed.with_suffix(".counts.jsonl").read_text() == counts
     assert killed.read_bytes() == whole.read_bytes()
     assert replies[3:] == replies[1:3]  # the interrupted batch again, then the last one: the same texts
     run(tiny_folder, questions, killed)
     assert len(replies) == 5
 
     other = run(tiny_folder, questions, killed, "--seed", "1")
-    assert other.exit_code == 2 and "holds another filter run with different seed" in other.output
+    assert other.exit_code == 2 and "killed.work.json holds another run (seed was 0, now 1)" in other.stderr
+
+
+def test_records_of_another_file_are_not_continued(tiny_folder, questions, tmp_path, replies):
+    """As many records, but other ones: other words, or another video of the same name."""
+    assert run(tiny_folder, questions, tmp_path / "x.jsonl").exit_code == 0
+    before = (tmp_path / "x.jsonl").read_bytes()
+    others = tmp_path / "others.jsonl"
+    others.write_text(questions.read_text().replace("which", "what"))
+    refused = run(tiny_folder, others, tmp_path / "x.jsonl")
+    assert refused.exit_code == 2 and "x.work.json holds another run (records_sha256 was" in refused.stderr
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    shutil.copy(Path(rows[0]["video"]), tmp_path / "clip.mp4")
+    with (tmp_path / "clip.mp4").open("ab") as file:
+        file.write(b"\0\0\0\x08free")
+    others.write_text("".join(json.dumps(row | {"video": "clip.mp4"}) + "\n" for row in rows))
+    assert run(tiny_folder, others, tmp_path / "x.jsonl").exit_code == 2
+    refused = run(tiny_folder, questions, questions)
+    assert refused.exit_code == 2 and "questions.jsonl is there without a questions.work.json" in refused.stderr
+    assert (tmp_path / "x.jsonl").read_bytes() == before and len(replies) == 3
 
 
 def test_bad_records_are_left_out_and_named_and_the_others_are_filtered(
