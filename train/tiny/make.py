@@ -12,7 +12,7 @@ The stages:
 - `validate` runs `fourdthinker evaluate`.
 
 A finished stage is skipped, and an interrupted one continues where it was. `--scale` multiplies the numbers of clips
-and of steps. Each scale has its own folder, `runs/tiny_SCALE`.
+and of steps. Each scale has its own folder, `runs/tiny_SCALE`; other photos need other RUNS.
 """
 
 import json
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fourdthinker_hf.data.simulation.textures import folder_photos
+from fourdthinker_hf.output_files import WORK, claim, files_hash, write_whole
 
 STAGES = ("clips", "tower", "init", "text_only", "dift", "validate")
 HERE = Path(__file__).resolve().parent
@@ -42,18 +45,16 @@ def make_clips(data: Path, scale: float, photos: Path | None) -> None:
     from fourdthinker_hf.data.simulation.layered_questions import write_questions
 
     for name, seed in SEEDS.items():
-        if not (data / name / "records.jsonl").exists():
-            number = CLIPS if name == "train" else VALIDATION_CLIPS
-            words = name == "validation_words"
-            write_questions(max(300, int(number * scale)), seed, data / name, PER_CLIP, words, photos)
+        number = CLIPS if name == "train" else VALIDATION_CLIPS
+        words = name == "validation_words"
+        write_questions(max(300, int(number * scale)), seed, data / name, PER_CLIP, words, photos)
 
 
 def closed_questions(records: Path) -> Path:
     """Writes the records that have options, which `evaluate` needs, to a file of their own."""
     closed = records.with_name("closed.jsonl")
     lines = [line for line in records.read_text().splitlines() if json.loads(line).get("options")]
-    closed.write_text("\n".join(lines) + "\n")
-    return closed
+    return write_whole(closed, "\n".join(lines) + "\n")
 
 
 def main(
@@ -125,13 +126,19 @@ def main(
         "dift": lambda: sft("dift", place / "text_only", DIFT_STEPS),
         "validate": validate,
     }
-    for name in STAGES[: STAGES.index(until) + 1]:
-        done = place / f"{name}.done"
-        if done.exists():
-            continue
-        begin = time.time()
-        stages[name]()
-        done.write_text(f"{time.time() - begin:.0f} s\n")
+    work = {
+        "command": "make.py",
+        "scale": scale,
+        "photos_sha256": files_hash(folder_photos(photos)) if photos else None,
+    }
+    with claim(place / WORK, work):
+        for name in STAGES[: STAGES.index(until) + 1]:
+            done = place / f"{name}.done"
+            if done.exists():
+                continue
+            begin = time.time()
+            stages[name]()
+            write_whole(done, f"{time.time() - begin:.0f} s\n")
 
 
 if __name__ == "__main__":

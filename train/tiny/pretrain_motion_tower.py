@@ -32,6 +32,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from fourdthinker_hf.data.simulation.cutouts import COLOURS, KINDS
 from fourdthinker_hf.data.simulation.layered_scenes import FIRST_MOVER, Scene, optical_flow, render, sample_scene
 from fourdthinker_hf.data.simulation.textures import folder_photos, make_textures, package_photos
+from fourdthinker_hf.output_files import WORK, claim, files_hash, versions
 
 PATCH = 14
 PAIR_SECONDS = 0.2
@@ -292,7 +293,6 @@ def main(
     evaluate_every: int = 1000,
 ) -> None:
     """Write OUT/tower.safetensors after STEPS batches."""
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     torch.set_num_threads(max(1, torch.get_num_threads() - workers))
     sources = folder_photos(photos) if photos else package_photos()
@@ -306,37 +306,46 @@ def main(
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.98), fused=True)
-    done = 0
-    if (out / "state.pt").exists():
-        state = torch.load(out / "state.pt")
-        done = state["step"]
-        for name, module in (("tower", tower), ("reader", reader), ("optimizer", optimizer)):
-            module.load_state_dict(state[name])
-    held_out = Pairs(seed + 10**6, 0, 1, 8, sources, easy=False).prepared(100)
-    unseen = [held_out.batch(i) for i in range(40)]
-    pairs = Pairs(seed, done, steps, batch_size, sources)
-    loader = DataLoader(pairs, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None)
-    for batch in tqdm(loader, initial=done, total=steps, unit="step", mininterval=30):
-        share = done / steps
-        falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - 0.4) / 0.6)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, share / 0.02 + 0.01) * (0.02 + 0.98 * falling)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            told = reader(tower(*to_patches(batch["frames"])))
-        loss = sum(losses(part, batch) for part in told)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        done += 1
-        if done % evaluate_every == 0 or done == steps:
-            tqdm.write(f"step {done}: loss {loss.item():.3f}, {evaluate(tower, reader, unseen)}")
-            state = {"step": done, "tower": tower.state_dict(), "reader": reader.state_dict()}
-            torch.save(state | {"optimizer": optimizer.state_dict()}, out / "state.tmp")
-            (out / "state.tmp").replace(out / "state.pt")
-    standardise(tower, unseen)
-    save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, out / "tower.safetensors")
-    config.save_pretrained(out)
+    work = {
+        "command": "pretrain_motion_tower.py",
+        **{"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "bf16": bf16},
+        "photos_sha256": files_hash(sources),
+        **versions("torch", "transformers", "numpy"),
+    }
+    with claim(out / WORK, work):
+        done = 0
+        if (out / "state.pt").exists():
+            state = torch.load(out / "state.pt")
+            done = state["step"]
+            for name, module in (("tower", tower), ("reader", reader), ("optimizer", optimizer)):
+                module.load_state_dict(state[name])
+        held_out = Pairs(seed + 10**6, 0, 1, 8, sources, easy=False).prepared(100)
+        unseen = [held_out.batch(i) for i in range(40)]
+        pairs = Pairs(seed, done, steps, batch_size, sources)
+        loader = DataLoader(pairs, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None)
+        for batch in tqdm(loader, initial=done, total=steps, unit="step", mininterval=30):
+            share = done / steps
+            falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - 0.4) / 0.6)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min(1.0, share / 0.02 + 0.01) * (0.02 + 0.98 * falling)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                told = reader(tower(*to_patches(batch["frames"])))
+            loss = sum(losses(part, batch) for part in told)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            done += 1
+            if done % evaluate_every == 0 or done == steps:
+                tqdm.write(f"step {done}: loss {loss.item():.3f}, {evaluate(tower, reader, unseen)}")
+                state = {"step": done, "tower": tower.state_dict(), "reader": reader.state_dict()}
+                torch.save(state | {"optimizer": optimizer.state_dict()}, out / "state.tmp")
+                (out / "state.tmp").replace(out / "state.pt")
+        standardise(tower, unseen)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, out / "tower.safetensors"
+        )
+        config.save_pretrained(out)
 
 
 if __name__ == "__main__":
