@@ -15,5 +15,8 @@ if __name__ == "__main__":
         help="a folder or Hub id; by default what FOURDTHINKER_MODEL names, or else the bundled checkpoint",
     )
     model = parser.parse_args().model
-    demo = build_demo(model, load_qa(model))  # loads the model now, so that a wrong name is reported at once
+    try:
+        demo = build_demo(model, load_qa(model))  # loads the model now, so that a wrong name is reported at once
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"app.py: {' '.join(str(error).split())}\n")
     launch(demo)

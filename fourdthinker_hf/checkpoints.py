@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_fourdthinker import FourDThinkerConfig
@@ -59,6 +61,8 @@ LOADED_FILES = (
 IMAGERY_DECODER = "imagery_decoder"  # folder of the decoder in that of the checkpoint
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_SIZE, MAX_LAYERS = 10_000_000, 1000  # no model has as many rows or channels, or as many layers
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "depth", "num_attention_heads")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the stand-in for a file begins that Git LFS left out
 
 
@@ -114,7 +118,8 @@ def find_model(
             )
     if not allow_base:
         _check_kind(str(model), folder)
-    _weight_files(folder)
+    read_tensor_shapes(folder)
+    _check_token_ids(folder, allow_base)
     return folder
 
 
@@ -188,18 +193,41 @@ def load_config(folder: Path) -> FourDThinkerConfig:
     not converted is converted in memory."""
     raw = read_json(folder / "config.json")
     if not is_published(raw):
-        return FourDThinkerConfig.from_pretrained(folder)
+        with _one_reason(folder / "config.json"):
+            return FourDThinkerConfig.from_pretrained(folder)
     logger.warning(
         "%s is a published 4DThinker. Its settings are converted in memory, without the instruction that its "
         "questions ended with; `fourdthinker convert` can add that and writes a folder that transformers loads.",
         folder,
     )
-    return read_config(raw, folder / "config.json")
+    with _one_reason(folder / "config.json"):
+        return read_config(raw, folder / "config.json")
 
 
 def load_network(folder: Path, **kwargs) -> FourDThinkerForConditionalGeneration:
-    """The model in `folder`, which [`find_model`] returned. Other arguments go to `from_pretrained`."""
-    return FourDThinkerForConditionalGeneration.from_pretrained(folder, config=load_config(folder), **kwargs)
+    """The model in `folder`, which [`find_model`] returned. Other arguments go to `from_pretrained`. Raises
+    `ValueError` if it cannot be loaded, or its tensors are not all that its config describes."""
+    config = load_config(folder)
+    if getattr(config, "quantization_config", None) is None:  # rounded weights have other shapes
+        check_shapes(folder, config, allow_more=True)
+    with _one_reason(folder):
+        return FourDThinkerForConditionalGeneration.from_pretrained(
+            folder, config=config, trust_remote_code=False, **kwargs
+        )
+
+
+@contextmanager
+def _one_reason(path: Path) -> Iterator[None]:
+    """Turn whatever error a damaged checkpoint ends in into a `ValueError` of one line. Libraries have no common one:
+    they raise a KeyError, a TypeError, a RuntimeError and others."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0] if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {lines[0]}"
+        if "trust_remote_code" in str(error):
+            reason = "it needs code that lies beside it (auto_map), which is not run"
+        raise ValueError(f"{path}: it cannot be loaded: {reason.removeprefix(f'{path}: ')}") from error
 
 
 def load_processor(folder: Path) -> FourDThinkerProcessor:
@@ -207,11 +235,13 @@ def load_processor(folder: Path) -> FourDThinkerProcessor:
     training. Raises `ValueError` if it cannot be loaded."""
     raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if is_published(raw):
-        return read_processor(folder, read_config(raw, folder / "config.json"), True)
-    try:
-        return FourDThinkerProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: its processor cannot be loaded: {error}") from error
+        return read_processor(folder, load_config(folder), True)
+    with _one_reason(folder / "processor_config.json"):
+        processor = FourDThinkerProcessor.from_pretrained(folder, trust_remote_code=False)
+        if not (processor.fps > 0 and processor.max_frames > 0):
+            raise ValueError(f"fps {processor.fps} and max_frames {processor.max_frames} must be above 0")
+        processor.apply_chat_template(processor.conversation("clip", "?"), tokenize=False)  # a template may raise
+    return processor
 
 
 def has_processor(folder: Path) -> bool:
@@ -300,9 +330,12 @@ def _check_subfolder(model: str, names: Iterable[str], subfolder: str) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: this is not JSON ({error}), so the file is damaged; get it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: this is no JSON object but {str(content)[:40]!r}; get it again")
+    return content
 
 
 def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
@@ -316,6 +349,78 @@ def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
         except SafetensorError as error:
             raise ValueError(f"{folder / name}: truncated or damaged ({error}); get it again") from error
     return shapes
+
+
+def check_shapes(folder: Path, config: FourDThinkerConfig, allow_more: bool = False) -> None:
+    """Raise a `ValueError` unless the weights in `folder` have the tensors that `config` describes, in either layout
+    of names. With `allow_more` they may have others as well."""
+    with _one_reason(folder / "config.json"), torch.device("meta"):
+        model = FourDThinkerForConditionalGeneration(config)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = read_tensor_shapes(folder)
+    stored = {new_tensor_name(tensor): shape for tensors in shapes.values() for tensor, shape in tensors.items()}
+    if config.tie_word_embeddings:
+        stored.setdefault("lm_head.weight", expected["lm_head.weight"])
+    problems = {
+        "missing": expected.keys() - stored.keys(),
+        "unexpected": set() if allow_more else stored.keys() - expected.keys(),
+        "of a wrong shape": {name for name in expected.keys() & stored.keys() if expected[name] != stored[name]},
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{len(names)} {kind}, such as {min(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"{folder}: the tensors are not those that config.json describes: {listed}")
+
+
+def new_tensor_name(tensor: str) -> str:
+    """The name of the parameter into which transformers loads a tensor, in either layout."""
+    for renaming in get_checkpoint_conversion_mapping(FourDThinkerForConditionalGeneration.__name__):
+        tensor, _ = renaming.rename_source_key(tensor)
+    return tensor
+
+
+def _check_token_ids(folder: Path, allow_base: bool) -> None:
+    """Raise a `ValueError` if a token's id is no row of the embedding table, or a size in config.json is absurd. The
+    tokenizers library would fill all ids up to the largest one, and transformers make as many layers as are named.
+    With `allow_base` config.json may name tokens that are still to be added."""
+    files = {path.name: read_json(path) for path in sorted(folder.glob("*.json")) if _is_loaded(path.name)}
+    config = files.get("config.json", {})
+    parts = [
+        config,
+        *(config[name] for name in ("text_config", "vision_config") if isinstance(config.get(name), dict)),
+    ]
+    for name, value in ((name, value) for part in parts for name, value in part.items()):
+        limit = MAX_LAYERS if name in ("num_hidden_layers", "depth") else MAX_SIZE
+        if isinstance(value, int) and name in SIZES and not 0 <= value <= limit:
+            raise ValueError(f"{folder / 'config.json'}: {name} is {value}, so the file is damaged; get it again")
+    num_rows = next((part["vocab_size"] for part in parts[::-1] if isinstance(part.get("vocab_size"), int)), MAX_SIZE)
+    tokenizer, settings = files.get("tokenizer.json", {}), files.get("tokenizer_config.json", {})
+    with _one_reason(folder / "tokenizer.json"):
+        vocab = (tokenizer.get("model") or {}).get("vocab") or {}
+        ids = {
+            "tokenizer.json": [
+                *(vocab.values() if isinstance(vocab, dict) else range(len(vocab))),
+                *(token["id"] for token in tokenizer.get("added_tokens") or ()),
+            ],
+            "tokenizer_config.json": list(map(int, settings.get("added_tokens_decoder") or ())),
+            "added_tokens.json": list(files.get("added_tokens.json", {}).values()),
+            "vocab.json": list(files.get("vocab.json", {}).values()),
+            "generation_config.json": _token_ids(files.get("generation_config.json", {})),
+            "config.json": [] if allow_base else _token_ids(config),
+        }
+    for name, values in ids.items():
+        if wrong := [n for n in values if type(n) is not int or not 0 <= n < num_rows]:
+            raise ValueError(
+                f"{folder / name}: a token has the id {wrong[0]!r}, but the model has tokens 0 to {num_rows - 1}; "
+                "take both from the same checkpoint"
+            )
+
+
+def _token_ids(settings: dict) -> list:
+    """What the settings of a model or of its generation name as ids of tokens."""
+    values = [
+        value for name, value in settings.items() if name.endswith(("_token_id", "latent_start_id", "latent_end_id"))
+    ]
+    return [n for value in values if value is not None for n in (value if isinstance(value, list) else [value])]
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -332,7 +437,10 @@ def _weight_files(folder: Path) -> list[str]:
             f"{folder}: it has no weights, because there is no {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}; "
             "pickled weights are not read; save them as safetensors"
         )
-    names = sorted(set(read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
+    files = read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()) or not files:
+        raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME}: it has no weight_map of tensors to files; get it again")
+    names = sorted(set(files.values()))
     if missing := set(names) - {path.name for path in folder.glob("*.safetensors")}:
         raise ValueError(
             f"{folder / SAFE_WEIGHTS_INDEX_NAME}: it names {', '.join(sorted(missing))}, which is not there; get that "

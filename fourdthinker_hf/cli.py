@@ -534,6 +534,10 @@ def publish(
     space: Annotated[
         bool, typer.Option("--space", help="Publish the demo as a Space. FOLDER is a checkout of this project.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the checkpoint's own code although it is not this project's."),
+    ] = False,
 ) -> None:
     """Check FOLDER and upload what others need of it to the Hub. After an interruption, the same command continues."""
     with one_line_errors():
@@ -542,7 +546,8 @@ def publish(
         if dataset and space:
             raise ValueError("--dataset and --space cannot be given together")
         check_repo_id(repo_id)
-        plan = make_plan(folder, "dataset" if dataset else "space" if space else "model")
+        kind = "dataset" if dataset else "space" if space else "model"
+        plan = make_plan(folder, kind, trust_remote_code)
         typer.echo(plan.describe(repo_id))
         if not dry_run:
             typer.echo(upload(plan, repo_id, private))

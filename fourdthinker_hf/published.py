@@ -67,22 +67,25 @@ def read_processor(
     if not (folder / "tokenizer_config.json").is_file():  # without it transformers would make an empty tokenizer
         raise ValueError(f"{folder}: there is no tokenizer_config.json; copy the tokenizer's files from its base")
     try:
-        base = Qwen2_5_VLProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        base = Qwen2_5_VLProcessor.from_pretrained(folder, trust_remote_code=False)
+        if base.chat_template is None:
+            raise ValueError("there is no chat_template.json or chat_template.jinja")
+        if published:
+            for part in (base.image_processor, base.video_processor):
+                part.size, part.resample = PUBLISHED_SIZE, PILImageResampling.LANCZOS
+        processor = FourDThinkerProcessor(
+            base.image_processor,
+            base.tokenizer,
+            base.video_processor,
+            base.chat_template,
+            latent_size=config.latent_size,
+            instruction=instruction,
+            **(PUBLISHED_PROCESSOR if published else {}),
+        )
+        processor.apply_chat_template(processor.conversation("clip", "?"), tokenize=False)  # a template may raise
+    except Exception as error:  # libraries have no common one for damaged files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{folder}: its processor and tokenizer cannot be loaded ({error}); copy both from its base"
+            f"{folder}: its processor and tokenizer cannot be loaded ({reason}); copy both from its base"
         ) from error
-    if base.chat_template is None:
-        raise ValueError(f"{folder}: there is no chat_template.json or chat_template.jinja; copy it from its base")
-    if published:
-        for part in (base.image_processor, base.video_processor):
-            part.size, part.resample = PUBLISHED_SIZE, PILImageResampling.LANCZOS
-    return FourDThinkerProcessor(
-        base.image_processor,
-        base.tokenizer,
-        base.video_processor,
-        base.chat_template,
-        latent_size=config.latent_size,
-        instruction=instruction,
-        **(PUBLISHED_PROCESSOR if published else {}),
-    )
+    return processor

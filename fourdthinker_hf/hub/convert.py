@@ -17,11 +17,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..checkpoints import find_model, read_json, read_tensor_shapes
+from ..checkpoints import check_shapes, find_model, new_tensor_name, read_json, read_tensor_shapes
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START
@@ -70,7 +69,7 @@ def convert(
     config, published = read_config(raw, folder / "config.json", **options), is_published(raw)
     processor = read_processor(folder, config, published, text)
     shapes = read_tensor_shapes(folder)
-    _check_shapes(folder, shapes, config)
+    check_shapes(folder, config)
     num_trained = len(processor.tokenizer)
     new_rows = [] if published else _add_tokens(folder, config, processor.tokenizer)
     _check_ids(folder, config, processor.tokenizer)
@@ -100,30 +99,6 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: this is not UTF-8 text") from error
-
-
-def _new_name(tensor: str) -> str:
-    """The name of the parameter into which transformers loads a tensor, in either layout."""
-    for renaming in get_checkpoint_conversion_mapping(FourDThinkerForConditionalGeneration.__name__):
-        tensor, _ = renaming.rename_source_key(tensor)
-    return tensor
-
-
-def _check_shapes(folder: Path, shapes: dict, config: FourDThinkerConfig) -> None:
-    with torch.device("meta"):
-        model = FourDThinkerForConditionalGeneration(config)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    stored = {_new_name(tensor): shape for tensors in shapes.values() for tensor, shape in tensors.items()}
-    if config.tie_word_embeddings:
-        stored.setdefault("lm_head.weight", expected["lm_head.weight"])
-    problems = {
-        "missing": expected.keys() - stored.keys(),
-        "unexpected": stored.keys() - expected.keys(),
-        "of a wrong shape": {name for name in expected.keys() & stored.keys() if expected[name] != stored[name]},
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {kind}, such as {min(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"{folder}: the tensors are not those that config.json describes: {listed}")
 
 
 def _add_tokens(folder: Path, config: FourDThinkerConfig, tokenizer) -> list[int]:
@@ -157,7 +132,7 @@ def _write_weights(
     """Copy the weights from `folder` to `result`, with embedding tables of `num_rows` rows."""
     added = {"total_size": 0, "total_parameters": 0}  # as the index counts them: bytes and values
     for name, tensor_names in tqdm(shapes.items(), unit="file", disable=None):
-        tables = [tensor for tensor in tensor_names if new_rows and _new_name(tensor) in EMBEDDING_TABLES]
+        tables = [tensor for tensor in tensor_names if new_rows and new_tensor_name(tensor) in EMBEDDING_TABLES]
         if not tables:
             shutil.copyfile(folder / name, result / name)
             continue

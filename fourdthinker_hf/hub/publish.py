@@ -175,13 +175,13 @@ def check_repo_id(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def make_plan(folder: str | os.PathLike, repo_type: str = "model") -> Plan:
+def make_plan(folder: str | os.PathLike, repo_type: str = "model", trust_remote_code: bool = False) -> Plan:
     """The plan for FOLDER, after every check that needs no network. A `ValueError` names all problems.
 
     Args:
         folder: for repo_type "model" a 4DThinker checkpoint, for "dataset" a folder that `simulate` wrote, for "space"
-        a
-            checkout of this project.
+            a checkout of this project.
+        trust_remote_code: whether code beside a checkpoint may run although it is not this project's.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -191,6 +191,13 @@ def make_plan(folder: str | os.PathLike, repo_type: str = "model") -> Plan:
         f"{name}, line {line}: this looks like {kind}; remove it, and revoke it if it is one"
         for name, line, kind in _find_secrets(plan.files)
     ]
+    if repo_type == "model" and not trust_remote_code:
+        problems += [
+            f"{name}: this is not this project's file, and checking the checkpoint would run it; copy it from "
+            "fourdthinker_hf/, or give --trust-remote-code"
+            for name in plan.files
+            if name.endswith(".py") and not _is_own_code(folder / name)
+        ]
     if problems:
         raise ValueError(f"{folder} cannot be published: " + "; ".join(problems))
     if plan.check is not None:
@@ -315,6 +322,11 @@ def _remote_code(folder: Path) -> list[str]:
             f"{folder}: a config names {', '.join(missing)}, which is not there; copy it from fourdthinker_hf/"
         )
     return sorted({Path(file).name for path in files for file in (path, *get_relative_import_files(path))})
+
+
+def _is_own_code(path: Path) -> bool:
+    own = Path(__file__).resolve().parents[1] / path.name
+    return own.is_file() and own.read_bytes() == path.read_bytes()
 
 
 def _find_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

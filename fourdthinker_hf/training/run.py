@@ -1,6 +1,7 @@
 """The steps of a run that both launchers share: read the command line, find the data, load the model, find the
 checkpoint to resume from, save the result and publish it."""
 
+import json
 import logging
 import os
 import shlex
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,10 +23,11 @@ from transformers.trainer_callback import TrainerState
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from .. import FourDThinkerForConditionalGeneration
-from ..checkpoints import find_base, find_model, read_json
+from ..checkpoints import check_shapes, find_base, find_model, load_config, load_processor, model_hash, read_json
 from ..distributed import LAUNCHER_VARIABLES, end_process_group
 from ..hub.card import lineage
 from ..hub.publish import check_repo_id, publish_run
+from ..output_files import WORK, claim, files_hash
 from ..published import is_published
 from .unsupported_options import UNSUPPORTED_MODEL_OPTIONS, refuse_unsupported
 
@@ -42,21 +45,27 @@ GAINS = {  # metrics of an evaluation, and how they are called where a run ends
 }
 RECIPE_PROGRAMS = ("accelerate", "fourdthinker", "hf", "ln", "python")  # the first words of commands in recipes
 FINISHED = "trainer_state.json"  # the last file that a run writes into output_dir itself
+# Beginnings of the settings that say where and how a run works, not what it learns: a resumed run may change them.
+FREE_SETTINGS = (
+    *("output_dir", "log", "report_to", "run_name", "project", "trackio", "disable_tqdm", "save_", "push_to_hub"),
+    *("hub_", "dataloader_", "feature_cache", "deepspeed", "fsdp", "ddp_", "local_rank", "use_cpu", "do_", "resume_"),
+)
 
 
 def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Path) -> int:
     """Runs `main` with the arguments of the command line, and returns the exit status. Without any argument, the
     checkout's `recipe` is run there, and the records that it reads are made first if they are missing.
 
-    An argument that cannot be used, a missing file of records, or a checkpoint from which the run cannot go on ends it
-    with one message, which the main process of each machine prints, and with the exit status 2. `main` finds the
-    checkpoint to go on from in `resume_from_checkpoint`.
+    An argument that cannot be used, a missing file of records, a damaged model, a checkpoint from which the run cannot
+    go on, or an `output_dir` of another run ends it with one message, which the main process of each machine prints,
+    and with the exit status 2. `main` finds the checkpoint to go on from in `resume_from_checkpoint`.
     """
     arguments = sys.argv[1:]
     is_default_run = not arguments
     if is_default_run:
         arguments = ["--config", str(recipe)]
         os.chdir(recipe.parents[3])  # the paths in a recipe start at the checkout
+    claimed = ExitStack()
     try:
         parsed = TrlParser(argument_types).parse_args_and_config(arguments)
         given = dict(zip(arguments, arguments[1:], strict=False)).get("--config")
@@ -66,14 +75,32 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
             _find_records(script_args, given, is_default_run)
             training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
             check_model(model_args)
+        claimed.enter_context(claim_output_dir(Path(sys.argv[0]).name, *parsed))
     except (ValueError, OSError) as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         status = BAD_ARGUMENTS
     else:
-        status = main(*parsed)
+        with claimed:
+            status = main(*parsed)
     end_process_group()
     return status
+
+
+def claim_output_dir(command: str, script_args, training_args, model_args: ModelConfig) -> AbstractContextManager:
+    """In the main process, claims `output_dir` for this model, these records and settings, see [`claim`]. A finished
+    run whose records are gone only says that it is finished."""
+    out, model = Path(training_args.output_dir), Path(model_args.model_name_or_path)
+    files = {name: getattr(script_args, name) for name in ("records", "eval_records")}
+    if training_args.process_index > 0 or not all(Path(path).is_file() for paths in files.values() for path in paths):
+        return nullcontext()
+    given = {**vars(script_args), **vars(model_args), **training_args.to_dict()}
+    settings = {name: value for name, value in given.items() if not name.startswith(FREE_SETTINGS)}
+    settings |= {name: files_hash(paths) for name, paths in files.items()}
+    if model.is_dir():
+        settings["model_name_or_path"] = model_hash(model)
+    work = {"command": command, **json.loads(json.dumps(settings, default=str))}
+    return claim(out / WORK, work, [out / FINISHED, *out.glob("checkpoint-*")])
 
 
 def check_arguments(script_args, training_args, model_args: ModelConfig) -> None:
@@ -141,7 +168,8 @@ def is_finished(output_dir: str) -> bool:
 
 
 def check_model(model_args: ModelConfig) -> None:
-    """Raises `ValueError` if there is no checkpoint to start from, or if it must be converted or merged before."""
+    """Raises `ValueError` if there is no checkpoint to start from, if it is damaged, or if it must be converted or
+    merged before. Nothing of it is loaded."""
     model, revision = model_args.model_name_or_path, model_args.model_revision
     folder = find_model(model, revision if revision != "main" else None)  # "main" is the default, also for a folder
     if find_base(folder) is not None:
@@ -150,6 +178,8 @@ def check_model(model_args: ModelConfig) -> None:
         raise ValueError(
             f"{model}: this is a published 4DThinker; train on what `fourdthinker convert {model} DEST` writes"
         )
+    check_shapes(folder, load_config(folder), allow_more=True)
+    load_processor(folder)
 
 
 def load_for_training(model_args: ModelConfig, quantized: bool = True) -> FourDThinkerForConditionalGeneration:

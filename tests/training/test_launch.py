@@ -1,5 +1,6 @@
 """How the launchers begin and end: a run without arguments, missing records, wrong arguments, the gain."""
 
+import json
 import shutil
 import sys
 from types import SimpleNamespace
@@ -97,6 +98,22 @@ def test_a_finished_run_needs_no_records(launched, tmp_path):
 def test_a_wrong_argument_is_one_message(launched, arguments, message):
     status, _, error = launched(*arguments)
     assert status == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(launched, tiny_folder, clip, tmp_path):
+    row = {"id": "1", "video": str(clip), "question": "?", "options": ["a", "b"], "answer": "a"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps(row | {"answer": "b"}) + "\n")
+    usual = ["--use_cpu", "true", "--bf16", "false", "--output_dir", "out", "--model_name_or_path", tiny_folder]
+    assert launched("--records", "a.jsonl", *usual)[0] == 0
+    assert launched("--records", "a.jsonl", *usual, "--save_steps", "3", "--dataloader_num_workers", "1")[0] == 0
+    status, _, error = launched("--records", "b.jsonl", *usual, "--learning_rate", "0.5")
+    assert status == 2 and error.count("\n") == 1
+    assert "out holds another run (records was " in error and "learning_rate was 2e-05, now 0.5" in error
+    damaged = shutil.copytree(tiny_folder, tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text("{")
+    status, _, error = launched("--records", "a.jsonl", *usual[:-1], damaged)
+    assert status == 2 and "damaged/tokenizer.json: this is not JSON" in error and error.count("\n") == 1
 
 
 def test_only_the_first_process_of_a_machine_prints_the_message(launched, monkeypatch):

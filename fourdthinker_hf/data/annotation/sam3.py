@@ -31,7 +31,7 @@ class Sam3Segmenter:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.startswith("cuda") else torch.float32
         self.model = Sam3VideoModel.from_pretrained(source, dtype=self.dtype).to(self.device).eval()
-        self.processor = Sam3VideoProcessor.from_pretrained(source)
+        self.processor = Sam3VideoProcessor.from_pretrained(source, trust_remote_code=False)
 
     def __call__(self, shot: Shot, camera: CameraMotion) -> list[Track]:
         """The objects of a shot that move, by descending confidence, then at most one landmark."""
