@@ -18,7 +18,7 @@ allocator's fragmentation.
 import warnings
 import weakref
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..configuration_fourdthinker import FourDThinkerConfig
 from .dift_config import DIFTConfig
+from .grpo_config import FourDRLConfig
 from .lora import LORA_TARGETS, latent_rows
 
 # DeepSpeed's defaults (docs, "ZeRO Optimizations for FP16 Training"): numbers in one communication buffer, and weights
@@ -247,8 +248,15 @@ def read_recipe(recipe: str | PathLike, accelerate: str | PathLike | None = None
     optimizer other than AdamW.
     """
     hardware = {} if accelerate is None else _read_yaml(accelerate)
-    if "model_name_or_path" not in _read_yaml(recipe):
+    settings = _read_yaml(recipe)
+    if "model_name_or_path" not in settings:
         raise ValueError(f"{recipe} has no model_name_or_path, so it is no recipe of train/sft.py")
+    known, of_4drl = ({option.name for option in fields(config)} for config in (DIFTConfig, FourDRLConfig))
+    if others := sorted(settings.keys() & of_4drl - known):
+        raise ValueError(
+            f"{recipe} is a recipe of train/grpo.py ({others[0]}). Only the memory of DIFT can be estimated; the "
+            "first lines of train/recipes/3b/4drl.yaml and 7b/4drl.yaml have a reckoning for 4DRL"
+        )
     arguments = ["--config", str(recipe), "--use_cpu", "true"]  # without it bf16 is refused if there is no GPU
     with warnings.catch_warnings():  # transformers 5.24 renamed gradient_checkpointing
         warnings.simplefilter("ignore", FutureWarning)

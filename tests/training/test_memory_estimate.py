@@ -284,6 +284,8 @@ def test_a_recipe_and_its_hardware_are_read(tmp_path):
             read_recipe(lora)
     with pytest.raises(ValueError, match="no recipe"):
         read_recipe(ZERO2)
+    with pytest.raises(ValueError, match=r"3b/4drl.yaml is a recipe of train/grpo.py \(accuracy_weight\)"):
+        read_recipe(RECIPES / "3b/4drl.yaml")
     assert os.listdir(tmp_path) == ["lora.yaml"]  # parsing makes no folders
 
 
