@@ -64,6 +64,7 @@ def test_the_wheel_has_every_file_of_the_package_and_what_it_ships(wheel):
     assert shipped == files(ROOT / "model_card.md") | files(ROOT / "examples") | files(BUNDLED)
 
 
+@pytest.mark.usefixtures("egl")
 @pytest.mark.slow
 def test_an_installed_wheel_answers_and_writes_a_card_outside_the_checkout(environment, tmp_path):
     place = run(environment, tmp_path, "python", "-c", "import fourdthinker_hf; print(fourdthinker_hf.__file__)")

@@ -64,6 +64,7 @@ def test_the_bootstrap_draws_clips_with_all_their_images():
     assert 0.38 < low < 0.43 < 0.57 < high < 0.62
 
 
+@pytest.mark.usefixtures("egl")
 def test_maps_of_simulated_clips(tmp_path):
     """The whole way, of the model's latents and of the true targets'."""
     benchmark = simulate(4, 5, tmp_path / "data")

@@ -74,7 +74,7 @@ def snippet(text: str, number: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory) -> Path:
+def split(tmp_path_factory, egl) -> Path:
     """Four simulated questions. Tests must not write to the folder."""
     folder = tmp_path_factory.mktemp("data") / "split"
     simulate(4, 3, folder, workers=1, progress=False)

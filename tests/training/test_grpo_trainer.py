@@ -618,6 +618,7 @@ def start_workers(tiny_folder, questions, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("hardware", "gathered"), [("zero2", True), ("zero3", True), ("zero3", False)])
 def test_with_deepspeed_every_scorer_agrees_with_the_sampling(start_workers, tmp_path, figure, hardware, gathered):
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2}
@@ -656,6 +657,7 @@ def test_an_error_in_one_process_stops_all(start_workers, tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_killed_run_continues_to_the_same_bits(tiny_folder, processor, questions, tmp_path):
     """ZeRO-2, two processes; checkpoints are written between the steps that learn from the same rollout."""
     settings = {

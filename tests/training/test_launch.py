@@ -37,6 +37,7 @@ SMALL = {
 }
 
 
+@pytest.mark.usefixtures("egl")
 @pytest.mark.parametrize("name", ["sft", "grpo"])
 def test_a_run_without_arguments_makes_its_data_and_prints_its_gain(tiny_folder, tmp_path, name):
     """In a checkout whose recipe is small."""

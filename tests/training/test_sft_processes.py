@@ -92,6 +92,7 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path, forget):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_killed_run_continues_to_the_same_bits(recipe, tmp_path):
     """ZeRO-2, two processes with dataloader workers, killed in training; the newest checkpoint is half written."""
     settings = {
@@ -143,6 +144,7 @@ def test_a_killed_run_continues_to_the_same_bits(recipe, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_two_machines_with_sharded_weights(recipe, records, tiny_folder, tmp_path):
     """ZeRO-3 with two_nodes_zero3.yaml and two launches, one for each machine. In some batches only one process has no
     mental image, and questions are answered during training. The saved weights are whole and those of a run in one

@@ -192,6 +192,7 @@ def test_the_best_path_has_the_highest_score_of_all(tables):
     assert total(_best_path(tables)) == pytest.approx(max(map(total, every)))
 
 
+@pytest.mark.usefixtures("egl")
 @pytest.mark.slow
 def test_simulated_clips():
     """Right on most clips with one motion; bench/accuracy/camera.py counts on more."""

@@ -382,9 +382,9 @@ def test_no_camera_answer_can_be_two_names_of_one_motion():
 # Simulated clips
 
 
+@pytest.mark.usefixtures("egl")
 @pytest.mark.parametrize(("level", "num_clips"), [(1, 6), (2, 4)])
 def test_questions_about_exact_motion_and_masks_have_right_answers(level, num_clips):
-    pytest.importorskip("mujoco")
     tasks, by_clip = set(), []
     for k in range(num_clips):
         clip = simulate_clip(40, DSR_TASKS[k % 13], k // 13, level)

@@ -109,6 +109,7 @@ def test_any_size_and_length(shape):
         assert track.masks.shape == shape and 0 <= track.confidence <= 1
 
 
+@pytest.mark.usefixtures("egl")
 def test_a_real_ground_and_moving_camera():
     """A simulated clip: on a checked ground, before a camera that rises and tilts, a ball rolls. (Its other clips, and
     how many of their objects are found, are measured by bench/accuracy/tracking.py.)"""

@@ -32,7 +32,7 @@ SEED = 5
 
 
 @pytest.fixture(scope="module")
-def clips():
+def clips(egl):
     chosen = [("camera_motion", 2), ("camera_motion", 5), ("object_direction", 1), ("faster_object", 2)]
     chosen += [("distance_change", 3), ("grounding", 1), ("grounding", 2)]
     return {pair: generate_records.simulate_clip(SEED, *pair) for pair in chosen}
@@ -49,7 +49,7 @@ def all_simulated():
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(tmp_path_factory, egl):
     out = tmp_path_factory.mktemp("simulated")
     return generate_records.simulate(8, SEED, out, workers=1, progress=False)
 
@@ -268,6 +268,7 @@ def test_the_same_frames_are_the_same_file_whatever_memory_held(clips, tmp_path)
     assert {pair: len(found) for pair, found in files.items()} == dict.fromkeys(clips, 1)
 
 
+@pytest.mark.usefixtures("egl")
 def test_records_do_not_depend_on_number_or_workers(tmp_path):
     tasks = ("faster_object", "abs_dis", "rel_spd_comp", "non_temp")
     more = generate_records.simulate(6, SEED, tmp_path / "more", tasks=tasks, workers=1, progress=False)
@@ -323,7 +324,7 @@ def test_a_record_knows_its_video(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(tmp_path_factory, egl):
     """The same 8 questions with reasoning of the kinds "paths" and "pictures"."""
     paths, pictures = (tmp_path_factory.mktemp(name) for name in generate_records.REASONINGS[:2])
     generate_records.simulate(8, SEED, paths, workers=1, progress=False)
@@ -374,6 +375,7 @@ def test_places_are_said_behind_the_images_and_are_where_things_are_there():
                 assert f"{name} {', '.join(f'{x} {y}' for x, y in cells)}." in behind
 
 
+@pytest.mark.usefixtures("egl")
 def test_what_is_pictured_is_in_the_picture():
     for task in BASIC_TASKS:
         for index in range(7):
@@ -436,6 +438,7 @@ def test_the_checkpoints_pixels_stay_as_they_were(pair, clips):
     assert np.allclose([(clip.masks == k).sum() for k in (1, 2, 3)], FROZEN[pair][1], rtol=0.01)
 
 
+@pytest.mark.usefixtures("egl")
 def test_the_checkpoints_records_stay_as_they_were(tmp_path):
     path = generate_records.simulate(25, 11, tmp_path, workers=1, progress=False, tasks=(*BASIC_TASKS, "grounding"))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -551,6 +554,7 @@ def test_camera_motions_are_kept_with_their_spans():
 # DSR-Sim
 
 
+@pytest.mark.usefixtures("egl")
 @pytest.mark.parametrize("level, index, split", [(1, 0, "train"), (2, 5, "train"), (3, 6, "train"), (2, 1, "unseen")])
 def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
     path = generate_records.simulate(2, index, tmp_path, level, ["rel_dis", "abs_spd_comp"], 1, False, split)
@@ -569,6 +573,7 @@ def test_dsr_clips_come_again_from_their_records(level, index, split, tmp_path):
             assert (clip.masks[round(target["time"] * 8)] == names.index(target["object"]) + 1).sum() > 20
 
 
+@pytest.mark.usefixtures("egl")
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_what_is_asked_about_is_seen(level):
     clip = generate_records.simulate_clip(3, "abs_dis", 2, level)
@@ -596,6 +601,7 @@ def test_a_push_is_aimed_at_what_it_then_hits(level, monkeypatch):
     assert counts[1.0] >= counts[0.0] + 10
 
 
+@pytest.mark.usefixtures("egl")
 def test_about_one_clip_in_five_has_a_collision():
     seen = 0
     for index in range(48):
@@ -618,6 +624,7 @@ def find_collisions(scene, truth):
                     yield t, i, j
 
 
+@pytest.mark.usefixtures("egl")
 def test_level_one_has_one_motion_at_a_time():
     for index in range(6):
         simulated = generate_records.simulate_question(2, "rel_dis", index)
@@ -627,6 +634,7 @@ def test_level_one_has_one_motion_at_a_time():
         assert min(camera, things) < 0.02 and 2 <= len(simulated.scene.objects) <= 3
 
 
+@pytest.mark.usefixtures("egl")
 def test_unseen_things_are_in_no_training_split():
     train, unseen = scenes.SPLITS["train"], scenes.SPLITS["unseen"]
     assert not set(train.shapes) & set(unseen.shapes)

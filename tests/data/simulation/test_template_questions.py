@@ -278,6 +278,7 @@ def test_classes_are_distinct_texts_and_enough(level):
         assert len(answers) == len(set(answers)) and (len(answers) >= 4 or not answers)
 
 
+@pytest.mark.usefixtures("egl")
 def test_an_answer_that_is_hard_to_show_comes_as_often(monkeypatch):
     """A new wording keeps the wanted answer: with one scene for a wording, all answers still take turns."""
     monkeypatch.setattr(generate_records, "SCENES_PER_WORDING", 1)
@@ -322,7 +323,7 @@ def test_wording_is_drawn_without_the_answer():
 
 
 @pytest.fixture(scope="module")
-def simulated():
+def simulated(egl):
     return [
         (task, generate_records.simulate_question(9, task, index))
         for task in question_vocabulary.DSR_TASKS
