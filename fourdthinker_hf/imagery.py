@@ -76,10 +76,10 @@ def best_step(maps) -> int:
 
 def overlay(frame: np.ndarray, similarity: np.ndarray, high: float = 1.0) -> np.ndarray:
     """Draws a map `(h, w)` as a heat map over a frame `(H, W, 3)` uint8: transparent where the map is 0 or less, most
-    opaque and brightest where it is `high`."""
+    opaque and brightest where it is `high`. A cell has one colour, because nothing finer was measured."""
     height, width = frame.shape[:2]
     grid = Image.fromarray(np.asarray(similarity, dtype=np.float32))
-    heat = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)) / max(high, 1e-6)
+    heat = np.asarray(grid.resize((width, height), Image.Resampling.NEAREST)) / max(high, 1e-6)
     heat = heat.clip(0, 1)
     levels = range(len(HEAT_COLOURS))
     colour = np.stack([np.interp(heat * levels[-1], levels, channel) for channel in HEAT_COLOURS.T], -1)

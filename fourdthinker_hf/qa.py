@@ -28,6 +28,7 @@ from .latent_hooks import LatentHook
 from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
 from .option_scores import encoder_outputs, option_probabilities
 from .processing_fourdthinker import OUTPUT_IMAGE, FourDThinkerProcessor
+from .video_fourdthinker import Timestamps
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Clip:
     timestamps: np.ndarray  # (T,) in seconds of the source
     start: float | None  # the part that was asked for, in seconds
     end: float | None
+    last: float | None  # where that part ends in the video, in seconds of the source; None if it is not known
     video_grid_thw: torch.LongTensor  # (1, 3)
     second_per_grid_ts: torch.FloatTensor  # (1,)
     pixel_values_videos: torch.Tensor | None  # None once the vision tower has run
@@ -72,6 +74,7 @@ class Answer:
     truncated: bool = False  # whether the reply was cut at its limit of tokens or of time
     reason: str | None = None  # why there is no answer, or why its words name no option
     temporal_patch_size: int = 2  # number of frames in a temporal step, 2 in Qwen2.5-VL
+    end: float | None = None  # where the part of the video that was asked about ends, in seconds, if it is known
 
     @property
     def steps(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -134,7 +137,8 @@ class VideoQA:
         frames, timestamps = self.open_video(video, start, end, **kwargs)
         inputs = self.processor(videos=[frames], video_timestamps=[timestamps], return_tensors="pt")
         names = ("video_grid_thw", "second_per_grid_ts", "pixel_values_videos")
-        clip = Clip(frames, timestamps, start, end, **{name: inputs[name] for name in names})
+        last = timestamps.end if isinstance(timestamps, Timestamps) else None
+        clip = Clip(frames, timestamps, start, end, last, **{name: inputs[name] for name in names})
         with self._clips_lock:
             self._clips[key] = file_state, clip  # replaces the clip of an older state of the file
             self._clips.move_to_end(key)
@@ -298,7 +302,7 @@ class _Reply:
         self.features, self.imagery_decoder = qa.encode(clip), qa.imagery_decoder
         self.inputs = qa.prompt(clip, question, options)
         patch = qa.processor.video_processor.temporal_patch_size
-        self.answer = Answer(clip.frames, clip.timestamps, temporal_patch_size=patch)
+        self.answer = Answer(clip.frames, clip.timestamps, temporal_patch_size=patch, end=clip.last)
         self.ids: list[int] = []
         self.latents: list[torch.Tensor] = []  # (hidden,) of every pad so far
 

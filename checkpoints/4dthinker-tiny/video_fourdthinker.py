@@ -55,15 +55,16 @@ class VideoError(ValueError):
 
 class Timestamps(np.ndarray):
     """Display times (T,) float64 in s that know how long a frame stands for: `seconds_per_frame`, for a whole film its
-    duration over the number of frames, None where the times themselves say it best (see `second_per_grid`)."""
+    duration over the number of frames, None where the times themselves say it best (see `second_per_grid`). `end` is
+    where the part of the film ends that the frames are of, None if that is not known."""
 
-    def __new__(cls, times, seconds_per_frame: float | None):
+    def __new__(cls, times, seconds_per_frame: float | None, end: float | None = None):
         timestamps = np.array(times, np.float64).view(cls)
-        timestamps.seconds_per_frame = seconds_per_frame
+        timestamps.seconds_per_frame, timestamps.end = seconds_per_frame, end
         return timestamps
 
     def __array_finalize__(self, source):
-        self.seconds_per_frame = None
+        self.seconds_per_frame = self.end = None
 
 
 class _MissingFrameError(VideoError):
@@ -121,7 +122,8 @@ def _load(video: "Video", sampling: tuple, max_pixels: int | None) -> tuple[np.n
     frames = np.empty((len(indices), height, width, 3), np.uint8)
     for place, frame in enumerate(video.frames(indices, height, width)):
         frames[place] = frame
-    return frames, Timestamps(video.times[indices], _seconds_per_frame(video, indices, *sampling))
+    end = video.duration if sampling[3] is None else min(sampling[3], video.duration)
+    return frames, Timestamps(video.times[indices], _seconds_per_frame(video, indices, *sampling), end)
 
 
 def _seconds_per_frame(video: "Video", indices, fps, num_frames, start, end, max_frames, pair_seconds) -> float | None:

@@ -1,8 +1,8 @@
 """Decodes one uploaded video within limits on memory and time. `uploads.py` runs this program with `python -I`.
 
 It imports only the standard library, installed packages and `video_fourdthinker.py`. Its argument is a JSON object. It
-writes frames.npy, timestamps.npy and seconds_per_frame.npy into the folder `out`, or ends with `VideoError: reason` on
-stderr.
+writes frames.npy, timestamps.npy and known.npy (what else `Timestamps` knows) into the folder `out`, or ends with
+`VideoError: reason` on stderr.
 """
 
 import json
@@ -40,4 +40,4 @@ except MemoryError:
     sys.exit("VideoError: its frames do not fit into the memory that a video gets here: make it smaller, or trim it")
 np.save(job["out"] + "/frames.npy", frames)
 np.save(job["out"] + "/timestamps.npy", timestamps)
-np.save(job["out"] + "/seconds_per_frame.npy", np.float64(timestamps.seconds_per_frame or np.nan))
+np.save(job["out"] + "/known.npy", np.float64([timestamps.seconds_per_frame or np.nan, timestamps.end]))

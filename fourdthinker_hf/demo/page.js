@@ -3,7 +3,11 @@
 (() => {
   let shownImage = "1";
   const all = (selector) => document.querySelectorAll(selector);
-  const player = () => document.querySelector("#video video");
+  const one = (selector) => document.querySelector(selector);
+  const player = () => one("#video video");
+  const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const setText = (element, text) => { if (element && element.textContent !== text) element.textContent = text; };
+  const scrollTo = (element, block) => element?.scrollIntoView({ block, behavior: isStill() ? "auto" : "smooth" });
 
   const showImage = () => {
     const panels = [...all(".picture")];
@@ -13,8 +17,63 @@
       button.setAttribute("aria-pressed", button.dataset.image === shownImage);
     });
   };
+
+  // Whether the page asks something else by now than what it shows the answer to. Then the answer is dimmed.
+  const showStale = () => {
+    const asked = one("#answer .asked"), notice = one("#stale");
+    if (!asked || !notice) return;
+    const [video, question, options] = JSON.parse(asked.dataset.asked);
+    const lines = (one("#options textarea")?.value ?? "").split("\n").map((line) => line.trim()).filter(Boolean);
+    const isSame = decodeURIComponent(player()?.currentSrc || player()?.src || "").endsWith(video)
+      && one("#question :is(textarea, input)")?.value === question && String(lines) === String(options);
+    if (notice.hidden === isSame) return;
+    notice.hidden = isSame;
+    setText(notice, isSame ? "" : notice.dataset.text);
+    [one("#answer-column"), one("#timeline")].forEach((part) => part?.classList.toggle("stale", !isSame));
+  };
+
+  // What a screen reader is told: what is happening, each sentence of the reasoning, and the answer.
+  let numSaid = 0;
+  const announce = () => {
+    const words = (selector) => one(selector)?.innerText.replace(/\s+/g, " ").trim() ?? "";
+    const waiting = words("#answer .waiting"), reasoning = words("#reasoning .reasoning");
+    if (one("#answer .finished")) {
+      setText(one("#announcer"), ["Answer:", ...["verdict", "how", "truth"].map((name) => words(`#answer .${name}`))].join(" "));
+      numSaid = 0;
+      return;
+    }
+    const end = Math.max(...[". ", "! ", "? "].map((mark) => reasoning.lastIndexOf(mark))) + 1;
+    if (reasoning.length < numSaid) numSaid = 0;
+    if (!waiting || end <= numSaid) return waiting && !reasoning && setText(one("#announcer"), waiting);
+    setText(one("#announcer"), reasoning.slice(numSaid, end).trim());
+    numSaid = end;
+  };
+
+  // After Ask the answer comes into view.
+  let isAsked = false;
+  const showAnswer = () => {
+    if (!isAsked || !one("#answer .waiting")) return;
+    isAsked = false;
+    const { top, bottom } = one("#answer").getBoundingClientRect();
+    if (top < 0 || bottom > innerHeight) scrollTo(one("#answer-column"), "start");
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.closest?.("#question")) isAsked = true;
+    if (event.key === "Escape" && one("#answer .waiting, #comparison .waiting")) one("#stop")?.click();
+  });
+  document.addEventListener("input", showStale);
+
+  const startPlayer = () => {
+    if (!player() || player().dataset.started) return;
+    player().dataset.started = "true";
+    player().setAttribute("aria-label", "The video that is asked about");
+    player().muted = true;  // browsers start no video with sound by themselves
+    if (!isStill()) player().play().catch(() => {});
+  };
+
   // Gradio draws parts of the page anew while an answer grows.
-  new MutationObserver(showImage).observe(document.documentElement, { childList: true, subtree: true });
+  new MutationObserver(() => [showImage, startPlayer, showStale, showAnswer, announce].forEach((show) => show()))
+    .observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["src"] });
 
   const seek = (seconds) => {
     if (!player()?.duration) return;
@@ -32,8 +91,12 @@
   };
 
   document.addEventListener("click", async (event) => {
-    const button = event.target.closest("button[data-image], button[data-copy]");
+    const button = event.target.closest("#ask, button[data-image], button[data-copy]");
     if (!button) return;
+    if (button.id === "ask") {
+      isAsked = true;
+      return;
+    }
     if (button.dataset.copy !== undefined) {
       await copy(button.dataset.copy);
       button.textContent = "Copied";
@@ -42,11 +105,12 @@
     shownImage = button.dataset.image;
     showImage();
     seek(Number(button.dataset.time));
+    scrollTo(one(`.picture[data-picture="${shownImage}"]`), "nearest");
   });
 
   // A notice for videos that the browser cannot play.
   const setPlayable = (isPlayable) => {
-    const notice = document.querySelector("#unplayable");
+    const notice = one("#unplayable");
     if (!notice) return;
     notice.hidden = isPlayable;
     notice.textContent = isPlayable ? "" : notice.dataset.text;
@@ -60,7 +124,7 @@
 
   // The line on the timeline that follows the player.
   document.addEventListener("timeupdate", (event) => {
-    const timeline = document.querySelector(".timeline");
+    const timeline = one(".timeline");
     if (event.target !== player() || !timeline) return;
     const [start, end] = [Number(timeline.dataset.start), Number(timeline.dataset.end)];
     const fraction = (player().currentTime - start) / (end - start || 1);

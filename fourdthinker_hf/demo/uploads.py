@@ -4,6 +4,7 @@ A decoder is C code that reads whatever was uploaded. A crash of it ends only it
 which is also killed when its time is up or when nobody waits for it any more.
 """
 
+import ast
 import contextlib
 import json
 import re
@@ -96,10 +97,9 @@ def open_in_subprocess(
                     "`ffmpeg -i IN -t 60 -vf scale=-2:720 OUT.mp4`"
                 )
             if code == 0:
-                frames, times, per_frame = (
-                    np.load(f"{out}/{name}.npy") for name in ("frames", "timestamps", "seconds_per_frame")
-                )
-                return frames, Timestamps(times, None if np.isnan(per_frame) else float(per_frame))
+                frames, times, known = (np.load(f"{out}/{name}.npy") for name in ("frames", "timestamps", "known"))
+                per_frame, end = known.tolist()
+                return frames, Timestamps(times, None if np.isnan(per_frame) else per_frame, end)
             cause = stderr.rpartition("VideoError: ")[2].strip()
             if code != 1 or not cause or "Traceback" in cause:
                 raise VideoError(f"{name}: is damaged, and the decoder failed at it; re-encoding it may help")
@@ -144,7 +144,7 @@ class UploadMiddleware:
     """ASGI middleware that deletes uploads that are no videos and answers them with status 415.
 
     It also takes files out of requests to the MCP server, which Gradio would keep unchecked and never delete. Gradio
-    then asks the client for the address of an upload.
+    then asks the client for the address of an upload. The results of that server become JSON.
     """
 
     def __init__(self, app: ASGIApp):
@@ -193,4 +193,25 @@ class UploadMiddleware:
         async def replay():
             return messages.pop() if messages else await receive()
 
-        await self.app(scope, replay, send)
+        async def send_json(message):
+            if message["type"] == "http.response.body":
+                lines = message.get("body", b"").split(b"\n")
+                message = message | {"body": b"\n".join(map(result_as_json, lines))}
+            await send(message)
+
+        await self.app(scope, replay, send_json)
+
+
+def result_as_json(line: bytes) -> bytes:
+    """A line of an answer of the MCP server, in which the result of a tool is JSON. Gradio writes it as Python does.
+
+    >>> result_as_json(b'data: {"result": {"content": [{"type": "text", "text": "{\'option\': None}"}]}}')
+    b'data: {"result": {"content": [{"type": "text", "text": "{\\\\"option\\\\": null}"}]}}'
+    """
+    if not line.startswith(b"data: {") or b'"content"' not in line:
+        return line
+    message = json.loads(line.removeprefix(b"data: "))
+    for part in message.get("result", {}).get("content", ()):
+        if part.get("text", "").startswith("{"):
+            part["text"] = json.dumps(ast.literal_eval(part["text"]))
+    return b"data: " + json.dumps(message).encode()

@@ -39,12 +39,25 @@ def test_each_temporal_step_shows_its_own_frames_and_times(patch, tmp_path, writ
     timeline = answer_html.timeline_html(answer)
     assert timeline.count("class='moment'") == len(starts)
     assert f"data-time='{starts[image.best_step] / 2}'" in timeline
-    assert f"data-start='0.0' data-end='{len(starts) * patch / 2}'" in timeline
+    assert "data-start='0.0' data-end='3.5'" in timeline  # as the clip does
     spans = re.findall(r"Overlay at ([\d.]+)&ndash;([\d.]+) s", answer_html.reasoning_html(answer, []))
     expected = [(start / 2, min(start + patch - 1, 6) / 2) for start in starts]
     assert [(float(start), float(end)) for start, end in spans] == expected
-    panel = answer_html.mental_images_html(answer, [])
-    assert panel.count("What is alike at") == len(starts)
+    panel = answer_html.mental_images_html(answer, [], None)
+    assert panel.count("<figcaption>") == 1 + len(starts) and "lit up" not in panel
+
+
+def map_test(own, low):
+    return {"num": 9, "mass": {"own": own, "shuffled": 0.1, "low": low}, "best_step": {"own": 0.7, "shuffled": 0.3}}
+
+
+@pytest.mark.parametrize("test, holds", [(None, False), (map_test(0.6, 0.1), True), (map_test(0.6, -0.1), False)])
+def test_a_map_is_shown_only_if_its_test_holds(test, holds):
+    frames = np.zeros((2, 30, 30, 3), np.uint8)
+    maps = np.array([[[1.0, 0.0, 0.0]] * 3], np.float32)
+    answer = Answer(frames, np.arange(2.0), images=[MentalImage(None, maps, 0, 0.5)])
+    assert ("lit up" in answer_html.mental_images_html(answer, [], test)) == holds
+    assert not answer_html.map_holds(map_test(0.13, 0.1))
 
 
 def test_a_mental_image_stands_where_it_was_pictured_even_if_the_reply_is_odd():
@@ -61,14 +74,49 @@ def test_text_of_the_model_and_of_the_visitor_is_never_markup():
     answer = Answer(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), reasoning=hostile, answer=hostile)
     answer.probabilities = [0.5, 0.5]
     shown = answer_html.reasoning_tiles_html(answer, []) + answer_html.verdict_html(answer, [hostile, "b"])
-    shown += answer_html.downloads_html(answer, hostile, [hostile, "b"]) + answer_html.comparison_html(
-        "", answer, [hostile, "b"], "x", True
-    )
+    shown += answer_html.links_html(answer, hostile, [hostile, "b"], "result/1")
+    shown += answer_html.comparison_html(answer, answer, [hostile, "b"], hostile, {})
     assert "<img" not in shown and "'\"" not in shown.replace("&#x27;&quot;", "")
 
 
-def test_the_verdict_says_why_no_option_was_chosen():
-    nothing = Answer(None, None, answer="up", reason="'up' is neither an option's letter nor its text")
-    assert (
-        answer_html.verdict_text(nothing, ["left", "right"]) == "up ('up' is neither an option's letter nor its text)"
-    )
+def answered(option, chosen_by, probabilities, reason=None):
+    names = {"option": option, "chosen_by": chosen_by, "probabilities": probabilities, "reason": reason}
+    return Answer(None, None, answer=["left", "right"][option], **names)
+
+
+def test_verdict_and_bars_are_explained_by_one_sentence():
+    options, reason = ["left", "right"], "'up' is neither an option's letter nor its text"
+    for answer, sentence in (
+        (answered(0, "words", [0.9, 0.1]), "Its words say so, and of the 2 options this is the likeliest (90%)."),
+        (
+            answered(0, "words", [0.4, 0.6]),
+            "Its words say so (40%). They overrule its scores, by which B. right was likelier (60%).",
+        ),
+        (
+            answered(1, "likelihood", [0.4, 0.6], reason),
+            f"Its words name none of the options ({reason}), so this is the likeliest one (60%).",
+        ),
+        (Answer(None, None, reason="the reply has no answer"), "There is none: the reply has no answer."),
+    ):
+        assert answer_html.explain_choice(answer, options) == sentence
+    assert answer_html.verdict_text(Answer(None, None), []) == "No answer"
+
+
+def test_what_if_calls_a_text_that_falls_apart_that():
+    options, first = ["left", "right"], answered(0, "words", [0.9, 0.1])
+    for changed, sentence in (
+        (answered(0, "words", [0.6, 0.4]), "The answer stays the same."),
+        (answered(1, "words", [0.4, 0.6]), "The answer changes."),
+        (
+            answered(0, "likelihood", [0.6, 0.4], "?"),
+            "The text falls apart: it gives no answer of its own. The likeliest option is the same.",
+        ),
+        (
+            answered(1, "likelihood", [0.4, 0.6], "?"),
+            "The text falls apart: it gives no answer of its own. The likeliest option is now B. right.",
+        ),
+    ):
+        assert answer_html.compare_answers(first, changed, options) == sentence
+    rates = {"zeros": {"num": 400, "accuracy": 0.5, "low": 0.4, "high": 0.6}}
+    shown = answer_html.comparison_html(first, answered(1, "words", [0.4, 0.6]), options, "zeros", rates)
+    assert "<td>-50</td>" in shown and "<td>+50</td>" in shown and "Over 400 simulated questions" in shown

@@ -1,12 +1,13 @@
 """The demo, through its API and through a real browser, with the bundled checkpoint."""
 
-import ast
 import asyncio
 import base64
 import importlib
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,11 +28,13 @@ from playwright.sync_api import expect, sync_playwright
 from transformers import PreTrainedModel
 
 from fourdthinker_hf.checkpoints import BUNDLED
-from fourdthinker_hf.demo import answer_html, handlers, interface, uploads
+from fourdthinker_hf.demo import answer_html, handlers, interface, stored_answers, uploads
 from fourdthinker_hf.video_fourdthinker import load_video
 
-EXAMPLE = handlers.EXAMPLES[0]
-VIDEO, OPTIONS = handlers.EXAMPLES_FOLDER / EXAMPLE["video"], "\n".join(EXAMPLE["options"])
+EXAMPLE, OTHER = stored_answers.EXAMPLES[:2]
+FOLDER = stored_answers.EXAMPLES_FOLDER
+VIDEO, OPTIONS = FOLDER / EXAMPLE["video"], "\n".join(EXAMPLE["options"])
+ROOT = Path(__file__).parents[2]
 WAIT = 120_000  # ms: CI machines are busy
 # The contrast of each visible text, and the contrast that WCAG 2.2 AA asks for (1.4.3: 3 for large text, else 4.5).
 CONTRASTS = """() => {
@@ -116,10 +119,20 @@ def press(page, name):
     page.get_by_role("button", name=name, exact=True).click()
 
 
-def choose_first_example(page):
-    page.get_by_role("button", name=re.compile(EXAMPLE["question"][:-1])).click()
-    expect(page.get_by_placeholder("Which way does it move?")).to_have_value(EXAMPLE["question"], timeout=WAIT)
-    expect(page.get_by_test_id("Video-player")).to_have_attribute("src", re.compile(EXAMPLE["video"]), timeout=WAIT)
+def choose_example(page, example=EXAMPLE):
+    page.locator("button.example", has_text=example["question"]).first.click()
+    expect(page.get_by_placeholder("Which way does it move?")).to_have_value(example["question"], timeout=WAIT)
+    expect(page.get_by_test_id("Video-player")).to_have_attribute("src", re.compile(example["video"]), timeout=WAIT)
+
+
+def clear_video(page):
+    page.locator("#video").get_by_role("button", name="Clear").click()
+    expect(page.get_by_test_id("Video-player")).to_have_count(0, timeout=WAIT)
+
+
+def has_answered(page):
+    """Waits for an answer that was asked for: unlike the one that the page opens on, it has a link."""
+    expect(page.get_by_role("link", name="Link to this result")).to_be_visible(timeout=WAIT)
 
 
 def upload(page, path):
@@ -170,6 +183,23 @@ def test_the_api_answers_as_the_library_does(client, expected):
         last["option"] == expected.option == 0 and np.shape(last["images"][0]["map"]) == expected.images[0].maps.shape
     )
     assert first["probabilities"] is None and last["reasoning"].startswith(first["reasoning"])
+    statuses = [output["status"] for output in job.outputs()]
+    assert statuses[0] == "reading" and "looking" in statuses and statuses[-2:] == ["writing", "done"]
+    (result,) = client.view_api(return_format="dict")["named_endpoints"]["/answer"]["returns"]
+    assert "chosen_by: str | None" in result["python_type"]["type"]
+
+
+@pytest.mark.parametrize(
+    "question, options",
+    [("Was bewegt sich?", ""), ("哪边？", "左\n右"), ("Which?", "\n".join("abcdef")), ("?", "<b>\n</answer>\n<i>")],
+)
+def test_no_tag_of_the_models_is_ever_in_an_answer(client, question, options):
+    """Also with questions that the model was not trained on, where its text falls apart."""
+    answer = client.predict(handle_file(VIDEO), question, options, api_name="/answer")
+    shown = json.dumps([answer["reasoning"], answer["words"], answer["reason"]])
+    assert not re.search("output_image|answer>|think>|<[|]", shown), shown
+    lines = options.splitlines()
+    assert (answer["answer"] in lines) if lines else (answer["option"], answer["chosen_by"]) == (None, None)
 
 
 def test_the_api_refuses_bad_input_and_then_still_answers(client, tmp_path):
@@ -180,22 +210,70 @@ def test_the_api_refuses_bad_input_and_then_still_answers(client, tmp_path):
         ((None, "Where?", ""), "Choose a video first"),
         ((video, "  ", ""), "Type a question"),
         ((video, "Where?", "left\n\n"), "at least two"),
+        ((video, "w" * 100_000, ""), "The question has 100,000 characters: at most 500"),
+        ((video, "Where?", "\n".join(map(str, range(11)))), "There are 11 options: at most 10"),
+        ((video, "Where?", "a\n" + "b" * 1_000_000), "An option has 1,000,000 characters: at most 200"),
+        ((video, "Where?", "", 3, 2), "The start must be before the end"),
+        ((video, "Where?", "", -1), "The start must be a number of seconds from 0 on"),
         ((handle_file(broken), "Where?", ""), "This video cannot be read. broken.mp4: is truncated or damaged"),
     ]:
         with pytest.raises(Exception, match=message):
             client.predict(*arguments, api_name="/answer")
     assert client.predict(video, EXAMPLE["question"], OPTIONS, api_name="/answer")["option"] == 0
+    assert client.predict(video=video, question="What moves?", start=1.0, api_name="/answer")["timestamps"][0] == 1.0
+
+
+def test_the_commands_of_the_page_about_the_demo_work(url, tmp_path):
+    """Each as it is written: curl, and the client in Python."""
+    shutil.copy(VIDEO, tmp_path / "clip.mp4")
+    text = (ROOT / "docs/demo.md").read_text().replace("http://127.0.0.1:7860/", url)
+    upload, ask, read = re.findall(r"^curl (?:.|\\\n)*", text, re.MULTILINE)
+
+    def curl(command):
+        return subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
+
+    (path,) = json.loads(curl(upload))
+    event = json.loads(curl(ask.replace("PATH", path)))["event_id"]
+    *_, last = re.findall("data: (.*)", curl(read.replace("EVENT_ID", event)))
+    assert json.loads(last)[0]["status"] == "done"
+    refused = json.loads(curl(ask.replace("PATH", path).replace("How does the camera move?", " ")))
+    assert "Type a question" in json.dumps(refused)
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", snippet + "\nprint(answer['chosen_by'])"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] in ("words", "likelihood"), done.stderr
+
+
+def test_an_answer_stops_when_its_client_vanishes(url, demo, qa, script, monkeypatch):
+    """The client is a process of its own that is killed while the model writes what would never end."""
+    generate = qa.model.generate
+    script(qa, "<think>")
+    passes, hook = [], qa.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        data = {"path": upload_to(url), "meta": {"_type": "gradio.FileData"}}
+        asked = httpx.post(f"{url}gradio_api/call/v2/answer", json={"video": data, "question": "What?"})
+        event = asked.json()["event_id"]
+        curl = subprocess.Popen(["curl", "-sN", f"{url}gradio_api/call/answer/{event}"], stdout=subprocess.PIPE)
+        wait_until(lambda: len(passes) > 3)
+        curl.kill()
+        curl.wait()
+        wait_until(lambda: not any(demo._queue.active_jobs) and not qa.model_lock.locked())
+        assert len(passes) < 500  # of 512 tokens
+    finally:
+        hook.remove()
+        qa.model.generate = generate
 
 
 @pytest.mark.parametrize(
     "path",
     [
         "/etc/passwd",
-        str(handlers.EXAMPLES_FOLDER / "real.mp4"),
+        str(FOLDER / "real.mp4"),
         "http://127.0.0.1:9/a.mp4",
         "data:video/mp4;base64,aGVsbG8=",
         "http://a/gradio_api/file=/etc/passwd",
-        f"http://a/gradio_api/file={handlers.EXAMPLES_FOLDER / 'real.mp4'}",
+        f"http://a/gradio_api/file={FOLDER / 'real.mp4'}",
     ],
 )
 def test_a_client_cannot_name_a_file_or_an_address(client, url, path):
@@ -216,12 +294,14 @@ def test_the_mcp_tool_answers_as_the_library_does(url, demo, expected):
     inside = "data:video/mp4;base64," + base64.b64encode(VIDEO.read_bytes()).decode()
     kept = set(Path(demo.GRADIO_CACHE).rglob("*"))
 
+    NAMES = ("video", "question", "options", "start", "end")
+
     async def call(video, question=EXAMPLE["question"]):
         async with streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _):
             async with ClientSession(read, write) as session:
                 await session.initialize()
                 (tool,) = (await session.list_tools()).tools
-                assert (tool.name, [*tool.inputSchema["properties"]]) == ("answer", ["video", "question", "options"])
+                assert (tool.name, [*tool.inputSchema["properties"]]) == ("answer", [*NAMES])
                 arguments = {"video": video, "question": question, "options": OPTIONS}
                 result = await session.call_tool(tool.name, arguments)
                 return result.isError, result.content[0].text
@@ -232,7 +312,7 @@ def test_the_mcp_tool_answers_as_the_library_does(url, demo, expected):
     address = f"{url}gradio_api/file={upload_to(url)}"
     failed, text = call_tool(address)
     assert not failed, text
-    assert ast.literal_eval(text) == json.loads(
+    assert json.loads(text) == json.loads(
         json.dumps(answer_html.answer_json(expected, EXAMPLE["question"], EXAMPLE["options"]))
     )
     broken = upload_to(url, "broken.mp4", VIDEO.read_bytes()[:3000])
@@ -292,13 +372,38 @@ def test_a_visitor_has_one_question_running_and_one_waiting(url, demo, qa):
     assert [job.result()["option"] for job in (*jobs, other)] == [0, 0, 0]
 
 
-def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, expected):
+def test_the_stored_answers_are_those_of_the_bundled_model(qa):
+    stored, found = json.loads(stored_answers.ANSWERS.read_text()), stored_answers.store(qa)
+    assert [row["text"] for row in found["answers"]] == [row["text"] for row in stored["answers"]]
+    for row, other in zip(found.pop("answers"), stored.pop("answers"), strict=True):
+        np.testing.assert_allclose(row.pop("probabilities"), other.pop("probabilities"), atol=1e-3)
+        for image, stored_image in zip(row.pop("images"), other.pop("images"), strict=True):
+            np.testing.assert_allclose(image.pop("maps"), stored_image.pop("maps"), atol=2e-3)
+            assert image == stored_image
+        assert row == other
+    assert found == stored
+
+
+@pytest.mark.parametrize("width, height", [(1440, 900), (390, 844)])
+def test_the_page_opens_on_a_finished_playing_result_with_ask_in_view(open_page, width, height):
+    page = open_page(width)
+    page.set_viewport_size({"width": width, "height": height})
+    expect(page.locator("#answer .verdict")).to_have_text("A. to the left")
+    expect(page.locator("#answer .truth")).to_have_text("Right answer: A. to the left \u2013 the model had it.")
+    expect(page.locator(".picture:visible")).to_have_count(1)
+    expect(page.locator(".timeline-ends")).to_have_text("0.0 s4.0 s")  # the clip lasts 4 s
+    page.wait_for_function("document.querySelector('#video video')?.currentTime > 0")
+    assert page.locator("#ask").evaluate("button => button.getBoundingClientRect().bottom") <= height
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, expected, browser, tmp_path):
     page = open_page()
-    choose_first_example(page)
-    press(page, "Ask")
-    expect(page.locator("#answer .verdict")).to_have_text(
-        answer_html.verdict_text(expected, EXAMPLE["options"]), timeout=WAIT
-    )
+    choose_example(page)
+    page.get_by_role("button", name="Ask", exact=True).dblclick()  # asks once
+    has_answered(page)
+    expect(page.locator("#answer .verdict")).to_have_text("A. to the left")
+    expect(page.locator("#announcer")).to_contain_text("Answer: A. to the left Its words say so")
     expect(page.locator("#answer .probabilities li")).to_have_count(4)
     tile = page.locator("#reasoning button.tile")
     expect(tile).to_have_count(1)
@@ -308,7 +413,6 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, expected):
     picture = page.locator(".picture:visible")
     expect(picture).to_have_count(1)
     assert picture.locator("img").first.evaluate("image => image.complete && image.naturalWidth > 0")
-    expect(picture.locator(".most")).to_contain_text("most alike")
     now = page.locator("#video video").evaluate("player => player.currentTime")
     assert now == pytest.approx(expected.steps[expected.images[0].best_step][1][0], abs=0.05)
     assert page.locator("img:not([alt])").count() == 0
@@ -320,33 +424,88 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, expected):
     with page.expect_download() as download:
         page.get_by_role("link", name="Answer (JSON)").click()
     assert json.loads(download.value.path().read_text())["answer"] == expected.answer
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Page (HTML)").click()
+    download.value.save_as(tmp_path / "answer.html")
+    link = page.get_by_role("link", name="Link to this result").evaluate("link => link.href")
+    for address in (link, (tmp_path / "answer.html").as_uri()):
+        other = browser.new_context().new_page()  # another visitor
+        other.goto(address)
+        expect(other.get_by_text("A. to the left").first).to_be_visible()
+        other.context.close()
 
-    choices = (
-        ("not picture at all", "The answer changes"),
-        ("are blank", "The answer"),
-        ("another video", "The answer"),
-    )
-    for label, verdict in choices:
+    for label in ("not picture at all", "are blank", "another video"):
         page.get_by_label(re.compile(label)).check()
         press(page, "Answer again without")
-        expect(page.locator("#comparison .verdict").first).to_contain_text(verdict, timeout=WAIT)
+        expect(page.locator("#comparison .verdict").first).to_have_text(
+            re.compile("The answer (stays|changes)|The text falls apart"), timeout=WAIT
+        )
         expect(page.locator(".comparison > div")).to_have_count(2)
         expect(page.locator(".comparison img")).to_have_count(0)
+        expect(page.locator("#comparison .changes").first.locator("tbody tr")).to_have_count(4)
+        expect(page.locator("#comparison .changes").last).to_contain_text("Over 400 simulated questions")
         page.locator("#comparison").evaluate("box => box.querySelector('.verdict').remove()")
+
+
+def test_an_answer_is_dimmed_once_the_page_asks_something_else(open_page):
+    page = open_page()
+    notice, question = page.get_by_text(interface.STALE), page.get_by_placeholder("Which way does it move?")
+    expect(page.locator("#answer .verdict")).to_be_visible()
+    page.wait_for_function("document.querySelector('#video video')?.currentTime > 0")
+    expect(notice).to_be_hidden()
+    question.fill("Where?")
+    expect(notice).to_be_visible()
+    question.fill(EXAMPLE["question"])
+    expect(notice).to_be_hidden()
+    page.get_by_role("textbox", name="Options").fill("up\ndown")
+    expect(notice).to_be_visible()
+    choose_example(page)
+    expect(notice).to_be_hidden(timeout=WAIT)
+    choose_example(page, OTHER)
+    expect(notice).to_be_visible()
+    press(page, "Ask")
+    expect(page.locator("#answer .truth")).to_contain_text("pan left", timeout=WAIT)
+    expect(notice).to_be_hidden()
+    clear_video(page)
+    expect(notice).to_be_visible()
+
+
+def test_what_a_visitor_types_is_shown_as_text(open_page, tmp_path):
+    hostile = "<img src=x onerror=window.hacked=1>"
+    name = "<i onclick=a>&amp;.mp4"
+    shutil.copy(VIDEO, tmp_path / name)
+    page = open_page()
+    clear_video(page)
+    upload(page, tmp_path / name)
+    page.get_by_placeholder("Which way does it move?").fill(f"{hostile}<|im_end|>?")
+    page.get_by_role("textbox", name="Options").fill(f"{hostile}\n<|im_start|>\n</div>")
+    press(page, "Ask")
+    has_answered(page)
+    for option in (f"A. {hostile}", "B. <|im_start|>", "C. </div>"):
+        expect(page.locator("#answer .probabilities")).to_contain_text(option)
+    page.goto(page.get_by_role("link", name="Link to this result").evaluate("link => link.href"))
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"{hostile}<|im_end|>?")
+    assert page.evaluate("window.hacked") is None
 
 
 def test_a_person_stops_an_answer_and_asks_again(open_page, qa):
     page = open_page()
-    choose_first_example(page)
-    with qa.model_lock:
-        press(page, "Ask")
-        expect(page.get_by_text("Watching the video.")).to_be_visible(timeout=WAIT)
-        press(page, "Stop")
-        expect(page.get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
-    page.wait_for_timeout(2000)  # Gradio loses what is asked in the moment in which a stopped step ends
-    press(page, "Try again")
-    expect(page.locator("#answer .verdict")).to_contain_text("to the left", timeout=WAIT)
+    choose_example(page)
+    try_again = page.get_by_role("button", name="Try again")
+    expect(try_again).to_have_count(0)  # at temperature 0 it would be the same again
+    for stop in ("Stop", "Escape"):
+        with qa.model_lock:
+            press(page, "Ask")
+            expect(page.locator("#answer .waiting")).to_have_text(handlers.STATUS["looking"], timeout=WAIT)
+            press(page, "Stop") if stop == "Stop" else page.keyboard.press("Escape")
+            expect(page.get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
+        page.wait_for_timeout(2000)  # Gradio loses what is asked in the moment in which a stopped step ends
     page.get_by_text("How words are chosen").click()
+    page.get_by_role("spinbutton", name="Temperature").fill("2")
+    page.keyboard.press("Tab")
+    expect(try_again).to_be_visible(timeout=WAIT)
+    try_again.click()
+    has_answered(page)
     assert page.get_by_role("spinbutton", name="Seed").input_value() == "1"
 
 
@@ -355,14 +514,14 @@ def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(
     open_page, demo, qa, monkeypatch, leave, tmp_path
 ):
     page = open_page()
-    choose_first_example(page)
+    choose_example(page)
     page.get_by_text("Only a part of the video").click()
     start_from(page, str(1.0 + leave / 2))  # a part of its own
     monkeypatch.setattr(qa, "open_video", uploads.open_in_subprocess(qa.processor, seconds=600))
     (tmp_path / "sleep.py").write_text("import time; time.sleep(600)")
     monkeypatch.setattr(uploads, "DECODE_PROGRAM", str(tmp_path / "sleep.py"))
     press(page, "Ask")
-    expect(page.get_by_text("Watching the video.")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#answer .waiting")).to_have_text(handlers.STATUS["reading"], timeout=WAIT)
     wait_until(decoders)
     (decoder,) = decoders()
     if leave:
@@ -374,40 +533,46 @@ def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(
     if not leave:
         monkeypatch.undo()
         press(page, "Ask")
-        expect(page.locator("#answer .verdict")).to_contain_text("to the left", timeout=WAIT)
+        has_answered(page)
 
 
 def test_who_waits_sees_the_place_in_the_queue(open_page, qa):
     pages = [open_page() for _ in range(3)]
     for page in pages:
-        choose_first_example(page)
+        choose_example(page)
     with qa.model_lock:
         for page in pages:
             press(page, "Ask")
-            expect(page.locator("#answer")).to_contain_text(re.compile("Watching|queue"), timeout=WAIT)
+            expect(page.locator("#answer")).to_contain_text(re.compile("Looking|queue"), timeout=WAIT)
         expect(pages[1].locator("#answer")).to_contain_text("queue: 1/", timeout=WAIT)
         expect(pages[2].locator("#answer")).to_contain_text("queue: 2/2", timeout=WAIT)
     for page in pages:
-        expect(page.locator("#answer .verdict")).to_contain_text("to the left", timeout=WAIT)
+        has_answered(page)
 
 
 def test_a_person_who_errs_is_told_and_can_go_on(open_page, tmp_path):
     page = open_page()
+    clear_video(page)
+    page.get_by_placeholder("Which way does it move?").fill("")
     press(page, "Ask")
     expect(page.get_by_text("Choose a video first")).to_be_visible(timeout=WAIT)
     expect(page.get_by_text("Type a question")).to_be_visible()
     (tmp_path / "text.mp4").write_text("hello")
     upload(page, tmp_path / "text.mp4")
     expect(page.get_by_text("text.mp4: is not a video file").first).to_be_visible(timeout=WAIT)
-    choose_first_example(page)
+    choose_example(page)
     page.get_by_text("Only a part of the video").click()
     start_from(page, "90")
     press(page, "Ask")
     alert = page.get_by_role("alert").filter(has_text="outside the clip, which runs from 0 to 4.000 s")
     expect(alert).to_be_visible(timeout=WAIT)
+    page.get_by_role("spinbutton", name="To second").fill("1")
+    press(page, "Ask")
+    expect(page.get_by_text("The start must be before the end")).to_be_visible(timeout=WAIT)
+    page.get_by_role("spinbutton", name="To second").fill("")
     start_from(page, "1")
     press(page, "Ask")
-    expect(page.locator("#answer .verdict")).to_be_visible(timeout=WAIT)
+    has_answered(page)
     expect(page.get_by_text("frames from 1.0 to 3.5 s")).to_be_visible()
 
 
@@ -421,56 +586,83 @@ def test_what_the_browser_cannot_play_is_answered_anyway(open_page, tmp_path):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         out.mux(stream.encode(None))
     page = open_page()
+    clear_video(page)
     upload(page, path)
     expect(page.get_by_text("Your browser cannot play this format")).to_be_visible(timeout=WAIT)
     page.get_by_placeholder("Which way does it move?").fill(EXAMPLE["question"])
     page.get_by_role("textbox", name="Options").fill(OPTIONS)
     press(page, "Ask")
-    expect(page.locator("#answer .verdict")).to_contain_text("to the left", timeout=WAIT)
+    has_answered(page)
 
 
 @pytest.mark.parametrize("kwargs", [{"width": 390}, {"color_scheme": "dark"}])
 def test_on_a_phone_and_in_the_dark(open_page, kwargs):
     page = open_page(**kwargs)
-    choose_first_example(page)
+    choose_example(page)
     press(page, "Ask")
+    has_answered(page)
     verdict = page.locator("#answer .verdict")
-    expect(verdict).to_be_visible(timeout=WAIT)
+    expect(verdict).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     if "width" not in kwargs:
         levels = [int(n) for n in re.findall(r"\d+", verdict.evaluate("e => getComputedStyle(e).color"))[:3]]
         assert page.evaluate("document.body.classList.contains('dark')") and min(levels) > 180, levels
 
 
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The source of axe-core, which npm installs."""
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4.11"]
+    done = shutil.which("npm") and subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    if not done or done.returncode:
+        reason = "axe-core is not installed: this test needs npm and its registry"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return (folder / "node_modules/axe-core/axe.min.js").read_text()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(open_page, scheme):
+def test_the_page_can_be_used_by_everyone(open_page, axe, scheme):
+    """axe-core finds no serious fault, and all text stands out from what is behind it, before and after an answer."""
     page = open_page(color_scheme=scheme)
-    before = page.evaluate(CONTRASTS)
-    choose_first_example(page)
-    press(page, "Ask")
-    expect(page.locator("#answer .verdict")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#answer .verdict")).to_be_visible()
+    page.add_script_tag(content=axe)
+
+    def faults():
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1000)  # colours fade in
+        found = page.evaluate("axe.run()")["violations"]
+        return [
+            (fault["id"], fault["help"], node["html"][:200])
+            for fault in found
+            for node in fault["nodes"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+
+    found, rows = faults(), page.evaluate(CONTRASTS)
     for name in ("Only a part of the video", "How words are chosen"):
         page.get_by_text(name).click()
+    press(page, "Ask")
+    has_answered(page)
     press(page, "Answer again without")
     expect(page.locator(".comparison > div")).to_have_count(2, timeout=WAIT)
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(1000)  # colours fade in
-    after = page.evaluate(CONTRASTS)
+    found, rows = found + faults(), rows + page.evaluate(CONTRASTS)
+    page.get_by_placeholder("Which way does it move?").fill("")
     start_from(page, "90")
     press(page, "Ask")
-    expect(page.locator("#answer .notice")).to_be_visible(timeout=WAIT)
-    rows = before + after + page.evaluate(CONTRASTS)
+    expect(page.get_by_text("Type a question")).to_be_visible(timeout=WAIT)
+    found, rows = found + faults(), rows + page.evaluate(CONTRASTS)
     assert {"Seed", "mental image 1", "What if it could not picture?"} <= {text for text, *_ in rows}
-    assert [row for row in rows if row[1] < row[2]] == []
+    assert found == [] and [row for row in rows if row[1] < row[2]] == []
 
 
 def test_the_whole_path_by_keyboard(open_page, expected):
     page = open_page()
 
-    def go_to(name):
+    def go_to(name, key="Tab"):
         """Tab on to the element of that name, and see that it shows that it is reached."""
         for _ in range(60):
-            page.keyboard.press("Tab")
+            page.keyboard.press(key)
             text, outline = page.evaluate("""() => {
               const reached = document.activeElement, around = reached.closest("label, button, a");
               return [`${reached.ariaLabel} ${around?.innerText}`, getComputedStyle(reached).outlineStyle];
@@ -484,11 +676,10 @@ def test_the_whole_path_by_keyboard(open_page, expected):
     page.keyboard.press("Enter")
     expect(page.get_by_placeholder("Which way does it move?")).to_have_value(EXAMPLE["question"], timeout=WAIT)
     expect(page.get_by_test_id("Video-player")).to_have_attribute("src", re.compile(EXAMPLE["video"]), timeout=WAIT)
-    go_to("Ask")
+    go_to("Ask", "Shift+Tab")
     page.keyboard.press("Enter")
-    expect(page.locator("#answer .verdict")).to_have_text(
-        answer_html.verdict_text(expected, EXAMPLE["options"]), timeout=WAIT
-    )
+    has_answered(page)
+    go_to("Link to this result")
     go_to("mental image 1")
     page.locator("#video video").evaluate("player => { player.currentTime = 0; }")
     page.keyboard.press("Enter")
@@ -503,10 +694,11 @@ def test_the_whole_path_by_keyboard(open_page, expected):
 
 
 def test_every_example_can_be_asked():
-    for row in handlers.EXAMPLES:
-        frames, _ = load_video(handlers.EXAMPLES_FOLDER / row["video"])
-        assert len(frames) >= 8 and len(row["options"]) >= 2 and row["question"]
-        assert row["video"].partition("_")[0] in (handlers.EXAMPLES_FOLDER / "ORIGIN.md").read_text()
+    for row in stored_answers.EXAMPLES:
+        frames, _ = load_video(FOLDER / row["video"])
+        assert len(frames) >= 8 and row["answer"] in row["options"] and row["question"]
+        assert Path(stored_answers.thumbnail(row)).stat().st_size < 10_000
+        assert row["video"].partition("_")[0] in (FOLDER / "ORIGIN.md").read_text()
 
 
 def test_a_long_video_is_described_as_seen_sparsely(qa):
