@@ -1,6 +1,6 @@
 """Makes docs/demo.jpg, demo-dark.jpg and demo-phone.jpg from the real page, after an answer of the bundled model.
 
-    python docs/make_screenshots.py
+python docs/make_screenshots.py
 """
 
 import os
