@@ -160,6 +160,12 @@ def _mental_image_html(number: int, image: MentalImage, answer: Answer, map_test
         f"<figure><img alt='The video at {names[best]}' src='{_picture(answer, best, 260)}'>"
         f"<figcaption>Most like it: {names[best]}</figcaption></figure>"
     )
+    if image.picture is not None:
+        pair = (
+            f"<figure><img alt='What the model pictured, drawn from mental image {number} alone' "
+            f"src='{data_url(image.picture)}'><figcaption>What it pictured, drawn from the mental image alone"
+            f"</figcaption></figure>{pair}"
+        )
     if with_map:
         lit = _picture(answer, best, 260, image.maps[best], high)
         pair += (
@@ -220,8 +226,13 @@ def _picture(answer: Answer, step: int, height: int, similarity: np.ndarray | No
     frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
     if similarity is not None:
         frame = overlay(frame, similarity, high)
+    return data_url(Image.fromarray(frame))
+
+
+def data_url(picture: Image.Image) -> str:
+    """The address of a picture that holds the picture itself, as JPEG."""
     file = io.BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", quality=85)
+    picture.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 

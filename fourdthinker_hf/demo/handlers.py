@@ -172,7 +172,9 @@ class Handlers:
         question, options = asked["question"], asked["options"]
         verdict = answer_html.verdict_html(answer, options, right_option(asked))
         links = answer_html.links_html(answer, question, options, link)
-        images = [dataclasses.replace(image, maps=None) for image in answer.images]  # what `ask_again` needs of them
+        images = [
+            dataclasses.replace(image, maps=None, picture=None) for image in answer.images
+        ]  # what `ask_again` needs of them
         return {
             "verdict": tag_html(f"<div class='finished'>{verdict}</div>{links}", asked),
             "reasoning": answer_html.reasoning_tiles_html(answer, tiles),
@@ -199,7 +201,12 @@ class Handlers:
         yield answer_html.comparison_html(answered["answer"], answer, asked["options"], label, rates)
 
     def answer(
-        self, video: str, question: str, options: str = "", start: float | None = None, end: float | None = None
+        self,
+        video: str,
+        question: str,
+        options: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
     ) -> Iterator[dict]:
         """Answer a question about a video, with the reasoning, the probability of each option, and, for each mental
         image that was pictured, where and when the video resembles it.
@@ -351,10 +358,11 @@ def problem_of_options(text: str | None) -> str:
 
 
 def problem_of_span(start: float | None, end: float | None) -> str:
+    """0 is what Gradio makes of an empty field: as an end it means the end of the video."""
     for name, value in (("start", start), ("end", end)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             return f"The {name} must be a number of seconds from 0 on"
-    return "" if end is None or (start or 0) < end else "The start must be before the end"
+    return "" if not end or (start or 0) < end else "The start must be before the end"
 
 
 def explain(error: ValueError, video: str) -> str:

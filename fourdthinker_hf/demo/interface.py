@@ -105,7 +105,7 @@ def add_page(handlers: Handlers) -> SimpleNamespace:
     gr.HTML(f"<p class='limits'>{limits} <span class='about'>{links}</span></p>", elem_id="limits", padding=False)
     page.loading = gr.HTML(elem_id="loading", padding=False)
     page.video = new_video(
-        value=example_video(EXAMPLES[0]), label="Video", height=220, elem_id="video", loop=True, render=False
+        value=example_video(EXAMPLES[0]), label="Video", height=190, elem_id="video", loop=True, render=False
     )
     opening = handlers.opening_page(page.video.value["path"])
     page.answered = gr.State(opening["answered"], time_to_live=3600)

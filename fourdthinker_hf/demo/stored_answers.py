@@ -42,7 +42,13 @@ def stored_answer(number: int) -> Answer:
     frames, timestamps = load_video(example_video(EXAMPLES[number]), **stored["sampling"])
     data = stored["answers"][number]
     images = [
-        MentalImage(None, image["maps"] and np.array(image["maps"], np.float32), image["best_step"], image["time"])
+        MentalImage(
+            None,
+            image["maps"] and np.array(image["maps"], np.float32),
+            image["best_step"],
+            image["time"],
+            image["picture"] and Image.fromarray(np.array(image["picture"], np.uint8)),
+        )
         for image in data["images"]
     ]
     fields = {name: data[name] for name in FIELDS}
@@ -54,6 +60,7 @@ def _to_json(answer: Answer) -> dict:
         {
             "time": image.time,
             "best_step": image.best_step,
+            "picture": None if image.picture is None else np.asarray(image.picture).tolist(),
             "maps": None if image.maps is None else np.round(image.maps.astype(float), 3).tolist(),
         }
         for image in answer.images
@@ -67,7 +74,7 @@ def _to_json(answer: Answer) -> dict:
 def main() -> None:
     qa = VideoQA.from_pretrained()
     part = ANSWERS.with_suffix(".part")
-    part.write_text(json.dumps(store(qa), indent=1) + "\n")
+    part.write_text(json.dumps(store(qa)) + "\n")
     part.replace(ANSWERS)
     for row in EXAMPLES:
         frames, _ = qa.processor.open_video(example_video(row))
