@@ -498,7 +498,7 @@ def test_a_person_stops_an_answer_and_asks_again(open_page, qa):
             press(page, "Ask")
             expect(page.locator("#answer .waiting")).to_have_text(handlers.STATUS["looking"], timeout=WAIT)
             press(page, "Stop") if stop == "Stop" else page.keyboard.press("Escape")
-            expect(page.get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
+            expect(page.locator("#answer").get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
         page.wait_for_timeout(2000)  # Gradio loses what is asked in the moment in which a stopped step ends
     page.get_by_text("How words are chosen").click()
     page.get_by_role("spinbutton", name="Temperature").fill("2")
@@ -528,7 +528,7 @@ def test_who_stops_or_leaves_while_the_video_is_decoded_ends_the_decoder(
         page.close()
     else:
         press(page, "Stop")
-        expect(page.get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
+        expect(page.locator("#answer").get_by_text("Stopped. Ask again.")).to_be_visible(timeout=WAIT)
     wait_until(lambda: not psutil.pid_exists(decoder) and not any(demo._queue.active_jobs))
     if not leave:
         monkeypatch.undo()
