@@ -6,6 +6,7 @@ which measure of a mask is the object's size) is tried over a range: see [`Measu
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ class MeasuredTrack:
     log_sizes: np.ndarray  # (T, 3) the same where the object is whole, and of its spread along x and along y
     visible: np.ndarray  # (T,) bool
     whole: np.ndarray  # (T,) bool: visible, not cut by the picture's edge, and touching no other track
+    path: np.ndarray  # (T, 2) the centres, smoothed also where the size jumps: for what needs no size
     segment: np.ndarray  # (T,) int: rises where the size jumps, after which the mask may show another thing
 
 
@@ -64,7 +66,9 @@ class MeasuredShot:
         measured = {
             i: _measure_track(track, touching[i].any(0), times)
             for i, track in enumerate(tracks)
-            if track.confidence >= MIN_CONFIDENCE and num_named[track.description] == 1
+            if track.confidence >= MIN_CONFIDENCE
+            # What has no noun is told from others by its place.
+            and (num_named[track.description] == 1 or has_no_noun(track.description))
         }
         height, width = shot.frames.shape[1:3]
         max_size = MAX_OBJECT_SIZE * max(width, height)
@@ -110,6 +114,10 @@ class MeasuredShot:
             yield depths[:, None] * rays
 
 
+def has_no_noun(name: str) -> bool:
+    return re.search(r"\bthing\b", name) is not None
+
+
 def _find_touching(tracks: Sequence[Track]) -> np.ndarray:
     """For every two tracks, whether their masks are at most `TOUCHING_DISTANCE` apart: (tracks, tracks, T) bool."""
     kernel = np.ones((2 * TOUCHING_DISTANCE + 1, 2 * TOUCHING_DISTANCE + 1), np.uint8)
@@ -133,8 +141,10 @@ def _measure_track(track: Track, touching: np.ndarray, times: np.ndarray) -> Mea
     whole = visible & ~cut_by_edge & ~touching
     smooth = _smooth(np.column_stack([x, y, log_sizes[:, 0]]), visible, segment, times)
     log_sizes = _smooth(log_sizes, whole, segment, times)
+    path = _smooth(np.column_stack([x, y]), areas >= MIN_PIXELS, np.zeros_like(segment), times)
+    path[areas < MIN_PIXELS] = np.nan
     name = track.description.removeprefix("the ")
-    return MeasuredTrack(name, track.moving, smooth[:, :2], smooth[:, 2], log_sizes, visible, whole, segment)
+    return MeasuredTrack(name, track.moving, smooth[:, :2], smooth[:, 2], log_sizes, visible, whole, path, segment)
 
 
 def _mean_and_deviation(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

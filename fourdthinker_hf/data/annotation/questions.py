@@ -41,7 +41,7 @@ from ..question_vocabulary import (
 from ..value_changes import FASTER_RATIO, find_changes, find_runs
 from .background_motion import PLAIN_CONFIDENCE
 from .camera_motion import CameraMotion, CameraMotionSpan
-from .motion_measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot
+from .motion_measurement import SMOOTHING_RADIUS, SPAN_MARGIN, MeasuredShot, has_no_noun
 from .object_description import POSITION_PHRASES
 from .question_wordings import WORDINGS
 from .shots import Shot
@@ -205,8 +205,9 @@ def _picture_direction(shot: MeasuredShot, i: int) -> AnnotatedQuestion | str:
         return "the camera moves"  # in the picture and over the ground an object may move in different ways
 
     def answer(frames: slice) -> tuple[str, ...] | None:
-        size = float(np.exp(np.nanmedian(shot.tracks[i].log_visible_size[frames]))) / max(shot.size)
-        return _picture_way(shot.tracks[i].centres[frames] / max(shot.size), size)
+        sizes = shot.tracks[i].log_visible_size[frames]
+        size = float(np.exp(np.nanmedian(sizes))) / max(shot.size) if not np.isnan(sizes).all() else 0.0
+        return _picture_way(shot.tracks[i].path[frames] / max(shot.size), size)
 
     return _object_question(shot, "picture_direction", (i,), answer)
 
@@ -345,10 +346,12 @@ def _object_question(
 ) -> AnnotatedQuestion | str:
     """The question about the first span for which `answer` gives one; else the reason why it is refused."""
     is_spatial = task == "spatial_description"
-    # The answers of these need the centres only, so the masks need not be whole.
-    by_centres = is_spatial or task == "picture_direction"
-    usable = np.logical_and.reduce([shot.tracks[i].visible if by_centres else shot.tracks[i].whole for i in tracks])
+    # Its answer needs the centres only, so the masks need not be whole.
+    usable = np.logical_and.reduce([shot.tracks[i].visible if is_spatial else shot.tracks[i].whole for i in tracks])
     segments = np.stack([shot.tracks[i].segment for i in tracks])
+    if task == "picture_direction":  # a size that jumps does not change where a thing is
+        usable = np.logical_and.reduce([~np.isnan(shot.tracks[i].path[:, 0]) for i in tracks])
+        segments = np.zeros_like(segments)
     min_duration = MIN_CROSSING_DURATION if task == "picture_direction" else MIN_DURATION
     spans = _candidate_spans(shot, usable, segments, MAX_PASSING_GAP if is_spatial else MAX_GAP, min_duration)
     if not spans:
@@ -361,8 +364,14 @@ def _object_question(
         sequence = answer(frames)
         if sequence is None or sequence_text(sequence) not in ANSWERS[task]:
             continue
+        names = [_full_name(shot, i, frames.start) for i in shot.tracks]
+        if any(names.count(_full_name(shot, i, frames.start)) > 1 for i in tracks):
+            return "another thing looks the same"
         num_targets = 3 if len(sequence) > 1 or task == "speed_change" else 2  # for each track
-        known = np.flatnonzero(usable[frames]) + frames.start
+        measured = np.logical_and.reduce([~np.isnan(shot.tracks[i].log_visible_size[frames]) for i in tracks])
+        known = np.flatnonzero(usable[frames] & measured) + frames.start
+        if len(known) < num_targets:
+            continue
         wanted = np.linspace(frames.start, frames.stop - 1, num_targets)
         targets = [(i, int(known[np.abs(known - frame).argmin()])) for i in tracks for frame in wanted]
         return _make_question(shot, task, sequence_text(sequence), frames, tracks, targets)
@@ -422,7 +431,7 @@ def _make_question(
         measurements = [shot.background.between(frames)]
     for i, frame in targets if tracks else ():
         track = shot.tracks[i]
-        centre, log_size = track.centres[frame], track.log_visible_size[frame]
+        centre, log_size = track.path[frame], track.log_visible_size[frame]
         if compensated:
             centres, log_sizes = shot.compensate_camera(track, frames)
             centre, log_size = centres[frame - frames.start], log_sizes[frame - frames.start, 0]
@@ -450,10 +459,11 @@ def _full_name(shot: MeasuredShot, i: int, frame: int) -> str:
     `frame` on in which it is seen.
     """
     track = shot.tracks[i]
-    if not re.search(r"\bthing\b", track.name):
+    known = ~np.isnan(track.path[frame:, 0])
+    if not has_no_noun(track.name) or not known.any():
         return f"the {track.name}"
-    frame += int(np.argmax(~np.isnan(track.centres[frame:, 0])))
-    x, y = (track.centres[frame] / shot.size).tolist()
+    frame += int(np.argmax(known))
+    x, y = (track.path[frame] / shot.size).tolist()
     column, row = (["left", "", "right"][int(3 * min(x, 0.99))], ["upper", "", "lower"][int(3 * min(y, 0.99))])
     row = row if column else {"upper": "top", "lower": "bottom"}.get(row, "")
     place = f"at the {row} {column}".replace("  ", " ").rstrip() if row or column else "in the middle"
