@@ -158,7 +158,7 @@ def _put_plain_span(
         return spans
     if rival >= NEARLY_SURE_CONFIDENCE:
         return [replace(span, confidence=0.0) if span in inside else span for span in spans]
-    if rival == 0 and inside and all(span.motions == named.motions for span in spans):
+    if all(span.motions == named.motions and span.confidence >= SURE_CONFIDENCE for span in spans):
         start, end = shot.start, shot.end  # both say the same of the whole shot
     before = [replace(span, end=min(span.end, start)) for span in spans if span.start < start]
     after = [replace(span, start=max(span.start, end)) for span in spans if span.end > end]
