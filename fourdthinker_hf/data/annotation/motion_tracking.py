@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from ..question_vocabulary import STATIC_CAMERA
-from .camera_motion import CameraMotion
+from .camera_motion import SURE_CONFIDENCE, CameraMotion
 from .object_description import describe_object, mask_centre
 from .shots import Shot
 from .tracking import ScaledShot, Track, find_objects, is_same_object, solidity
@@ -51,15 +51,16 @@ def find_moving_objects(shot: Shot, camera: CameraMotion) -> list[Track]:
     """The objects of a shot that move, by descending confidence, then at most one landmark.
 
     The tracks by colour (`tracking.py`) are believed where they are confirmed: before a camera that stands still, by
-    the difference from the empty scene, whose own tracks are added; while the camera moves, only if one plane explains
-    the background, since what stands out of it seems to move.
+    the difference from the empty scene, whose own tracks are added; otherwise only if one plane explains the
+    background so well that `camera_motion.py` is sure, since what stands out of it seems to move.
     """
     tracks = find_objects(shot, camera)
     if camera.background is None:
         return tracks
     if all(span.is_plain and span.motions == (STATIC_CAMERA,) for span in camera.spans):
         return _confirm(shot, camera, tracks)
-    if float(camera.background.inliers.mean()) >= MIN_PLANE_SHARE:
+    is_sure = all(span.confidence >= SURE_CONFIDENCE and not span.is_plain for span in camera.spans)
+    if is_sure or float(camera.background.inliers.mean()) >= MIN_PLANE_SHARE:
         return tracks
     return [track for track in tracks if not track.moving]
 
