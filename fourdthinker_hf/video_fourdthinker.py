@@ -155,11 +155,12 @@ def video_size(path: str | os.PathLike) -> tuple[float, int, int]:
 def check_header(path: str | os.PathLike) -> None:
     """VideoError for what the head of a file shows without decoding: it is missing, empty or no video, its index is
     missing, or its frames are too narrow."""
-    container, stream = _open(os.fspath(path))
+    path = os.fspath(path)
+    container, stream = _open(path, _find_source(path))
     with container:
         codec, aspect = stream.codec_context, float(stream.sample_aspect_ratio or 1)
         if codec.width and codec.height:  # some formats tell them only with the first frame
-            _check_ratio(os.fspath(path), codec.height, max(round(codec.width * aspect), 1))
+            _check_ratio(path, codec.height, max(round(codec.width * aspect), 1))
 
 
 def second_per_grid(timestamps: np.ndarray, temporal_patch_size: int = 2) -> float:
@@ -199,6 +200,7 @@ class Video:
         if av is None:
             raise ImportError("reading videos needs PyAV: `pip install av`")
         self.path = os.fspath(path)
+        self._source = _find_source(self.path)
         self._damage, self._missing_from = [], None  # s
         self._thread_type = "NONE"  # for the first frame
         self._read_packets()
@@ -291,7 +293,7 @@ class Video:
 
     def _read_packets(self) -> None:
         """What demuxing tells. `_is_indexed` is whether the packets' times are those of the frames."""
-        container, stream = _open(self.path)
+        container, stream = _open(self.path, self._source)
         packets, errors = [], []
         with container:
             is_vp8 = stream.codec_context.name == "vp8"
@@ -337,7 +339,7 @@ class Video:
         A frame whose pts is not in `wanted` and that no other frame needs may be left out. Into `broken` goes the
         number of frames before each packet that cannot be decoded.
         """
-        container, stream = _open(self.path)
+        container, stream = _open(self.path, self._source)
         with container:
             stream.thread_type, count, broken = self._thread_type, 0, [] if broken is None else broken
             packets = _packets(container, stream, broken)
@@ -395,19 +397,26 @@ def _check_ratio(path: str, height: int, width: int) -> None:
         raise VideoError(f"{path}: is {width} x {height} pixels, one side over {MAX_RATIO} times the other; crop it")
 
 
-def _open(path: str) -> tuple["av.container.InputContainer", "av.VideoStream"]:
-    """The file and its film. VideoError, with the cause, for what is none."""
+def _find_source(path: str) -> str | bytes:
+    """What FFmpeg opens: the file's name, or the content of a converted one. VideoError if there is no such file."""
     if not os.path.isfile(path):
         raise VideoError(f"{path}: {'is a folder, not a video' if os.path.isdir(path) else 'no such file'}")
     with open(path, "rb") as file:
         head = file.read(16)
     if not head:
         raise VideoError(f"{path}: is empty (0 bytes)")
-    source = _webp_as_matroska(path) if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else f"file:{path}"
+    return _webp_as_matroska(path) if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else f"file:{path}"
+
+
+def _open(path: str, source: str | bytes) -> tuple["av.container.InputContainer", "av.VideoStream"]:
+    """The file and its film. VideoError, with the cause, for what is none."""
     try:
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        container = av.open(source, container_options=options, metadata_errors="ignore")
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        container = av.open(file, container_options=options, metadata_errors="ignore")
     except av.error.FFmpegError as error:
+        with open(path, "rb") as file:
+            head = file.read(16)
         cause = "is not a video file"
         if head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] == b"\x1a\x45\xdf\xa3":
             cause = f"is truncated or damaged, its index or frames are missing; {REMUX}"
@@ -424,7 +433,7 @@ def _open(path: str) -> tuple["av.container.InputContainer", "av.VideoStream"]:
     return container, stream
 
 
-def _webp_as_matroska(path: str) -> io.BytesIO:
+def _webp_as_matroska(path: str) -> bytes:
     """An animated WebP, which FFmpeg does not decode, as a file of the same frames that it does."""
     file, time = io.BytesIO(), 0
     try:
@@ -444,8 +453,7 @@ def _webp_as_matroska(path: str) -> io.BytesIO:
             container.mux(stream.encode(None))
     except (OSError, SyntaxError, EOFError) as error:
         raise VideoError(f"{path}: is truncated or damaged ({error})") from error
-    file.seek(0)
-    return file
+    return file.getvalue()
 
 
 def _packets(container, stream, errors: list[int]) -> Iterator["av.Packet"]:
