@@ -49,16 +49,21 @@
     numSaid = end;
   };
 
-  // After Ask the answer comes into view.
-  let isAsked = false;
+  // After Ask the answer comes into view: what is happening, and once more the finished answer, because the parts above
+  // it change their height meanwhile. A visitor who scrolls is left alone.
+  let isAsked = false, shownWaiting = false;
   const showAnswer = () => {
-    if (!isAsked || !one("#answer .waiting")) return;
-    isAsked = false;
+    const isFinished = shownWaiting && one("#answer .finished, #answer .notice");
+    if (!isAsked || !(isFinished || (!shownWaiting && one("#answer .waiting")))) return;
+    isAsked = !isFinished;
+    shownWaiting = true;
     const { top, bottom } = one("#answer").getBoundingClientRect();
-    if (top < 0 || bottom > innerHeight) scrollTo(one("#answer-column"), "start");
+    if (top < 0 || bottom > innerHeight) one("#answer-column").scrollIntoView({ block: "start" });
   };
+  const ask = () => { isAsked = true; shownWaiting = false; };
+  ["wheel", "touchmove"].forEach((name) => document.addEventListener(name, () => { isAsked = false; }, { passive: true }));
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && event.target.closest?.("#question")) isAsked = true;
+    if (event.key === "Enter" && event.target.closest?.("#question")) ask();
     if (event.key === "Escape" && one("#answer .waiting, #comparison .waiting")) one("#stop")?.click();
   });
   document.addEventListener("input", showStale);
@@ -93,10 +98,7 @@
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("#ask, button[data-image], button[data-copy]");
     if (!button) return;
-    if (button.id === "ask") {
-      isAsked = true;
-      return;
-    }
+    if (button.id === "ask") return ask();
     if (button.dataset.copy !== undefined) {
       await copy(button.dataset.copy);
       button.textContent = "Copied";
