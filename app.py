@@ -1,4 +1,4 @@
-"""Starts the demo: `python app.py [--model FOLDER_OR_HUB_ID]`, then open http://127.0.0.1:7860.
+"""Starts the demo: `python app.py [--model FOLDER_OR_HUB_ID] [--port PORT] ...`, then open http://127.0.0.1:7860.
 
 The page is served at once, and the model is loaded behind it. If it cannot be loaded, the demo ends.
 """
@@ -10,16 +10,35 @@ if __name__ == "__main__":  # before anything else is imported, so that help app
     parser.add_argument(
         "--model", help="a folder or Hub id; by default what FOURDTHINKER_MODEL names, or else the bundled checkpoint"
     )
-    model = parser.parse_args().model
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument("--subfolder", help="folder within the model's repository that holds the checkpoint")
+    parser.add_argument("--dtype", default="auto", help="auto (that of the weights), float32, bfloat16 or float16")
+    parser.add_argument("--device", help="cpu, cuda or another device; by default a GPU if there is one")
+    parser.add_argument("--host", help="address to serve on, such as 0.0.0.0 for all; by default 127.0.0.1")
+    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    parser.add_argument("--share", action="store_true", help="also serve it at a public address of Gradio for a week")
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
+    parser.add_argument("--root-path", help="path of the demo behind a proxy, such as /demo")
+    arguments = parser.parse_args()
+    if arguments.auth is not None and not all(arguments.auth.partition(":")):
+        parser.error("--auth must be NAME:PASSWORD")
 
-from fourdthinker_hf.checkpoints import find_model
+from fourdthinker_hf.checkpoints import check_device, check_dtype, find_model
 from fourdthinker_hf.demo.interface import MODEL, build_demo, launch
 
 if __name__ == "__main__":
     try:
-        find_model(model or MODEL)  # before the page is made, so that a wrong name is reported at once
-        launch(build_demo(model or MODEL))
-    except (ValueError, OSError) as error:
+        check_device(arguments.device), check_dtype(arguments.dtype)
+        folder = find_model(arguments.model or MODEL, arguments.revision, arguments.subfolder)
+        launch(
+            build_demo(folder, device=arguments.device, dtype=arguments.dtype),
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=arguments.share,
+            auth=arguments.auth and tuple(arguments.auth.split(":", 1)),
+            root_path=arguments.root_path,
+        )
+    except (ValueError, OSError) as error:  # also a port that is taken
         parser.exit(2, f"app.py: {' '.join(str(error).split())}\n")
 else:
     demo = build_demo()  # `gradio app.py` looks for this name

@@ -58,18 +58,18 @@ MAX_OPTION = 200  # characters
 MAX_ANSWER_SECONDS = 60
 
 
-def load_qa(model: str | os.PathLike) -> VideoQA:
-    """Loads a checkpoint that decodes uploaded videos in a process of their own."""
-    network, processor = load_model(model)
+def load_qa(model: str | os.PathLike, **settings) -> VideoQA:
+    """Loads a checkpoint as [`load_model`] does, which decodes uploaded videos in a process of their own."""
+    network, processor = load_model(model, **settings)
     return VideoQA(network, processor, open_video=uploads.open_in_subprocess(processor))
 
 
 class Handlers:
     """The functions that the page of `demo` and its API call. `model` is loaded by `start_loading`, or by the first
-    question, unless it is given as `qa`."""
+    question, unless it is given as `qa`. `settings` are arguments of [`load_qa`]."""
 
-    def __init__(self, demo: gr.Blocks, model: str | os.PathLike, qa: VideoQA | None = None):
-        self.demo, self.model, self.qa = demo, model, qa
+    def __init__(self, demo: gr.Blocks, model: str | os.PathLike, qa: VideoQA | None = None, **settings):
+        self.demo, self.model, self.qa, self.settings = demo, model, qa, settings
         self.get_example_latents = functools.cache(self._example_latents)
         self.decoding, self.loading = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.loaded: Future | None = None
@@ -83,7 +83,7 @@ class Handlers:
         """Begins to load the model in another thread, if nothing has. The result is a [`VideoQA`]."""
         if self.loaded is None:
             qa = self.qa
-            self.loaded = self.loading.submit(lambda: qa or load_qa(self.model))
+            self.loaded = self.loading.submit(lambda: qa or load_qa(self.model, **self.settings))
         return self.loaded
 
     def get_qa(self) -> VideoQA:

@@ -63,11 +63,11 @@ THEME = gr.themes.Soft().set(
 )
 
 
-def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None) -> gr.Blocks:
+def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None, **settings) -> gr.Blocks:
     """Builds the demo. `model` is loaded once the page is served, or by the first question, unless it is given as
-    `qa`."""
+    `qa`. `settings` are arguments of `load_model`, such as `dtype`."""
     with gr.Blocks(title="4DThinker", delete_cache=DELETE_UPLOADS) as demo:
-        demo.handlers = Handlers(demo, model, qa)
+        demo.handlers = Handlers(demo, model, qa, **settings)
         connect_events(add_page(demo.handlers), demo.handlers)
     return demo.queue(max_size=QUEUE_SIZE)
 
