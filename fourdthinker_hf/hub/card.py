@@ -256,7 +256,7 @@ def save_figures(
             row["registered"] = registered
         files[f"{_slug(row['benchmark'])}.{row['probe']}.json"] = row
     for path in maps:
-        row = json.loads(Path(path).read_text())
+        row = read_json(Path(path))
         place = {name: row.pop(name, None) for name in ("revision", "subfolder")}
         if model_hash(find_model(row["model"], **place)) != weights:
             raise ValueError(f"{path}: the maps are of other weights than those in {folder}; test these")
@@ -272,7 +272,7 @@ def save_figures(
 def read_figures(folder: Path) -> dict[str, dict]:
     """The figures in FOLDER/evaluation by file name: first the plain runs, then the others."""
     paths = sorted(folder.glob("evaluation/*.json"), key=lambda path: (".plain." not in path.name, path.name))
-    return {f"evaluation/{path.name}": json.loads(path.read_text()) for path in paths}
+    return {f"evaluation/{path.name}": read_json(path) for path in paths}
 
 
 def figures_markdown(figures: dict[str, dict]) -> str:

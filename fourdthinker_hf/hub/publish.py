@@ -188,6 +188,11 @@ def make_plan(folder: str | os.PathLike, repo_type: str = "model", trust_remote_
         raise ValueError(f"{folder}: there is no such folder")
     plan, problems = {"model": _plan_model, "dataset": _plan_dataset, "space": _plan_space}[repo_type](folder)
     problems += [
+        f"{name}: this is a link to {path.resolve()}, outside the folder; put the file itself there if it may be sent"
+        for name, path in plan.files.items()
+        if isinstance(path, Path) and not path.resolve().is_relative_to(folder.resolve())
+    ]
+    problems += [
         f"{name}, line {line}: this looks like {kind}; remove it, and revoke it if it is one"
         for name, line, kind in _find_secrets(plan.files)
     ]
@@ -371,14 +376,20 @@ def _exclusion_reason(name: str) -> str:
 
 
 def _find_secrets(files: dict[str, Path | str]) -> Iterator[tuple[str, int, str]]:
-    """`(file, line, kind)` of what looks like a token or a key in a text file: the first of each kind."""
+    """`(file, line, kind)` of what looks like a token or a key in any file: the first of each kind. Of weights only
+    the header is text; that the rest are tensors was checked when their shapes were read."""
     for name, source in files.items():
-        if name.endswith(BINARY_ENDINGS):
-            continue
-        text = source if isinstance(source, str) else source.read_text(encoding="utf-8", errors="replace")
+        content = source.encode() if isinstance(source, str) else _readable_part(source)
         for kind, pattern in SECRET_PATTERNS.items():
-            if match := re.search(pattern, text):
-                yield name, text[: match.start()].count("\n") + 1, kind
+            if match := re.search(pattern.encode(), content):
+                yield name, content[: match.start()].count(b"\n") + 1, kind
+
+
+def _readable_part(path: Path) -> bytes:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little") if path.suffix == ".safetensors" else None
+        file.seek(0)
+        return file.read(size if size is None else 8 + size)
 
 
 def _run_without_package(folder: Path, staging_folder: Path, program: str) -> None:

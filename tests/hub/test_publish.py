@@ -641,3 +641,38 @@ def test_the_demo_becomes_a_space(hub):
     assert needs[0].startswith("torch==") and Requirement(ours["torch"]).specifier.contains(pin.version)
     refused(run("publish", BUNDLED, "me/demo", "--space"), "no app.py")
     refused(run("publish", BUNDLED, "me/demo", "--space", "--dataset"), "cannot be given together")
+
+
+def test_what_a_link_points_to_outside_the_folder_is_refused(checkpoint, split, tmp_path):
+    (tmp_path / "private").write_text("private")
+    (checkpoint / "LICENSE").symlink_to(tmp_path / "private")
+    (checkpoint / "NOTICE").write_text("notice")
+    with pytest.raises(ValueError, match="LICENSE: this is a link to .*/private, outside the folder") as refusal:
+        make_plan(checkpoint)
+    assert "NOTICE" not in str(refusal.value)
+    folder = shutil.copytree(split, tmp_path / "split")
+    shutil.move(folder / "images", tmp_path / "images")
+    (folder / "images").symlink_to(tmp_path / "images")
+    with pytest.raises(ValueError, match="images/000000_0.png: this is a link to "):
+        make_plan(folder, "dataset")
+
+
+def test_a_token_is_found_in_any_file(checkpoint, split, tmp_path):
+    folder = shutil.copytree(split, tmp_path / "split")
+    token = b"hf_" + b"a" * 34
+    with (folder / "images" / "000000_0.png").open("ab") as file:
+        file.write(b"\0\xff" + token)
+    with pytest.raises(ValueError, match="images/000000_0.png, line .*: this looks like a Hugging Face token"):
+        make_plan(folder, "dataset")
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt", "note": token.decode()})
+    (checkpoint / "evaluation").mkdir()
+    with pytest.raises(ValueError, match="model.safetensors, line 1: this looks like a Hugging Face token"):
+        make_plan(checkpoint)
+
+
+def test_a_damaged_figure_is_named(checkpoint):
+    (checkpoint / "evaluation").mkdir()
+    (checkpoint / "evaluation" / "x.plain.json").write_text('{"model_sha256": ')
+    with pytest.raises(ValueError, match="evaluation/x.plain.json: this is not JSON"):
+        make_plan(checkpoint)
