@@ -66,6 +66,7 @@ THEME = gr.themes.Soft().set(
 def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None, **settings) -> gr.Blocks:
     """Builds the demo. `model` is loaded once the page is served, or by the first question, unless it is given as
     `qa`. `settings` are arguments of `load_model`, such as `dtype`."""
+    uploads.uploads_folder()
     with gr.Blocks(title="4DThinker", delete_cache=DELETE_UPLOADS) as demo:
         demo.handlers = Handlers(demo, model, qa, **settings)
         connect_events(add_page(demo.handlers), demo.handlers)
@@ -75,6 +76,7 @@ def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None, **se
 def launch(demo: gr.Blocks, prevent_thread_lock: bool = False, **kwargs) -> tuple:
     """Serves the demo, and then begins to load its model. Arguments and result are those of `gr.Blocks.launch`. Unless
     `prevent_thread_lock`, raises what the loading raises."""
+    uploads.delete_old_uploads(DELETE_UPLOADS[1])
     served = demo.launch(
         css=read_asset("answer.css") + read_asset("style.css"),
         head=f"<script>{read_asset('page.js')}</script>",

@@ -7,6 +7,7 @@ which is also killed when its time is up or when nobody waits for it any more.
 import ast
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,6 +32,8 @@ MAX_SIDE = 4096  # pixels
 MAX_DECODE_SECONDS = 60
 MAX_DECODE_BYTES = 6 * 2**30  # of memory
 MAX_MCP_BYTES = 1_000_000  # of a request to the MCP server
+MAX_TOTAL_BYTES = 5_000_000_000  # of all uploads together; each is deleted after an hour
+CHECKED_BYTES = 10_000_000  # between two checks of this total while an upload arrives
 POLL_SECONDS = 0.1  # between two checks whether a decoder has to be killed
 DECODE_PROGRAM = str(Path(__file__).with_name("decode_upload.py"))
 ACCEPTED_FORMATS = "MP4, MOV, WebM, MKV, AVI, FLV, Ogg, WMV, MPEG, GIF or WebP"
@@ -140,8 +144,35 @@ def accept_uploads_only(video: gr.Video) -> gr.Video:
     return video
 
 
+def uploads_folder() -> Path:
+    """Where uploads lie: a folder of this demo alone, unless GRADIO_TEMP_DIR says another."""
+    default = Path(tempfile.gettempdir()) / f"fourdthinker-uploads-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    return Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(default)))
+
+
+def delete_old_uploads(seconds: float) -> None:
+    """Delete the uploads that are older than this. A server that was killed left them."""
+    for path in sorted(uploads_folder().rglob("*"), reverse=True):  # files come before their folders
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()  # if it is empty
+            elif time.time() - path.lstat().st_mtime > seconds:
+                path.unlink()
+
+
+def _bytes_held() -> int:
+    total = 0
+    for path in uploads_folder().rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
 class UploadMiddleware:
     """ASGI middleware that deletes uploads that are no videos and answers them with status 415.
+
+    Of an upload whose client goes before it is complete nothing is kept. All uploads together hold at most
+    `MAX_TOTAL_BYTES`: another one is answered with status 413.
 
     It also takes files out of requests to the MCP server, which Gradio would keep unchecked and never delete. Gradio
     then asks the client for the address of an upload. The results of that server become JSON.
@@ -164,7 +195,7 @@ class UploadMiddleware:
         async def collect(message):
             messages.append(message)
 
-        await self.app(scope, receive, collect)
+        await self.app(scope, _receive_within_limits(receive), collect)
         body = b"".join(message.get("body", b"") for message in messages)
         if messages[0]["status"] == 200:
             paths = json.loads(body)
@@ -172,8 +203,10 @@ class UploadMiddleware:
                 try:
                     check_upload(path)
                 except VideoError as error:
-                    for uploaded in paths:
-                        Path(uploaded).unlink(missing_ok=True)
+                    for uploaded in map(Path, paths):
+                        uploaded.unlink(missing_ok=True)
+                        with contextlib.suppress(OSError):  # the folder may hold another file of the same content
+                            uploaded.parent.rmdir()
                     return await PlainTextResponse(str(error), status_code=415)(scope, receive, send)
         for message in messages:
             await send(message)
@@ -215,3 +248,23 @@ def result_as_json(line: bytes) -> bytes:
         if part.get("text", "").startswith("{"):
             part["text"] = json.dumps(ast.literal_eval(part["text"]))
     return b"data: " + json.dumps(message).encode()
+
+
+def _receive_within_limits(receive: Receive) -> Receive:
+    """`receive` for Gradio's upload. A `MultiPartException` makes Gradio delete what has arrived; it is raised instead
+    of the message that the client has gone, at which Gradio would keep it."""
+    unchecked = CHECKED_BYTES
+
+    async def checked():
+        nonlocal unchecked
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise MultiPartException("The upload was not complete")
+        unchecked += len(message.get("body", b""))
+        if unchecked >= CHECKED_BYTES:
+            unchecked = 0
+            if _bytes_held() > MAX_TOTAL_BYTES:
+                raise MultiPartException("All uploads together have the maximum allowed size: try again in an hour")
+        return message
+
+    return checked

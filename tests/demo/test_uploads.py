@@ -1,5 +1,7 @@
 """Uploaded videos: which are accepted, and the limits on time and memory within which they are decoded."""
 
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from launches import free_port
 
 from fourdthinker_hf.demo import uploads
 from fourdthinker_hf.demo.uploads import check_upload, open_in_subprocess
@@ -121,3 +124,51 @@ def test_damaged_uploads_are_read_or_refused(tmp_path, name):
 
 def test_the_size_of_a_video(clip):
     assert video_size(clip) == (4.0, 112, 112)
+
+
+HEAD = b'--B\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\nContent-Type: video/mp4\r\n\r\n'
+SERVE = """
+from fourdthinker_hf.demo import uploads
+from fourdthinker_hf.demo.interface import build_demo, launch
+demo = build_demo()
+uploads.MAX_TOTAL_BYTES = uploads._bytes_held() + 3_000_000  # beside the examples
+launch(demo, prevent_thread_lock=True, quiet=True)
+print("ready", flush=True)
+input()
+"""
+
+
+def begin_upload(port):
+    """A connection over which 600 kB of an upload of 1 MB have been sent."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    request = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    connection.sendall(request + b"Content-Length: 1000000\r\n\r\n" + HEAD + bytes(600_000))
+    return connection
+
+
+def test_aborted_uploads_leave_nothing_and_all_together_are_bounded(tmp_path):
+    """A real server. An upload that an earlier one left is deleted at its start."""
+    folder, port = tmp_path / "uploads", free_port()
+    (folder / "old").mkdir(parents=True)
+    (folder / "old" / "left").touch()
+    for path in (folder / "old" / "left", folder / "old"):
+        os.utime(path, (0, 0))
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder), "GRADIO_SERVER_PORT": str(port)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, text=True, **pipes)
+    while server.stdout.readline() != "ready\n":
+        assert server.poll() is None, server.stderr.read()
+    kept = set(folder.rglob("*"))  # the examples
+    assert not [path for path in kept if path.name in ("left", "old")]
+    size = sum(path.stat().st_size for path in kept)
+    connections = [begin_upload(port) for _ in range(3)]
+    while sum(path.stat().st_size for path in folder.rglob("*")) < size + 1_500_000:
+        time.sleep(0.05)
+    for connection in connections:
+        connection.close()
+    while set(folder.rglob("*")) != kept:
+        time.sleep(0.05)
+    (folder / "large").write_bytes(bytes(3_000_001))
+    assert b" 413 " in begin_upload(port).recv(100)
+    _, errors = server.communicate("\n")
+    assert "Traceback" not in errors
