@@ -592,7 +592,7 @@ def test_a_merged_adapter_saved_and_loaded_bare(tiny_folder, processor, tmp_path
         ({"generation_config": GenerationConfig(cache_implementation="paged")}, "paged"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"token_healing": True}, "token_healing"),
-        ({"custom_generate": lambda model, **kwargs: None}, "custom_generate"),
+        ({"custom_generate": print}, "custom_generate"),  # any function
         ({"custom_generate": "somebody/elses-loop"}, "custom_generate"),
         ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, "contrastive_search"),
         ({"dola_layers": "low", "trust_remote_code": True}, "dola_generation"),
