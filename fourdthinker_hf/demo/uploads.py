@@ -164,7 +164,7 @@ def _bytes_held() -> int:
     total = 0
     for path in uploads_folder().rglob("*"):
         with contextlib.suppress(OSError):
-            total += path.lstat().st_size
+            total += 0 if path.is_dir() else path.lstat().st_size
     return total
 
 

@@ -140,7 +140,7 @@ input()
 
 def begin_upload(port):
     """A connection over which 600 kB of an upload of 1 MB have been sent."""
-    connection = socket.create_connection(("127.0.0.1", port))
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     request = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\n"
     connection.sendall(request + b"Content-Length: 1000000\r\n\r\n" + HEAD + bytes(600_000))
     return connection
@@ -168,7 +168,7 @@ def test_aborted_uploads_leave_nothing_and_all_together_are_bounded(tmp_path):
         connection.close()
     while set(folder.rglob("*")) != kept:
         time.sleep(0.05)
-    (folder / "large").write_bytes(bytes(3_000_001))
+    (folder / "large").write_bytes(bytes(4_000_000))
     assert b" 413 " in begin_upload(port).recv(100)
     _, errors = server.communicate("\n")
     assert "Traceback" not in errors
