@@ -205,7 +205,8 @@ def _confidence(*ratios: float) -> float:
 
 def _candidates(background: BackgroundMotion, frames: slice) -> Iterator[NamedMotion]:
     steps = background.steps[frames.start : frames.stop - 1]
-    net, path = steps.sum(0), np.abs(steps).sum(0)
+    net, path = steps.sum(0), np.maximum(np.abs(steps).sum(0), 1e-9)
+    net[np.abs(net) < 1e-9] = 1e-9  # a shot in which nothing stirs: its ratios below are 0, not undefined
     yield NamedMotion((STATIC_CAMERA,), _static_confidence(background, frames))
     consistency = np.abs(net) / np.maximum(path, 1e-6)
     greatest = int(np.abs(net).argmax())

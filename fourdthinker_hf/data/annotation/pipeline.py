@@ -500,8 +500,8 @@ def format_summary(summary: dict) -> str:
 
 # What a run costs
 
-# Objects and questions of a shot, as counted on 46 real clips and rounded up, and the tokens of a request and of its
-# reply: a picture of 480 pixels has about 300 tokens in Qwen2.5-VL.
+# Rough guesses: objects and questions of a shot, and the tokens of a request and of its reply; a picture of 480 pixels
+# has about 300 tokens in Qwen2.5-VL.
 OBJECTS_PER_SHOT, QUESTIONS_PER_SHOT = 2, 4
 NAMING_TOKENS, REASONING_TOKENS = (380, 8), (450, 200)
 
