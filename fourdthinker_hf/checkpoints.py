@@ -281,9 +281,9 @@ def _merge_adapter(network: FourDThinkerForConditionalGeneration, folder: Path):
 def model_hash(folder: Path) -> str:
     """SHA-256 of the names and contents of the files from which a checkpoint is loaded: of an adapter, its own and
     those of its base."""
-    digest = hashlib.sha256()
+    digest, is_adapter = hashlib.sha256(), (folder / ADAPTER_CONFIG).is_file()
     for path in sorted(folder.iterdir()):
-        if _is_loaded(path.name):
+        if _is_loaded(path.name) and (is_adapter or path.name != ADAPTER_WEIGHTS):  # else nobody reads it
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -24,7 +24,8 @@ REPLY = "<think>red ball <|latent_start|> left.</think><answer>to the left</answ
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = typer.main.get_command(app).commands
-NAMES = "ask simulate contact-sheet annotate evaluate report maps filter memory convert merge card publish".split()
+NAMES = "ask simulate contact-sheet annotate evaluate report maps pictures filter memory".split()
+NAMES += "convert merge card publish".split()
 
 
 def run(*arguments):
