@@ -290,7 +290,8 @@ def test_all_problems_are_named_at_once(checkpoint):
 
 def test_code_that_needs_this_package_is_refused(checkpoint):
     edit(CODE[2], lambda text: text + "\nfrom fourdthinker_hf import qa\n")(checkpoint)
-    refused(run("publish", checkpoint, "me/tiny", "--dry-run"), "fails where", "import of fourdthinker_hf")
+    result = run("publish", checkpoint, "me/tiny", "--dry-run", "--trust-remote-code")
+    refused(result, "fails where", "import of fourdthinker_hf")
 
 
 def test_weights_that_the_config_does_not_describe_are_refused(checkpoint):
