@@ -188,7 +188,7 @@ class VideoQA:
         clip = video if isinstance(video, Clip) else self.open(video, start, end)
         generation = {"max_new_tokens": max_new_tokens, "max_time": max_seconds, "do_sample": False}
         if temperature > 0:
-            generation |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+            generation |= {"do_sample": True, "temperature": float(temperature), "top_p": top_p, "top_k": 0}
         if not imagery:
             generation["suppress_tokens"] = [self.model.config.latent_start_id]
         return _Reply(self, clip, question, options).stream(_BackgroundGeneration(latent_hook, seed), generation)

@@ -342,6 +342,11 @@ def test_sampling_follows_its_seed_alone(tiny_folder, clip):
     assert text(0) == first != text(1)
 
 
+def test_a_whole_number_is_a_temperature(qa, clip):
+    """A slider gives 2, not 2.0."""
+    assert qa.ask(clip, "Where?", OPTIONS, max_new_tokens=8, temperature=2).answer in OPTIONS
+
+
 def test_settings_out_of_range_are_refused(qa, clip):
     for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match="temperature must be at least 0"):
