@@ -97,9 +97,7 @@ def test_a_lost_process_is_named_and_the_run_continues(inputs, tiny_folder, tmp_
     first, second = (machine.communicate(timeout=300)[0] for machine in machines)
     assert all(machine.returncode != 0 for machine in machines)
     assert "Signal 9 (SIGKILL) received" in second
-    assert re.search(
-        "OSError: process 0 of 2 waited for one that is lost. .* the same command continues.*ank 1", first
-    )
+    assert re.search("OSError: process 0 of 2 waited for one that is lost. .* the same command continues", first)
     run_evaluate(inputs, str(tiny_folder), tmp_path / "out")
     report = json.loads((tmp_path / "out/evaluated/report.json").read_text())
     assert report["this_call"]["asked"] == NUM_QUESTIONS - 4  # three were asked by process 0, one by process 1
