@@ -269,7 +269,8 @@ class FourDRLTrainer(FourDThinkerTrainerMixin, GRPOTrainer):
         with self.accelerator.autocast():
             if ids.device.type == "cpu":
                 states = model(**inputs, use_cache=False, logits_to_keep=[]).last_hidden_state[0]
-                weight = self.unwrapped_model.get_output_embeddings().weight
+                scorer = unwrap_peft(self.accelerator.unwrap_model(model))  # the policy or the reference
+                weight = scorer.get_output_embeddings().weight
                 with maybe_gather_lm_head_ctx(weight, None):  # with ZeRO-3 it is whole within the model alone
                     values = TiledLogProbs.apply(states, weight, targets, self.temperature)
             else:

@@ -208,6 +208,18 @@ def test_questions_about_videos_and_about_pictures_share_a_batch(make_trainer, p
         check_records([path])
 
 
+def test_the_reference_keeps_its_own_head(make_trainer):
+    """In the second step the policy has changed, and the reference still scores as the first model does."""
+    trainer = make_trainer(max_steps=2)
+    trainer.train()
+    batch, length = trainer._buffered_inputs[0], trainer._buffered_inputs[0]["completion_ids"].shape[1]
+    ids, mask = (torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+    trainer.model.load_state_dict(trainer.ref_model.state_dict())
+    with torch.no_grad():
+        logps, _ = FourDRLTrainer.replay_and_score(trainer, trainer.model, ids, mask, length, batch["sampled_replies"])
+    torch.testing.assert_close(batch["ref_per_token_logps"], logps, atol=1e-5, rtol=0)
+
+
 def test_bf16_scores_are_close_to_the_sampling(make_trainer, figure):
     trainer = make_trainer(bf16=True, num_iterations=2)
     trainer.train()
