@@ -100,7 +100,9 @@ def test_a_question_about_what_the_camera_sees(demo, record, binary, request):
     url, clips = demo
     text = record(url, request.getfixturevalue(binary))
     frames, times, num_sounds = clips[-1]
-    num_frames, last = SEEN.search(text).groups()
+    seen = SEEN.search(text)
+    assert seen, text
+    num_frames, last = seen.groups()
     assert (int(num_frames), float(last)) == (len(frames), round(float(times[-1]), 1))
     assert frames.shape[1:] == (480, 640, 3) and num_sounds == 0 and 1 < times[-1] < SECONDS + 2
     assert len(frames) >= 4 and np.abs(np.diff(frames.astype(int), axis=0)).max() > 50  # both fakes move

@@ -36,6 +36,7 @@ FOLDER = stored_answers.EXAMPLES_FOLDER
 VIDEO, OPTIONS = FOLDER / EXAMPLE["video"], "\n".join(EXAMPLE["options"])
 ROOT = Path(__file__).parents[2]
 WAIT = 120_000  # ms: CI machines are busy
+expect.set_options(timeout=WAIT)  # a page opens slowly on a busy machine
 # The contrast of each visible text, and the contrast that WCAG 2.2 AA asks for (1.4.3: 3 for large text, else 4.5).
 CONTRASTS = """() => {
   const parts = (color) => { const [r, g, b, a] = color.match(/[\\d.]+/g).map(Number); return [r, g, b, a ?? 1]; };
