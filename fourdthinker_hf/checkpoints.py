@@ -145,8 +145,8 @@ def load_model(
     device, dtype = check_device(device), check_dtype(dtype)
     folder = find_model(model, revision, subfolder)
     base = find_base(folder)
-    network = load_network(base or folder, dtype=dtype)
     processor = load_processor(folder if base is None or has_processor(folder) else base)
+    network = load_network(base or folder, dtype=dtype)
     if base is not None:
         network = _merge_adapter(network, folder)
     return network.to(device).eval(), processor

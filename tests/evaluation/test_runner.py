@@ -500,7 +500,7 @@ def test_what_is_no_checkpoint(tiny_folder, questions, tmp_path):
     refused("model: there is no such folder, and a name on the Hub is OWNER/NAME")
     shutil.copytree(tiny_folder, model)
     (model / "processor_config.json").unlink()
-    refused("its processor cannot be loaded")
+    refused("processor_config.json: it cannot be loaded")
     (model / "config.json").write_text("{}")
     shutil.rmtree(tmp_path / "out")
     refused("no latent_token_id")
