@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_fourdthinker import FourDThinkerConfig
@@ -354,7 +355,8 @@ def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
 def check_shapes(folder: Path, config: FourDThinkerConfig, allow_more: bool = False) -> None:
     """Raise a `ValueError` unless the weights in `folder` have the tensors that `config` describes, in either layout
     of names. With `allow_more` they may have others as well."""
-    with _one_reason(folder / "config.json"), torch.device("meta"):
+    # set_zero3_state: under ZeRO-3, transformers would else shard this model, which has no data.
+    with _one_reason(folder / "config.json"), torch.device("meta"), set_zero3_state():
         model = FourDThinkerForConditionalGeneration(config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = read_tensor_shapes(folder)
