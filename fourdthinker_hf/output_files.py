@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,34 @@ def claim(path: Path, work: dict[str, Any], results: Sequence[Path] = (), shared
         if shared and fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_UN)
         yield
+
+
+def check_new_folder(dest: Path) -> None:
+    """Raise a `ValueError` unless the folder `dest` can be made: it does not exist, or is empty."""
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise ValueError(f"{dest}: exists already and is not an empty folder; choose another")
+
+
+@contextmanager
+def new_folder(dest: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes the folder `dest` if the context ends without an error.
+
+    It lies beside `dest`, in `.NAME.part`. After a kill that stays, until the next call for `dest` replaces it. Raises
+    `ValueError` if `dest` is there and not empty, or if another process makes it.
+    """
+    scratch = dest.with_name(f".{dest.name}.part")
+    with claim(scratch / WORK, {"makes": dest.name}):
+        try:
+            check_new_folder(dest)  # the process that made it may have ended just now
+            result = scratch / dest.name
+            shutil.rmtree(result, ignore_errors=True)
+            result.mkdir()
+            yield result
+            if dest.exists():
+                dest.rmdir()
+            result.rename(dest)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _lock(file: TextIO, path: Path, wait: bool) -> None:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fourdthinker_hf.output_files import append_lines, claim, file_hash, read_lines
+from fourdthinker_hf.output_files import append_lines, claim, file_hash, new_folder, read_lines
 
 
 def test_other_work_is_refused_with_what_differs(tmp_path):
@@ -60,6 +60,31 @@ def test_a_claim_ends_with_its_process_and_not_before(tmp_path):
     other.wait()
     with claim(path, {"seed": 5}):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_new_folder_is_made_by_one_process_and_replaces_what_a_kill_left(tmp_path):
+    dest, (reader, writer) = tmp_path / "dest", os.pipe()
+    if (child := os.fork()) == 0:
+        with new_folder(dest) as folder:
+            (folder / "half").touch()
+            os.write(writer, b"!")
+            time.sleep(100)
+    os.read(reader, 1)
+    with pytest.raises(ValueError, match="another process is at this work"), new_folder(dest):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.iterdir()] == [".dest.part"]
+    dest.mkdir()
+    with new_folder(dest) as folder:
+        (folder / "whole").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["dest", "dest/whole"]
+    with pytest.raises(ValueError, match="dest: exists already and is not an empty folder"), new_folder(dest):
+        pass
+    with pytest.raises(OSError, match="full"), new_folder(tmp_path / "other"):
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["dest"]
 
 
 def test_a_line_that_a_kill_cut_is_replaced(tmp_path):

@@ -4,14 +4,13 @@
 - Tensors keep their names and bytes, because the modeling file reads both layouts. Files are copied. Only a file with
   an embedding table that needs new rows is written anew, so never more than one file is in memory.
 - Everything is checked before the first byte is written. The folder is made beside DEST and renamed when it is
-complete.
+  complete.
 """
 
 import json
 import shutil
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
@@ -23,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from ..checkpoints import check_shapes, find_model, new_tensor_name, read_json, read_tensor_shapes
 from ..configuration_fourdthinker import FourDThinkerConfig
 from ..modeling_fourdthinker import FourDThinkerForConditionalGeneration
+from ..output_files import check_new_folder, new_folder
 from ..processing_fourdthinker import LATENT_END, LATENT_PAD, LATENT_START
 from ..published import is_published, read_config, read_processor
 
@@ -57,8 +57,7 @@ def convert(
     Returns a line that says what was made. Raises `ValueError` if SOURCE cannot be converted; DEST is then untouched.
     """
     dest = Path(dest).absolute()
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"{dest}: exists already and is not an empty folder; choose another")
+    check_new_folder(dest)
     text = "" if instruction is None else _read_text(Path(instruction))
     folder = find_model(source, revision, subfolder, allow_base=True)
     raw = read_json(folder / "config.json")
@@ -74,19 +73,13 @@ def convert(
     new_rows = [] if published else _add_tokens(folder, config, processor.tokenizer)
     _check_ids(folder, config, processor.tokenizer)
 
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent) as scratch:
-        result = Path(scratch) / dest.name
-        result.mkdir()
+    with new_folder(dest) as result:
         _write_weights(folder, result, shapes, new_rows, config.text_config.vocab_size, num_trained)
         if (folder / "generation_config.json").is_file():
             shutil.copyfile(folder / "generation_config.json", result / "generation_config.json")
         config.save_pretrained(result)
         processor.save_pretrained(result)
         custom_object_save(FourDThinkerForConditionalGeneration, result)  # the two lines above save their own code
-        if dest.exists():
-            dest.rmdir()
-        result.rename(dest)
     return (
         f"{dest}: made of a {'published 4DThinker checkpoint' if published else 'Qwen2.5-VL base'}, latent tokens "
         f"{', '.join(str(getattr(config, name)) for name in LATENT_TOKENS)}, {len(new_rows)} new rows of "

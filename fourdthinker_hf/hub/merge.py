@@ -6,9 +6,9 @@ one, because an adapter cannot be added exactly to rounded weights.
 
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..checkpoints import find_base, find_model, load_model
+from ..output_files import check_new_folder, new_folder
 
 
 def merge(
@@ -29,18 +29,12 @@ def merge(
     Returns a line that says what was made. Raises `ValueError` if there is no adapter or its base cannot be found.
     """
     dest = Path(dest).absolute()
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"{dest}: exists already and is not an empty folder; choose another")
+    check_new_folder(dest)
     folder = find_model(adapter, revision, subfolder)
     if (base := find_base(folder)) is None:
         raise ValueError(f"{adapter}: this is no adapter, because it has no adapter_config.json; nothing is merged")
-    network, processor = load_model(folder, "cpu", dtype)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent) as scratch:
-        result = Path(scratch) / dest.name
+    with new_folder(dest) as result:
+        network, processor = load_model(folder, "cpu", dtype)
         network.save_pretrained(result)
         processor.save_pretrained(result)
-        if dest.exists():
-            dest.rmdir()
-        result.rename(dest)
     return f"{dest}: {adapter} merged into {base}, {str(network.dtype).removeprefix('torch.')}"
