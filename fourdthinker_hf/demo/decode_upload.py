@@ -1,14 +1,26 @@
 """Decodes one uploaded video within limits on memory and time. `uploads.py` runs this program with `python -I`.
 
 It imports only the standard library, installed packages and `video_fourdthinker.py`. Its argument is a JSON object. It
-writes frames.npy, timestamps.npy and known.npy (what else `Timestamps` knows) into the folder `out`, or ends with
-`VideoError: reason` on stderr.
+writes three arrays to stdout, which is a file, as `numpy.save` does: the frames, their times, and what else
+`Timestamps` knows. Or it ends with `VideoError: reason` on stderr. It ends when the server that started it ends.
 """
 
 import json
+import os
 import sys
+import threading
+import time
 
 job = json.loads(sys.argv[1])
+
+
+def end_with_server() -> None:
+    while os.getppid() == job["server"]:  # on Windows this never changes
+        time.sleep(0.5)
+    os._exit(1)
+
+
+threading.Thread(target=end_with_server, daemon=True).start()
 try:
     import resource
 
@@ -38,6 +50,5 @@ except VideoError as error:
     sys.exit(f"VideoError: {error}")
 except MemoryError:
     sys.exit("VideoError: its frames do not fit into the memory that a video gets here: make it smaller, or trim it")
-np.save(job["out"] + "/frames.npy", frames)
-np.save(job["out"] + "/timestamps.npy", timestamps)
-np.save(job["out"] + "/known.npy", np.float64([timestamps.seconds_per_frame or np.nan, timestamps.end]))
+for array in (frames, timestamps, np.float64([timestamps.seconds_per_frame or np.nan, timestamps.end])):
+    np.save(sys.stdout.buffer, array)

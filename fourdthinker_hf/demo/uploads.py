@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import gradio as gr
 import numpy as np
@@ -80,10 +81,10 @@ def open_in_subprocess(
 
     def open_video(path, start=None, end=None, stopped=None) -> tuple[np.ndarray, np.ndarray]:
         stopped = stopped or threading.Event()
-        with tempfile.TemporaryDirectory(prefix="fourdthinker-") as out:
+        with tempfile.TemporaryFile() as out:  # it has no name, so nothing of it outlives this process
             job = {
                 "path": str(path),
-                "out": out,
+                "server": os.getpid(),
                 "code_folder": str(Path(__file__).resolve().parents[1]),
                 "memory_bytes": memory_bytes,
                 "seconds": int(seconds),
@@ -92,7 +93,7 @@ def open_in_subprocess(
                 "sampling": sampling | {"start": start, "end": end},
             }
             name = Path(path).name
-            code, stderr = _run([sys.executable, "-I", DECODE_PROGRAM, json.dumps(job)], seconds, stopped)
+            code, stderr = _run([sys.executable, "-I", DECODE_PROGRAM, json.dumps(job)], out, seconds, stopped)
             if stopped.is_set():
                 raise VideoError(f"{name}: was not read, it was stopped")
             if code is None:
@@ -101,7 +102,8 @@ def open_in_subprocess(
                     "`ffmpeg -i IN -t 60 -vf scale=-2:720 OUT.mp4`"
                 )
             if code == 0:
-                frames, times, known = (np.load(f"{out}/{name}.npy") for name in ("frames", "timestamps", "known"))
+                out.seek(0)
+                frames, times, known = (np.load(out) for _ in range(3))
                 per_frame, end = known.tolist()
                 return frames, Timestamps(times, None if np.isnan(per_frame) else per_frame, end)
             cause = stderr.rpartition("VideoError: ")[2].strip()
@@ -112,10 +114,11 @@ def open_in_subprocess(
     return open_video
 
 
-def _run(command: list[str], seconds: float, stopped: threading.Event) -> tuple[int | None, str]:
-    """Runs a process. Returns its exit status, or None if it was stopped or its time was up, and its stderr."""
+def _run(command: list[str], out: IO[bytes], seconds: float, stopped: threading.Event) -> tuple[int | None, str]:
+    """Runs a process that writes to `out`. Returns its exit status, or None if it was stopped or its time was up, and
+    its stderr."""
     deadline = time.monotonic() + seconds
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    pipes = {"stdout": out, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, errors="replace", **pipes) as child:
         try:
             while not stopped.is_set() and time.monotonic() < deadline:

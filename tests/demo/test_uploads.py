@@ -1,9 +1,11 @@
 """Uploaded videos: which are accepted, and the limits on time and memory within which they are decoded."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -59,6 +61,24 @@ def test_decoding_is_killed_when_nobody_waits_for_it(processor, clip, monkeypatc
     with pytest.raises(VideoError, match="clip.mp4: was not read, it was stopped"):
         open_in_subprocess(processor, seconds=600)(clip, stopped=stopped)
     assert not [child for child in psutil.Process().children() if "-I" in child.cmdline()]
+
+
+def test_a_decoder_ends_with_its_server_and_nothing_is_left(processor, clip, monkeypatch, tmp_path):
+    """A server that was killed is one that is not the decoder's parent any more."""
+    started, scratch = [], tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    run = uploads._run
+    monkeypatch.setattr(uploads, "_run", lambda command, *rest: started.append(command) or run(command, *rest))
+    open_in_subprocess(processor)(clip)
+    *program, job = started[0]
+    job = json.loads(job)
+    assert job["server"] == os.getpid()
+    ended = subprocess.run([*program, json.dumps(job | {"server": 0})], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")
+    with pytest.raises(VideoError):
+        open_in_subprocess(processor, seconds=0)(clip)
+    assert not list(scratch.iterdir())
 
 
 def test_a_decoder_that_crashes_ends_its_own_process_alone(processor, clip, monkeypatch, tmp_path):
