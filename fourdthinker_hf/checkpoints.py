@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -509,6 +510,22 @@ def _check_space(repo_id: str, num_bytes: int) -> None:
             f"{repo_id}: {num_bytes / 1e9:.1f} GB are to be downloaded, but the disk of {cache} has {free / 1e9:.1f} "
             "GB free; make room, or set HF_HOME to a folder on another disk"
         )
+
+
+def explain_missing_data(name: str) -> str:
+    """Why there are no records at `name`, where there is neither a file nor a folder, and what to do. If it can be the
+    name of a data set on the Hub, the Hub is asked."""
+    if Path(name).suffix in (".json", ".jsonl", ".parquet"):
+        return f"{name}: there is no such file"
+    reason = f"{name}: there is neither a file nor a folder of this name"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return reason
+    try:
+        HfApi().auth_check(name, repo_type="dataset")
+    except (HTTPError, OSError, HFValidationError) as error:
+        return f"{reason}, and on the Hub: {explain(error, name)}"
+    command = f"hf download {name} --repo-type dataset --local-dir data/{name.partition('/')[2]}"
+    return f"{reason}; the data set on the Hub is downloaded first: `{command}`"
 
 
 def read_card_text(repo_id: str) -> str:

@@ -103,6 +103,19 @@ class FourDThinkerProcessor(Qwen2_5_VLProcessor):
         self.second_per_grid, self.instruction = second_per_grid, instruction
         self.latent_block = LATENT_START + LATENT_PAD * latent_size + LATENT_END
 
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers. Raises `ValueError` for the processor of another model: a published 4DThinker or its
+        base has not the settings that are read here, and would get other numbers of frames and pixels."""
+        settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "latent_size" not in settings:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: there is no processor_config.json with a latent_size; "
+                f"`fourdthinker convert {pretrained_model_name_or_path} DEST` makes it of a published 4DThinker or of "
+                "a Qwen2.5-VL"
+            )
+        return settings, kwargs
+
     def __call__(
         self,
         images=None,

@@ -166,6 +166,11 @@ class LocalHub:
             siblings = [{"rfilename": path, "size": len(content)} for path, (_, content) in files.items()]
             return {"id": f"{owner}/{name}", "sha": number, "private": found.private, "siblings": siblings, "tags": []}
 
+        @app.get("/api/{kinds}/{owner}/{name}/auth-check")
+        def may_read(request: Request, kinds: str, owner: str, name: str):
+            if self._open(request, kinds[:-1], f"{owner}/{name}").gated and self._user(request) != owner:
+                raise Refusal(403, "GatedRepo", "Access to this repository is restricted")
+
         @app.get("/api/{kinds}/{owner}/{name}/refs")
         def refs(request: Request, kinds: str, owner: str, name: str):
             found = self._open(request, kinds[:-1], f"{owner}/{name}")

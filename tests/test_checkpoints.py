@@ -13,9 +13,16 @@ from huggingface_hub import constants, file_download
 from qwen_checkpoint import load_whole, write_source
 from typer.testing import CliRunner
 
-from fourdthinker_hf import checkpoints
+from fourdthinker_hf import (
+    FourDThinkerConfig,
+    FourDThinkerForConditionalGeneration,
+    FourDThinkerProcessor,
+    checkpoints,
+)
 from fourdthinker_hf.checkpoints import find_model, load_model
 from fourdthinker_hf.cli import app
+from fourdthinker_hf.data.records import RecordFiles, read_records
+from fourdthinker_hf.evaluation.benchmarks import load_benchmark
 from fourdthinker_hf.hub.convert import convert
 from fourdthinker_hf.qa import VideoQA
 
@@ -107,6 +114,29 @@ def test_every_failure_of_a_name_has_its_own_words(tiny_folder, hub, tmp_path, m
     refused("or it is private: log in (`hf auth login`) or set HF_TOKEN", "other/private")
 
 
+@pytest.mark.parametrize("read", [load_benchmark, read_records, lambda name: RecordFiles([name])])
+def test_a_data_set_on_the_hub_fails_in_the_words_of_a_model(hub, tmp_path, monkeypatch, read):
+    monkeypatch.chdir(tmp_path)
+    for name, settings in (("me/data", {}), ("other/private", {"private": True}), ("other/gated", {"gated": True})):
+        hub.add(name, {"records.jsonl": b""}, "dataset", **settings)
+
+    def refused(name, words):
+        with pytest.raises((ValueError, FileNotFoundError)) as refusal:
+            read(name)
+        assert str(refusal.value) == f"{name}: there is neither a file nor a folder of this name{words}"
+
+    command = "`hf download me/data --repo-type dataset --local-dir data/data`"
+    refused("me/data", f"; the data set on the Hub is downloaded first: {command}")
+    no_access = "and on the Hub: there is no such repository, or it is private: the token in use has no access"
+    refused("other/private", f", {no_access}")
+    refused("no/thing", f", {no_access}")
+    gated = "access must be requested on its page; then the token in use has no access"
+    refused("other/gated", f", and on the Hub: {gated}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused("me/data", ", and on the Hub: the Hub is not asked, because HF_HUB_OFFLINE is set")
+    refused(str(tmp_path / "nowhere"), "")
+
+
 def test_without_a_network_the_cache_is_used_and_otherwise_listed(tiny_folder, hub, cache, monkeypatch):
     hub.add("me/tiny", content(tiny_folder))
     folder = find_model("me/tiny")
@@ -160,6 +190,19 @@ def test_a_published_checkpoint_loads_as_its_conversion(repository, tmp_path, cl
     expected = its_processor.apply_chat_template(messages, **arguments)
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
     assert inputs["video_grid_thw"].tolist() == [[2, 8, 8]]  # four seconds, a frame a second
+
+
+def test_the_classes_refuse_a_published_checkpoint_and_name_the_command(published):
+    """transformers would only log a warning, and take the settings of mental images and of videos from defaults."""
+    command = f"`fourdthinker convert {published} DEST` makes it of a published 4DThinker"
+    for kind, words in (
+        (FourDThinkerConfig, "config.json has model_type 'qwen2_5_vl'"),
+        (FourDThinkerForConditionalGeneration, "config.json has model_type 'qwen2_5_vl'"),
+        (FourDThinkerProcessor, "there is no processor_config.json with a latent_size"),
+    ):
+        with pytest.raises(ValueError, match=words) as refusal:
+            kind.from_pretrained(published)
+        assert command in str(refusal.value)
 
 
 def test_ask_takes_the_published_repository_by_name(repository, clip):

@@ -68,6 +68,19 @@ class FourDThinkerConfig(Qwen2_5_VLConfig):
             "AutoModelForMultimodalLM": model_class,
         }
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers. Raises `ValueError` for the config of another model: from that of a published 4DThinker
+        or of its base the settings of mental images would be wrong, with no more than a line in the log."""
+        settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: config.json has model_type {settings['model_type']!r}, and only "
+                f"{cls.model_type!r} can be loaded here; `fourdthinker convert {pretrained_model_name_or_path} DEST` "
+                "makes it of a published 4DThinker or of a Qwen2.5-VL"
+            )
+        return settings, kwargs
+
 
 FourDThinkerConfig.register_for_auto_class()
 

@@ -200,7 +200,7 @@ def read_records(
     A record that cannot be read, or for which `check` raises a `ValueError`, raises `RecordError`. With `skip_bad` it
     is left out instead, and its message is added to `refused`. Without that list, one warning has all messages.
     """
-    path = Path(path).absolute()
+    path = _existing(path)
     records, reasons = [], [] if refused is None else refused
     for line, _, text in _find_records(path):
         try:
@@ -212,6 +212,15 @@ def read_records(
     if reasons and refused is None:
         logger.warning("skipped %d of %d records:\n%s", len(reasons), len(reasons) + len(records), "\n".join(reasons))
     return records
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    """The absolute path. Raises `FileNotFoundError` in the words of [`explain_missing_data`] if nothing is there."""
+    if not os.path.exists(path):
+        from ..checkpoints import explain_missing_data  # loads the model's code
+
+        raise FileNotFoundError(explain_missing_data(str(path)))
+    return Path(path).absolute()
 
 
 def _read(text: bytes, path: Path, line: int, check: Callable[[Record], None] | None) -> Record:
@@ -290,7 +299,7 @@ class RecordFiles:
         self, paths: Iterable[str | os.PathLike[str]], check: Callable[[Record], None] | None = check_trainable
     ):
         self.check = check
-        self.paths = [Path(path).absolute() for path in paths]
+        self.paths = [_existing(path) for path in paths]
         positions = array("q")
         for number, path in enumerate(self.paths):
             for line, offset, text in _find_records(path):

@@ -11,13 +11,13 @@ the runner does.
 import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints import explain_missing_data
 from ..data.question_vocabulary import DSR_TASKS
 from ..data.records import LETTERS, Record, RecordError, RecordFiles, check_video
 from ..processing_fourdthinker import OUTPUT_IMAGE
@@ -50,12 +50,7 @@ def load_benchmark(
             refused.append(message)
 
     if not path.exists():
-        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-        remedy = f"hf download {name} --repo-type dataset --local-dir data/{path.name}"
-        raise ValueError(
-            f"{path}: there is neither a file nor a folder of this name"
-            + f"; a data set on the Hub is downloaded first: `{remedy}`" * is_hub_name
-        )
+        raise ValueError(explain_missing_data(name))
     for load in LOADERS:
         if (records := load(path, question)) is not None:
             if not records:

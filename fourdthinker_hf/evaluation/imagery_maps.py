@@ -49,8 +49,8 @@ def score_maps(
     """
     if source not in ("model", "targets"):
         raise ValueError(f"source must be 'model' or 'targets', got {source!r}")
-    network, processor = load_model(model, device, "float32", revision, subfolder)
     records = [record for record in read_records(benchmark) if record.imagery][:num]
+    network, processor = load_model(model, device, "float32", revision, subfolder)
     cases = []
     for first in range(0, len(records), batch_size):
         cases += _cases(network, processor, records[first : first + batch_size], source)

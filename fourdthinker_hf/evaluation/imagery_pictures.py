@@ -49,11 +49,11 @@ def score_pictures(
     """
     if source not in ("model", "targets"):
         raise ValueError(f"source must be 'model' or 'targets', got {source!r}")
+    records = [record for record in read_records(benchmark) if record.imagery][:num]
     network, processor = load_model(model, device, "float32", revision, subfolder)
     decoder = load_imagery_decoder(network)
     if decoder is None:
         raise ValueError(f"{model} has no imagery decoder; train/decoder.py trains one")
-    records = [record for record in read_records(benchmark) if record.imagery][:num]
     cases = []
     for first in range(0, len(records), batch_size):
         cases += _cases(network, processor, records[first : first + batch_size], source, decoder.config.picture_size)

@@ -59,10 +59,10 @@ def filter_records(
     """
     distributed = DistributedState(device)
     check_dtype(dtype)
+    files = RecordFiles([records])
     folder = find_model(model, revision, subfolder)
     _refuse_forget_video(model, folder)
     out = Path(out)
-    files = RecordFiles([records])
     questions, locations, left_out = [], [], []
     for index in range(len(files)):
         try:

@@ -30,7 +30,7 @@ from peft import PeftConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..configuration_fourdthinker import FourDThinkerConfig
@@ -299,7 +299,7 @@ def read_config(source: str | PathLike) -> FourDThinkerConfig:
     """The config of a 4DThinker or Qwen2.5-VL model, from a folder, a config.json or a Hub id. Raises `ValueError` if
     there is none."""
     try:
-        raw, _ = FourDThinkerConfig.get_config_dict(source)
+        raw, _ = PreTrainedConfig.get_config_dict(source)  # also that of a base
     except OSError as error:
         raise ValueError(
             f"{source}: no config can be read; give a config.json with --config, that of the base model will do"

@@ -23,7 +23,16 @@ from transformers.trainer_callback import TrainerState
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from .. import FourDThinkerForConditionalGeneration
-from ..checkpoints import check_shapes, find_base, find_model, load_config, load_processor, model_hash, read_json
+from ..checkpoints import (
+    check_shapes,
+    explain_missing_data,
+    find_base,
+    find_model,
+    load_config,
+    load_processor,
+    model_hash,
+    read_json,
+)
 from ..distributed import LAUNCHER_VARIABLES, end_process_group
 from ..hub.card import lineage
 from ..hub.publish import check_repo_id, publish_run
@@ -134,7 +143,7 @@ def _find_records(script_args, recipe: str | None, make: bool) -> None:
                 _run_commands(commands)
     if lost := missing():
         remedy = f" These commands make the data:\n{' && '.join(commands)}" if commands else ""
-        raise FileNotFoundError(f"{', '.join(dict.fromkeys(lost))}: there is no such file.{remedy}")
+        raise FileNotFoundError(f"{'; '.join(map(explain_missing_data, dict.fromkeys(lost)))}.{remedy}")
 
 
 def recipe_commands(recipe: str | Path) -> list[str]:
