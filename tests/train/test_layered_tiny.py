@@ -1,5 +1,6 @@
-"""How the next tiny model is made: its processor, and the labels that its vision tower is pretrained with."""
+"""How the next tiny model is made: its processor, the labels of its vision tower, and its text."""
 
+import json
 from pathlib import Path
 
 import make
@@ -10,6 +11,9 @@ import yaml
 from init_model import make_tokenizer
 from init_motion_model import make_config, make_processor
 from pretrain_motion_tower import HEADS, PATCH, Pairs, to_features, to_patches, vision_config
+
+from fourdthinker_hf.data.records import Record, write_records
+from fourdthinker_hf.training import check_records
 
 TOKENIZER = make_tokenizer(["red ball 3 4, 5 4."], 300)
 
@@ -56,5 +60,23 @@ def test_the_processor_samples_pairs_and_the_configuration_follows_the_tower():
 
 def test_the_recipes_take_the_steps_of_scale_one():
     recipes = Path(__file__).resolve().parents[2] / "train/recipes/tiny"
-    for name, steps in (("text_only", make.TEXT_STEPS), ("dift", make.DIFT_STEPS)):
-        assert yaml.safe_load((recipes / f"layered_{name}.yaml").read_text())["max_steps"] == steps
+    for name in ("words", "text_only", "dift"):
+        assert yaml.safe_load((recipes / f"layered_{name}.yaml").read_text())["max_steps"] == make.STEPS[name]
+
+
+def test_varied_records_keep_the_answer_and_words_records_have_neither_clip_nor_images(tmp_path, clip):
+    image = tmp_path / "image.png"
+    make.Image.new("RGB", (112, 112)).save(image)
+    record = Record("a", "How does the camera move?", "It pans left", ["It pans left", "It tilts up"], "camera_motion")
+    record.reasoning, record.imagery, record.video = "At first <output_image>. So it pans.", [str(image)], str(clip)
+    write_records(tmp_path / "records.jsonl", [record])
+    paths = make.write_varied(tmp_path / "records.jsonl")
+    check_records(paths)
+    seen, unseen = ([json.loads(line) for line in path.read_text().splitlines()] for path in paths)
+    assert [row["id"] for row in seen] == ["a", "a-odd0"] and len(unseen) == 1 + make.ODD_COPIES
+    assert [row["question"] for row in unseen[:2]] == [row["question"] for row in seen]
+    for row in (*seen, *unseen):
+        assert row["options"].index(row["answer"]) == 0 and "It pans left" in row["answer"]
+        assert row["answer"].replace("pans left", "tilts up") == row["options"][1]
+    assert {row["question"] for row in seen[:1]} == {record.question} != {row["question"] for row in seen[1:]}
+    assert all(row["reasoning"] == "At first. So it pans." and not row["imagery"] for row in unseen)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [  # a recipe may start from the output_dir of one before it
     "tiny/text_only",
     "tiny/dift",
+    "tiny/layered_words",
     "tiny/layered_text_only",
     "tiny/layered_dift",
     "tiny/dift_forget_video",

@@ -1,8 +1,7 @@
 """Makes the first checkpoint of the next tiny model: a byte-level BPE tokenizer, a processor that samples frames in
-pairs, random weights, and the pretrained vision tower. train/tiny/make.py has this command and those around it.
+pairs, and random weights. train/tiny/make.py has this command and those around it.
 
-    python train/tiny/init_motion_model.py runs/tiny_1/init --tower runs/tiny_1/tower \
-        --records runs/tiny_1/data/train/records.jsonl
+    python train/tiny/init_motion_model.py runs/tiny_1/init --records runs/tiny_1/data/train/varied.jsonl
 
 The tokenizer, the chat template and the rest of the configuration are those of init_model.py.
 """
@@ -17,7 +16,6 @@ import torch
 import typer
 from init_model import CHAT_TEMPLATE, make_tokenizer
 from pretrain_motion_tower import vision_config
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from fourdthinker_hf import FourDThinkerConfig, FourDThinkerForConditionalGeneration, FourDThinkerProcessor
@@ -56,7 +54,6 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> FourDThinkerConfig:
 def main(
     out: Path,
     records: Annotated[list[Path], typer.Option(help="records.jsonl file whose text the tokenizer is trained on")],
-    tower: Annotated[Path | None, typer.Option(help="Folder of pretrain_motion_tower.py; random without")] = None,
     vocab_size: int = 2048,
     seed: int = 0,
 ) -> None:
@@ -68,8 +65,6 @@ def main(
     tokenizer = make_tokenizer([*texts, *options, *topics.values()], vocab_size)
     torch.manual_seed(seed)
     model = FourDThinkerForConditionalGeneration(make_config(tokenizer))
-    if tower is not None:
-        model.model.visual.load_state_dict(load_file(tower / "tower.safetensors"))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)

@@ -6,9 +6,10 @@
 
 The stages:
 - `clips` writes questions about layered scenes, to train and to validate on;
-- `tower` pretrains the vision tower (pretrain_motion_tower.py);
-- `init` makes the first checkpoint (init_motion_model.py);
-- `text_only` and `dift` run train/sft.py with train/recipes/tiny/layered_text_only.yaml and layered_dift.yaml;
+- `init` makes the first checkpoint, with a random vision tower (init_motion_model.py);
+- `words` teaches it to read questions and options and to write, without the clips (layered_words.yaml);
+- `tower` pretrains the vision tower (pretrain_motion_tower.py), and `start` puts it into the checkpoint;
+- `text_only` and `dift` teach it to see and to picture (layered_text_only.yaml, layered_dift.yaml);
 - `validate` runs `fourdthinker evaluate`.
 
 A finished stage is skipped, and an interrupted one continues where it was. `--scale` multiplies the numbers of clips
@@ -22,16 +23,21 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from PIL import Image
 
 from fourdthinker_hf.data.simulation.textures import folder_photos
+from fourdthinker_hf.data.simulation.wordings import with_odd_words
 from fourdthinker_hf.output_files import WORK, claim, files_hash, write_whole
+from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
-STAGES = ("clips", "tower", "init", "text_only", "dift", "validate")
+STAGES = ("clips", "init", "words", "tower", "start", "text_only", "dift", "validate")
 HERE = Path(__file__).resolve().parent
 # Numbers at scale 1; those of the steps are also in the recipes.
 CLIPS, PER_CLIP, VALIDATION_CLIPS = 20000, 5, 600
-TOWER_STEPS, TEXT_STEPS, DIFT_STEPS = 40000, 16000, 6000
+STEPS = {"words": 4000, "tower": 40000, "text_only": 16000, "dift": 6000}
+ODD_COPIES = 2  # of each question for the stage `words`, with odd words in them
 SEEDS = {"train": 1, "validation": 900_101, "validation_words": 900_102}
 
 
@@ -48,6 +54,46 @@ def make_clips(data: Path, scale: float, photos: Path | None) -> None:
         number = CLIPS if name == "train" else VALIDATION_CLIPS
         words = name == "validation_words"
         write_questions(max(300, int(number * scale)), seed, data / name, PER_CLIP, words, photos)
+
+
+def write_varied(records: Path) -> tuple[Path, Path]:
+    """Writes to two files what is trained on: each record and a copy with odd words; and the same and another copy
+    about a grey picture and without mental images, for the stage `words`."""
+    rng = np.random.default_rng(0)
+    grey = records.with_name("grey.png")
+    Image.new("RGB", (112, 112), (128, 128, 128)).save(grey)
+    seen, unseen = [], []
+    for line in records.read_text().splitlines():
+        record = json.loads(line)
+        copies = [record]
+        for number in range(ODD_COPIES):
+            question, options = with_odd_words(rng, record["question"], record.get("options"))
+            copy = record | {"id": f"{record['id']}-odd{number}", "question": question}
+            if options is not None:
+                answer = options[record["options"].index(record["answer"])]
+                copy |= {"options": options, "answer": answer}
+            copies.append(copy)
+        seen += copies[:2]
+        for copy in copies:
+            reasoning = copy["reasoning"].replace(f" {OUTPUT_IMAGE}", "")
+            grey_clip = {"video": None, "frames": [str(grey)] * 2, "imagery": [], "source": None}
+            unseen.append(copy | grey_clip | {"reasoning": reasoning})
+    paths = records.with_name("varied.jsonl"), records.with_name("words.jsonl")
+    for path, rows in zip(paths, (seen, unseen), strict=True):
+        write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    return paths
+
+
+def put_tower(model: Path, tower: Path, out: Path) -> None:
+    """Writes the checkpoint `model` with the weights of the pretrained `tower` to `out`."""
+    from safetensors.torch import load_file
+
+    from fourdthinker_hf import FourDThinkerForConditionalGeneration, FourDThinkerProcessor
+
+    whole = FourDThinkerForConditionalGeneration.from_pretrained(model)
+    whole.model.visual.load_state_dict(load_file(tower / "tower.safetensors"))
+    whole.save_pretrained(out)
+    FourDThinkerProcessor.from_pretrained(model).save_pretrained(out)
 
 
 def closed_questions(records: Path) -> Path:
@@ -71,8 +117,9 @@ def main(
     data, init = place / "data", place / "init"
     shown = ["--photos", photos] if photos else []
     train = data / "train" / "records.jsonl"
+    varied, words = (train.with_name(f"{name}.jsonl") for name in ("varied", "words"))
 
-    def sft(stage: str, parent: Path, steps: int) -> None:
+    def sft(stage: str, parent: Path, records: Path) -> None:
         run(
             sys.executable,
             "train/sft.py",
@@ -81,13 +128,13 @@ def main(
             "--model_name_or_path",
             parent,
             "--records",
-            train,
+            records,
             "--output_dir",
             place / stage,
             "--feature_cache",
             place / "features",
             "--max_steps",
-            max(50, int(steps * scale)),
+            max(50, int(STEPS[stage] * scale)),
         )
 
     def validate() -> None:
@@ -107,23 +154,27 @@ def main(
                     place / "evaluation" / name,
                 )
 
+    def make_all_clips() -> None:
+        make_clips(data, scale, photos)
+        write_varied(train)
+
     stages = {
-        "clips": lambda: make_clips(data, scale, photos),
+        "clips": make_all_clips,
+        "init": lambda: run(sys.executable, HERE / "init_motion_model.py", init, "--records", varied),
+        "words": lambda: sft("words", init, words),
         "tower": lambda: run(
             sys.executable,
             HERE / "pretrain_motion_tower.py",
             place / "tower",
             "--steps",
-            int(TOWER_STEPS * scale),
+            int(STEPS["tower"] * scale),
             "--workers",
             workers,
             *shown,
         ),
-        "init": lambda: run(
-            sys.executable, HERE / "init_motion_model.py", init, "--tower", place / "tower", "--records", train
-        ),
-        "text_only": lambda: sft("text_only", init, TEXT_STEPS),
-        "dift": lambda: sft("dift", place / "text_only", DIFT_STEPS),
+        "start": lambda: put_tower(place / "words", place / "tower", place / "start"),
+        "text_only": lambda: sft("text_only", place / "start", varied),
+        "dift": lambda: sft("dift", place / "text_only", varied),
         "validate": validate,
     }
     work = {

@@ -9,6 +9,11 @@ for the opposite: its yes is the others' no.
 import functools
 import re
 from dataclasses import dataclass
+from pydoc_data.topics import topics
+
+import numpy as np
+
+from .cutouts import COLOURS
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
@@ -784,3 +789,40 @@ UNANSWERABLE_OPTIONS = (
     "in the morning|at noon|in the evening|at night",
     "a song|a drum|a piano|a guitar",
 )
+
+# Odd words
+
+COMMON_WORDS = frozenset(
+    "what which how does do did is are was the a an of in this that to there you can tell me say".split()
+)
+
+
+@functools.cache
+def odd_words() -> list[str]:
+    """Words of Python's language reference that neither a question, an option nor a name has, held out or not."""
+    patterns = [pattern for wordings in (*QUESTIONS.values(), UNANSWERABLE) for pattern in wordings.train]
+    patterns += [pattern for wordings in (*QUESTIONS.values(), UNANSWERABLE) for pattern in wordings.held_out]
+    known = str(
+        [patterns, OPTIONS, HELD_OUT_OPTIONS, UNANSWERABLE_OPTIONS, KIND_WORDS, OBJECT_WORDS, ANY_NOUNS, list(COLOURS)]
+    )
+    known = set(re.findall(r"[a-z]+", known.lower()))
+    return sorted(set(re.findall(r"\b[a-z]{3,9}\b", " ".join(topics.values()))) - known)
+
+
+def with_odd_words(rng: np.random.Generator, question: str, options: list[str] | None) -> tuple[str, list[str] | None]:
+    """A question with one to three words that say nothing, some of them in the place of a common word; its options,
+    if it has any, often with such words in front or behind, the same for all. It teaches a model to look for what it
+    knows among words that it has never met."""
+
+    def odd(most: int) -> list[str]:
+        return rng.choice(odd_words(), rng.integers(1, most + 1)).tolist()
+
+    words = question.split()
+    for word in odd(3):
+        place = int(rng.integers(len(words)))
+        replaced = words[place].lower() in COMMON_WORDS and rng.random() < 0.7
+        words[place : place + replaced] = [word]
+    before, after = (" ".join(odd(2)) if rng.random() < chance else "" for chance in (0.4, 0.25))
+    if options is not None:
+        options = [f"{before} {text} {after}".strip() for text in options]
+    return " ".join(words), options
