@@ -128,13 +128,13 @@ def annotate(
     `shard` (I, N) takes every Nth video from the Ith on; `workers` videos are annotated at a time, by default one for
     each core. The processes that `accelerate launch` started share the shard; the main one returns the report. Raises
     `ValueError` if `source` has no video, `out` has records of other videos or made with other settings, or another
-    command annotates this shard.
+    command annotates some of these videos there.
     """
     index, count = shard
     if not 1 <= index <= count:
         raise ValueError(f"Shard {index}/{count} does not exist: it must be from 1/{count} to {count}/{count}.")
     out = Path(out).absolute()
-    videos, num_others = find_videos(source)
+    videos, num_others = find_videos(source, out)
     distributed, cores = None, os.cpu_count() or 1
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from ...distributed import DistributedState  # it imports PyTorch
@@ -148,6 +148,7 @@ def annotate(
     with claim(out / WORK, work, results, shared=True), ExitStack() as stack:
         if distributed is None or distributed.is_main_process:
             stack.enter_context(claim(out / PARTS / f"shard-{index}-of-{count}.lock", {"shard": list(shard)}))
+            _refuse_overlap(out, shard)
         for folder in (PARTS, "videos", "images"):
             (out / folder).mkdir(exist_ok=True)
         _refuse_other_videos(out, videos)
@@ -166,14 +167,37 @@ def annotate(
         return _gather(out, shard, settings.seed, jobs, num_others)
 
 
-def find_videos(source: str | os.PathLike[str]) -> tuple[list[tuple[Path, str]], int]:
-    """(path, name) of each video at or below `source`, sorted by path, and the number of files that are no videos."""
+def _refuse_overlap(out: Path, shard: tuple[int, int]) -> None:
+    """Raise `ValueError` if another process annotates a shard of another number of shards that has some of the same
+    videos. Each process has claimed its own shard before: of two that begin at once, at least one finds the other."""
+    index, count = shard
+    for path in sorted((out / PARTS).glob("shard-*-of-*.lock")):
+        other = list(map(int, re.findall(r"\d+", path.name)))
+        if other != list(shard) and (other[0] - index) % math.gcd(other[1], count) == 0:
+            with claim(path, {"shard": other}):
+                pass
+
+
+def find_videos(
+    source: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+) -> tuple[list[tuple[Path, str]], int]:
+    """(path, name) of each video at or below `source`, sorted by path, and the number of files that are no videos.
+
+    What lies in `out`, where clips are written, is left out. Links to folders are not followed. Raises `ValueError` if
+    there is no video, or clips would be written among the videos.
+    """
     source = Path(source)
     if source.is_file():
         return [(source, source.name)], 0
     if not source.is_dir():
         raise ValueError(f"{source}: no such file or folder")
     files = sorted(path for path in source.rglob("*") if path.is_file())
+    if out is not None:
+        root, out = source.resolve(), Path(out).resolve()
+        if root in (out, out / "videos"):
+            raise ValueError(f"{out}: clips would be written among the videos of {source}: choose another folder")
+        if out.is_relative_to(root):
+            files = [path for path in files if not path.is_relative_to(source / out.relative_to(root))]
     videos = [(path, path.relative_to(source).as_posix()) for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
         raise ValueError(f"{source}: it has no video ({', '.join(VIDEO_SUFFIXES)}) among {len(files)} files")
@@ -199,7 +223,7 @@ def _content(video: Path) -> str:
 
 
 def _write_json(path: Path, content: object) -> None:
-    write_whole(path, json.dumps(content, indent=1))
+    write_whole(path, json.dumps(content, indent=1), claimed=True)
 
 
 # Many videos, in processes
@@ -515,7 +539,7 @@ def estimate_cost(
     """
     if not settings.server:
         return None
-    videos, _ = find_videos(source)
+    videos, _ = find_videos(source, out)
     jobs = [VideoJob(path, name, Path(out).absolute(), settings) for path, name in videos[shard[0] - 1 :: shard[1]]]
     todo = [job for job in jobs if not job.is_done]
     num_shots = 0

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -33,6 +33,7 @@ from fourdthinker_hf.data.annotation.pipeline import (
 )
 from fourdthinker_hf.data.annotation.shots import Shot
 from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.output_files import claim
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 from fourdthinker_hf.video_fourdthinker import load_video
 
@@ -204,6 +205,48 @@ def test_bad_requests_are_refused(folder, tmp_path):
         AnnotationSettings(namer="some-model")
     with pytest.raises(ValueError, match="Nothing is asked of the server"):
         AnnotationSettings(server="http://127.0.0.1:1/v1")
+
+
+def test_clips_in_the_source_are_no_videos_of_it_and_loops_of_links_end(folder, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "source" / "out"
+    shutil.copytree(folder, source)
+    before = find_videos(source, out)
+    (out / "videos").mkdir(parents=True)
+    shutil.copy(folder / "one.mp4", out / "videos")
+    (source / "below" / "loop").symlink_to("..")
+    (source / "round.mp4").symlink_to("about.mp4")
+    (source / "about.mp4").symlink_to("round.mp4")
+    assert find_videos(source, out) == before and len(before[0]) == 4
+    assert find_videos(source / "below" / "loop", source / "below" / "loop" / "out")[0][0][1] == "below/two.MP4"
+    assert len(find_videos(source / "below", source)[0]) == 1
+    for other in (out / "videos", out):
+        with pytest.raises(ValueError, match="out: clips would be written among the videos of .*: choose another"):
+            annotate(other, out)
+    with pytest.raises(ValueError, match="round.mp4: no such file or folder"):
+        find_videos(source / "round.mp4")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_shards_that_overlap_are_refused_while_one_is_made(folder, tmp_path):
+    reader, writer = os.pipe()
+    with claim(tmp_path / "work.json", {"command": "annotate", **asdict(AnnotationSettings())}, shared=True):
+        pass
+    with claim(tmp_path / "parts" / "shard-2-of-4.lock", {"shard": [2, 4]}):
+        if (child := os.fork()) == 0:  # locks are between processes
+            try:
+                for disjoint in ((1, 2), (1, 4)):
+                    pipeline._refuse_overlap(tmp_path, disjoint)
+                with pytest.raises(ValueError, match="shard-2-of-4.lock: another process is at this work"):
+                    pipeline._refuse_overlap(tmp_path, (2, 2))
+                with pytest.raises(ValueError, match="shard-2-of-4.lock: another process is at this work"):
+                    annotate(folder, tmp_path, (1, 3), workers=1, progress=False)
+                os.write(writer, b"right")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writer)
+        assert os.read(reader, 5) == b"right"
+    pipeline._refuse_overlap(tmp_path, (2, 2))
 
 
 def test_the_command(folder, tmp_path):
