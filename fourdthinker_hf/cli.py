@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 TRAINING_PACKAGES = ("accelerate", "datasets", "deepspeed", "peft", "trl")  # of the extra "train"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of PyTorch: on a GPU, on a CPU
 MAX_NEW_TOKENS_HELP = "A reply is cut after this many tokens."
 
 # What every command that loads a model takes.
@@ -38,12 +39,16 @@ app = typer.Typer(
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error that the user can correct (wrong input, a package that is not installed) into one line on stderr
-    and exit status 2."""
+    """Turn an error that the user can correct (wrong input, a package that is not installed, too little memory) into
+    one line on stderr and exit status 2."""
     try:
         yield
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
+        if isinstance(error, (MemoryError, RuntimeError)):
+            if not (isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)):
+                raise
+            text = f"There is too little memory ({text}). What was written is kept: give more, or do less at a time"
         if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
             text = f'This command needs the package {error.name}: pip install "fourdthinker-hf[train]"'
         typer.echo(f"fourdthinker: {text}", err=True)

@@ -12,6 +12,8 @@ import json
 import os
 import platform
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,8 +115,11 @@ def _compare(path: Path, text: str, work: dict[str, Any]) -> None:
 
 
 def file_hash(path: str | os.PathLike) -> str:
-    """SHA-256 of the content of a file. It is kept until the file changes."""
+    """SHA-256 of the content of a file. It is kept until the file changes. Raises `OSError` for what is no plain file,
+    such as a pipe, whose content may never end."""
     status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path}: this is no plain file")
     return _file_hash(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
@@ -139,11 +144,26 @@ def versions(*packages: str) -> dict[str, str]:
     return {**found, "python": platform.python_version()}
 
 
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file in one step: a reader finds the old file or the whole new one. Returns `path`."""
-    temporary = path.with_name(path.name + ".tmp")
-    _write(temporary, "w", text)
-    os.replace(temporary, path)
+def make_writable(folder: Path) -> None:
+    """Make a folder if it is not there. Raises `OSError` if it holds no place for a file of this process, so that this
+    is known before long work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def write_whole(path: Path, text: str, claimed: bool = False) -> Path:
+    """Write a file in one step: a reader finds the old file or the whole new one. Returns `path`.
+
+    Other processes may write the same file at the same time. If the place is `claimed`, they cannot, and what a kill
+    leaves of this call is replaced by the next one.
+    """
+    temporary = path.with_name(f"{path.name}.tmp" if claimed else f"{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(temporary, "w", text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -5,9 +5,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..output_files import make_writable
 from ..video_fourdthinker import load_video
+from .media import write_picture
 from .records import LETTERS, Record, read_records
 
 FRAME_SIZE, GAP, LINE_HEIGHT = 160, 6, 15  # pixels; a frame's size is that of its longer side
@@ -27,6 +30,7 @@ def draw_contact_sheet(
     chosen = found[first : first + num]
     if not chosen:
         raise ValueError(f"{records} has {len(found)} records, so there is none at index {first}.")
+    make_writable(Path(out).absolute().parent)
     strips = [draw_record(record, num_frames) for record in chosen]
     width, height = max(strip.width for strip in strips), sum(strip.height for strip in strips)
     sheet = Image.new("RGB", (width, height), BACKGROUND)
@@ -34,7 +38,7 @@ def draw_contact_sheet(
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    sheet.save(out, format="PNG")
+    write_picture(out, np.asarray(sheet), format="PNG")
     return Path(out)
 
 

@@ -350,6 +350,8 @@ def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.n
         if isinstance(image, Image.Image):
             image = np.asarray(image.convert("RGB"))
         elif not isinstance(image, np.ndarray):
+            if not os.path.isfile(image):  # to open a pipe would wait for ever
+                raise FileNotFoundError("no such file")
             with Image.open(image) as opened:
                 image = np.asarray(opened.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

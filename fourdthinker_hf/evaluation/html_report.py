@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..data.records import Record
 from ..demo.answer_html import read_asset, reasoning_html
+from ..output_files import make_writable, write_whole
 from ..qa import VideoQA
 from .benchmarks import load_benchmark
 from .prediction_files import PREDICTIONS, REPORT
@@ -210,6 +211,7 @@ def write_report(
         tables["Compared with the first run"] = paired_table(runs, trained)
     charts = {"By task": accuracy_chart_html(runs)}
     body = [f"<h2>{title}</h2>{charts.get(title, '')}{html_table(table)}" for title, table in tables.items()]
+    make_writable(out.parent)
     if num_failures:
         settings = runs[0].settings
         records = load_benchmark(settings["benchmark"], refused=[])
@@ -217,8 +219,6 @@ def write_report(
         qa = VideoQA.from_pretrained(settings["model"], **place)
         body.append(f"<h2>Wrong answers of which {html.escape(runs[0].name)} was most certain</h2>")
         body.append(wrong_answers_html(runs[0], records, qa, num_failures))
-    out.parent.mkdir(parents=True, exist_ok=True)
     style = Path(__file__).with_suffix(".css").read_text() + read_asset("answer.css")
-    out.write_text(PAGE.format(style=style, body="".join(body)))
-    out.with_suffix(".md").write_text(markdown(tables))
-    return out
+    write_whole(out.with_suffix(".md"), markdown(tables))
+    return write_whole(out, PAGE.format(style=style, body="".join(body)))

@@ -18,6 +18,7 @@ from ..checkpoints import load_model
 from ..data.records import Record, read_records
 from ..data.simulation.generate_records import clip_from_record
 from ..imagery import best_step, similarity_maps, video_features
+from ..output_files import make_writable, write_whole
 
 
 def score_maps(
@@ -50,6 +51,7 @@ def score_maps(
     if source not in ("model", "targets"):
         raise ValueError(f"source must be 'model' or 'targets', got {source!r}")
     records = [record for record in read_records(benchmark) if record.imagery][:num]
+    make_writable(Path(out))
     network, processor = load_model(model, device, "float32", revision, subfolder)
     cases = []
     for first in range(0, len(records), batch_size):
@@ -58,10 +60,8 @@ def score_maps(
         raise ValueError(f"{len(records)} answers have {len(cases)} mental images: the test needs at least two")
     scores = _score_cases(cases, network.config.latent_mean, np.random.default_rng(seed))
     result = {"source": source, "num": len(cases), **scores}
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     run = {"model": str(model), "revision": revision, "subfolder": subfolder, "benchmark": str(benchmark)}
-    (folder / "maps.json").write_text(json.dumps({**run, **result}, indent=1))
+    write_whole(Path(out) / "maps.json", json.dumps({**run, **result}, indent=1))
     return result
 
 

@@ -16,6 +16,7 @@ import torch
 from ..batch_inference import answer_batch, batch_inputs
 from ..checkpoints import load_imagery_decoder, load_model
 from ..data.records import Record, open_frames, read_records
+from ..output_files import make_writable, write_whole
 from ..training.imagery_decoder import square
 from .imagery_maps import bootstrap_interval, target_blocks
 from .statistics import wilson_interval
@@ -50,6 +51,7 @@ def score_pictures(
     if source not in ("model", "targets"):
         raise ValueError(f"source must be 'model' or 'targets', got {source!r}")
     records = [record for record in read_records(benchmark) if record.imagery][:num]
+    make_writable(Path(out))
     network, processor = load_model(model, device, "float32", revision, subfolder)
     decoder = load_imagery_decoder(network)
     if decoder is None:
@@ -68,10 +70,8 @@ def score_pictures(
         drawn = torch.cat([decoder(part).pictures.float().cpu() for part in latents.split(256)]).numpy()
     pictures = {name: np.stack([case[name] for case in cases]) / 255 for name in ("true", "last_frame")}
     result = {"source": source, "num": len(cases), **score_drawn(drawn.clip(0, 1), **pictures, clips=clips, seed=seed)}
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     run = {"model": str(model), "revision": revision, "subfolder": subfolder, "benchmark": str(benchmark)}
-    (folder / "pictures.json").write_text(json.dumps({**run, **result}, indent=1))
+    write_whole(Path(out) / "pictures.json", json.dumps({**run, **result}, indent=1))
     return result
 
 

@@ -73,8 +73,8 @@ class RunOutputs:
         rows = _read_rows(self.folder / PREDICTIONS)
         results = summary([rows[name] for name in self.records])
         report = {"settings": self.settings, **results, "left_out": left_out, "this_call": this_call}
-        write_whole(self.folder / "report.md", format_report(report))
-        write_whole(self.folder / REPORT, json.dumps(report, indent=1))
+        write_whole(self.folder / "report.md", format_report(report), claimed=True)
+        write_whole(self.folder / REPORT, json.dumps(report, indent=1), claimed=True)
         return report
 
     def _merge_files(self, ask_again: set[str] = frozenset()) -> None:
@@ -86,7 +86,7 @@ class RunOutputs:
         kept = [row for row in kept if row["response"] is not None or row["id"] not in ask_again]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_whole(path, text)
+            write_whole(path, text, claimed=True)
         for other in others:
             other.unlink()
 

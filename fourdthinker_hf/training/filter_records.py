@@ -164,7 +164,7 @@ def _merge_counts(path: Path) -> dict[int, dict]:
 
 
 def _write_counts(path: Path, counts: dict[int, dict]) -> None:
-    write_whole(path, "".join(json.dumps(counts[number]) + "\n" for number in sorted(counts)))
+    write_whole(path, "".join(json.dumps(counts[number]) + "\n" for number in sorted(counts)), claimed=True)
 
 
 def _read_counts(path: Path) -> dict[int, dict]:

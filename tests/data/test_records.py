@@ -34,6 +34,24 @@ def test_ours_gives_absolute_paths(tmp_path):
     assert (record.options, record.answer, record.task, record.source) == (["x", "y"], "y", "t", {"seed": 1})
 
 
+def test_a_path_may_lead_anywhere_on_this_machine_but_only_to_a_plain_file(tmp_path, processor):
+    folder = tmp_path / "below"
+    folder.mkdir()
+    path = write_rows(folder, {**OURS, "video": "../b.mp4"}, {**OURS, "video": str(tmp_path / "b.mp4")})
+    (tmp_path / "b.mp4").symlink_to(folder / "a.mp4")
+    assert [record.video for record in read_records(path)] == [str(tmp_path / "b.mp4")] * 2
+    os.mkfifo(folder / "pipe")
+    for place in ("pipe", "/dev/zero", ".", "~/a.mp4", f"file://{folder}/a.mp4", "http://127.0.0.1/a.mp4"):
+        with pytest.raises(RecordError, match="line 1: missing file"):
+            read_records(write_rows(folder, {**OURS, "video": place}))
+        (record,) = read_records(folder / "records.jsonl", check=None)
+        assert records.clip_hash(record) is None
+        with pytest.raises(ValueError, match="no such file|is a folder"):
+            open_frames(processor, record.video, None, None)
+        with pytest.raises(OSError, match="cannot be read as a picture: no such file"):
+            open_frames(processor, None, [record.video], None)
+
+
 def test_frames_with_timestamps(tmp_path):
     row = {"id": 1, "frames": ["f0.png", "f1.png"], "timestamps": [0, 0.5], "question": "q?", "answer": "free text"}
     (record,) = read_records(write_rows(tmp_path, row))
