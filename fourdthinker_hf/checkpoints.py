@@ -580,6 +580,8 @@ def explain(error: Exception, repo_id: str | None = None, revision: str | None =
         return "the Hub is not asked, because HF_HUB_OFFLINE is set"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {constants.HF_HUB_CACHE} is full; make room, or set HF_HOME to a folder on another disk"
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{constants.HF_HUB_CACHE} cannot be written ({error}); set HF_HOME to a folder that can"
     if not isinstance(error, HfHubHTTPError):
         if isinstance(error, HTTPError):
             return f"the Hub cannot be reached, or the connection broke ({error}); repeat the command to continue"

@@ -48,7 +48,10 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, (MemoryError, RuntimeError)):
             if not (isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)):
                 raise
-            text = f"There is too little memory ({text}). What was written is kept: give more, or do less at a time"
+            text = (
+                f"There is too little memory{f' ({text})' * bool(text)}. What was written is kept: give more, or do "
+            )
+            text += "less at a time"
         if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
             text = f'This command needs the package {error.name}: pip install "fourdthinker-hf[train]"'
         typer.echo(f"fourdthinker: {text}", err=True)

@@ -1,16 +1,23 @@
 """The `fourdthinker` command: what it prints, and that each error is one clear line."""
 
+import ctypes
 import json
+import os
+import struct
 import subprocess
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from huggingface_hub import constants
+from PIL import Image
 from typer.testing import CliRunner
 
+from fourdthinker_hf import checkpoints
 from fourdthinker_hf.cli import app
 from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record, write_records
@@ -188,6 +195,90 @@ def test_evaluate_prints_the_table_and_writes_predictions(clip, tiny_folder, tmp
     assert page.stdout == f"{tmp_path / 'page.html'}\n" and (tmp_path / "page.md").exists()
     refused(run("report", tmp_path, "--out", tmp_path / "other.html"), "no finished run")
     refused(run("maps", *arguments[:-2], "--source", "dreams"), "model", "targets", "dreams")
+
+
+def in_a_process(check):
+    """Runs `check` in a process of its own, which has no other rights than the modes of files give their owner. (root
+    has others.)"""
+    if (child := os.fork()) == 0:
+        try:
+            if os.geteuid() == 0:  # no capabilities, by capset(2)
+                assert ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
+            check()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's capabilities")
+def test_places_that_cannot_be_written_are_refused_before_a_model_is_loaded(
+    clip, tiny_folder, tmp_path, monkeypatch, hub
+):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    write_records(tmp_path / "records.jsonl", [Record("1", "Where?", "a", options=["a", "b"], video=str(clip))])
+    hub.add("me/tiny", {path.name: path.read_bytes() for path in tiny_folder.iterdir()})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(closed / "cache"))
+    monkeypatch.setattr(checkpoints, "load_network", lambda *args, **kwargs: pytest.fail("a model is loaded"))
+    source = {"--benchmark": tmp_path / "records.jsonl", "--model": tiny_folder}
+    source = [str(part) for pair in source.items() for part in pair]
+
+    def check():
+        closed.chmod(0o555)
+        for arguments in (
+            ("evaluate", *source, "--out", closed),
+            ("evaluate", *source, "--out", closed / "new"),
+            ("maps", *source, "--out", closed),
+            ("filter", tmp_path / "records.jsonl", "--model", tiny_folder, "--out", closed / "kept.jsonl"),
+            ("simulate", "--num", 1, "--seed", 1, "--out", closed / "new"),
+            ("annotate", clip, "--out", closed / "new"),
+            ("contact-sheet", tmp_path / "records.jsonl", closed / "sheet.png"),
+            ("merge", tmp_path / "adapter", closed / "new"),
+        ):
+            refused(run(*arguments), f"Permission denied: '{closed}")
+        words = (
+            f"me/tiny: the download failed: {closed / 'cache'} cannot be written .*; set HF_HOME to a folder that can"
+        )
+        with pytest.raises(ValueError, match=words):
+            checkpoints.find_model("me/tiny")
+
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_folder)}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    in_a_process(check)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_too_little_memory_is_one_line_and_what_was_written_is_kept(clip, tiny_folder, tmp_path):
+    """The second question is about a picture of 192 MB, which the process may not get."""
+    Image.new("RGB", (8000, 8000)).save(tmp_path / "large.png", compress_level=1)
+    asked = {"question": "Where?", "options": ["a", "b"], "answer": "a"}
+    rows = [{"id": "1", **asked, "video": str(clip)}, {"id": "2", **asked, "frames": ["large.png"] * 2}]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--benchmark", tmp_path / "records.jsonl", "--out", tmp_path / "out", "--model", tiny_folder]
+    arguments += ["--max-new-tokens", 2, "--batch-size", 1]
+
+    def check():
+        import resource
+
+        run("--version")
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 180_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        result = run("evaluate", *arguments)
+        *_, progress, line, end = result.stderr.split("\n")
+        assert (result.exit_code, result.stdout, end) == (2, "", "")
+        assert line.startswith("fourdthinker: There is too little memory") and "What was written is kept" in line
+
+    in_a_process(check)
+    kept = (tmp_path / "out" / "predictions.jsonl").read_text()
+    assert kept.count("\n") == 1
+    assert run("evaluate", *arguments).exit_code == 0
+    assert (tmp_path / "out" / "predictions.jsonl").read_text().startswith(kept)
 
 
 def test_memory_tells_what_a_recipe_needs(tiny_folder):

@@ -415,6 +415,8 @@ def _open(path: str, source: str | bytes) -> tuple["av.container.InputContainer"
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         container = av.open(file, container_options=options, metadata_errors="ignore")
     except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
         with open(path, "rb") as file:
             head = file.read(16)
         cause = "is not a video file"
@@ -466,6 +468,8 @@ def _packets(container, stream, errors: list[int]) -> Iterator["av.Packet"]:
             elif packet.size:  # an empty one repeats the picture before, or ends the file
                 yield packet
                 count += 1
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, IndexError):  # IndexError: PyAV at a packet of a stream that appears late
         errors.append(count)
 

@@ -84,6 +84,8 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
             _find_records(script_args, given, is_default_run)
             training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
             check_model(model_args)
+            if cache := getattr(training_args, "feature_cache", None):
+                Path(cache).mkdir(parents=True, exist_ok=True)
         claimed.enter_context(claim_output_dir(Path(sys.argv[0]).name, *parsed))
     except (ValueError, OSError) as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
