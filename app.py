@@ -1,9 +1,11 @@
 """Starts the demo: `python app.py [--model FOLDER_OR_HUB_ID] [--port PORT] ...`, then open http://127.0.0.1:7860.
 
-The page is served at once, and the model is loaded behind it. If it cannot be loaded, the demo ends.
+The page is served at once, and the model is loaded behind it, with torch and transformers. If it cannot be loaded, the
+demo ends.
 """
 
 import argparse
+import os
 
 if __name__ == "__main__":  # before anything else is imported, so that help appears at once
     parser = argparse.ArgumentParser(description="Starts the demo of 4DThinker.")
@@ -23,22 +25,38 @@ if __name__ == "__main__":  # before anything else is imported, so that help app
     if arguments.auth is not None and not all(arguments.auth.partition(":")):
         parser.error("--auth must be NAME:PASSWORD")
 
-from fourdthinker_hf.checkpoints import check_device, check_dtype, find_model
-from fourdthinker_hf.demo.interface import MODEL, build_demo, launch
+import fourdthinker_command
+
+fourdthinker_command.skip_package_init()
+
+from fourdthinker_hf.checkpoints import BUNDLED, check_device, check_dtype, find_model  # noqa: E402
+
+MODEL = os.environ.get("FOURDTHINKER_MODEL", BUNDLED)
+
+
+def main() -> None:
+    check_dtype(arguments.dtype)
+    folder = find_model(arguments.model or MODEL, arguments.revision, arguments.subfolder)
+    if arguments.device is not None:
+        check_device(arguments.device)
+    from fourdthinker_hf.demo.interface import build_demo, launch  # Gradio, which takes seconds to import
+
+    launch(
+        build_demo(folder, device=arguments.device, dtype=arguments.dtype),
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
+        auth=arguments.auth and tuple(arguments.auth.split(":", 1)),
+        root_path=arguments.root_path,
+    )
+
 
 if __name__ == "__main__":
     try:
-        check_device(arguments.device), check_dtype(arguments.dtype)
-        folder = find_model(arguments.model or MODEL, arguments.revision, arguments.subfolder)
-        launch(
-            build_demo(folder, device=arguments.device, dtype=arguments.dtype),
-            server_name=arguments.host,
-            server_port=arguments.port,
-            share=arguments.share,
-            auth=arguments.auth and tuple(arguments.auth.split(":", 1)),
-            root_path=arguments.root_path,
-        )
+        main()
     except (ValueError, OSError) as error:  # also a port that is taken
         parser.exit(2, f"app.py: {' '.join(str(error).split())}\n")
 else:
-    demo = build_demo()  # `gradio app.py` looks for this name
+    from fourdthinker_hf.demo.interface import build_demo
+
+    demo = build_demo(MODEL)  # `gradio app.py` looks for this name

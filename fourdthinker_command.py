@@ -10,15 +10,23 @@ import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-NAME = "fourdthinker_hf.cli"
+PACKAGE = "fourdthinker_hf"
+NAME = f"{PACKAGE}.cli"
 
 
 def app() -> None:
-    folder = Path(find_spec("fourdthinker_hf").submodule_search_locations[0])
+    folder = Path(find_spec(PACKAGE).submodule_search_locations[0])
     spec = spec_from_file_location(NAME, folder / "cli.py")
     cli = sys.modules[NAME] = module_from_spec(spec)
     spec.loader.exec_module(cli)
     cli.app()
+
+
+def skip_package_init() -> None:
+    """Makes the modules of the package importable without its `__init__.py`, unless it is imported already. Those of
+    the demo then import neither torch nor transformers before a model is loaded."""
+    if PACKAGE not in sys.modules:
+        sys.modules[PACKAGE] = module_from_spec(find_spec(PACKAGE))
 
 
 if __name__ == "__main__":

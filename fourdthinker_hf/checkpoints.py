@@ -1,5 +1,11 @@
 """Finds the files of checkpoints and of the project, and talks to the Hub. No other file does: here the Hub's errors
-are put into words."""
+are put into words.
+
+torch and transformers, which take seconds to import, are imported by the functions that load a checkpoint: what is
+wrong with its name or its files is said before that.
+"""
+
+from __future__ import annotations
 
 import errno
 import hashlib
@@ -12,9 +18,10 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,23 +34,22 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.modeling_utils import set_zero3_state
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .configuration_fourdthinker import FourDThinkerConfig
-from .imagery_decoder_fourdthinker import FourDThinkerImageryDecoder
-from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
-from .processing_fourdthinker import FourDThinkerProcessor
-from .published import is_published, read_config, read_processor
+if TYPE_CHECKING:
+    import torch
+
+    from .configuration_fourdthinker import FourDThinkerConfig
+    from .imagery_decoder_fourdthinker import FourDThinkerImageryDecoder
+    from .modeling_fourdthinker import FourDThinkerForConditionalGeneration
+    from .processing_fourdthinker import FourDThinkerProcessor
 
 logger = logging.getLogger(__name__)
 
 # The files from which transformers 5.23 and 5.24 load a checkpoint, apart from its code.
 LOADED_FILES = (
-    SAFE_WEIGHTS_NAME,
+    SAFETENSORS_SINGLE_FILE,
     "model-*-of-*.safetensors",
-    SAFE_WEIGHTS_INDEX_NAME,
+    SAFETENSORS_INDEX_FILE,
     "config.json",
     "generation_config.json",
     "processor_config.json",
@@ -157,6 +163,8 @@ def load_model(
 def load_imagery_decoder(network: FourDThinkerForConditionalGeneration) -> FourDThinkerImageryDecoder | None:
     """The imagery decoder stored with a loaded checkpoint, on the same device, or None if there is none. Raises
     `ValueError` if it is made for other latents."""
+    from .imagery_decoder_fourdthinker import FourDThinkerImageryDecoder
+
     folder = Path(network.name_or_path) / IMAGERY_DECODER
     if not (folder / "config.json").is_file():
         return None
@@ -172,6 +180,8 @@ def load_imagery_decoder(network: FourDThinkerForConditionalGeneration) -> FourD
 
 def check_device(device: str | torch.device | None) -> torch.device:
     """The device of that name, or for None a GPU if there is one. Raises `ValueError` if it cannot be used."""
+    import torch
+
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -193,6 +203,9 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def load_config(folder: Path) -> FourDThinkerConfig:
     """The config of the checkpoint in `folder`, which [`find_model`] returned. That of a published 4DThinker that was
     not converted is converted in memory."""
+    from .auto_classes import FourDThinkerConfig
+    from .published import is_published, read_config
+
     raw = read_json(folder / "config.json")
     if not is_published(raw):
         with _one_reason(folder / "config.json"):
@@ -209,6 +222,8 @@ def load_config(folder: Path) -> FourDThinkerConfig:
 def load_network(folder: Path, **kwargs) -> FourDThinkerForConditionalGeneration:
     """The model in `folder`, which [`find_model`] returned. Other arguments go to `from_pretrained`. Raises
     `ValueError` if it cannot be loaded, or its tensors are not all that its config describes."""
+    from .auto_classes import FourDThinkerForConditionalGeneration
+
     config = load_config(folder)
     if getattr(config, "quantization_config", None) is None:  # rounded weights have other shapes
         check_shapes(folder, config, allow_more=True)
@@ -235,6 +250,9 @@ def _one_reason(path: Path) -> Iterator[None]:
 def load_processor(folder: Path) -> FourDThinkerProcessor:
     """The processor in `folder`. That of a published 4DThinker that was not converted gets the settings of its
     training. Raises `ValueError` if it cannot be loaded."""
+    from .auto_classes import FourDThinkerProcessor
+    from .published import is_published, read_processor
+
     raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if is_published(raw):
         return read_processor(folder, load_config(folder), True)
@@ -346,7 +364,7 @@ def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
     shapes = {}
     for name in _weight_files(folder):
         try:
-            with safe_open(folder / name, "pt") as file:  # compares the length of the file with its header
+            with safe_open(folder / name, "np") as file:  # compares the length of the file with its header
                 shapes[name] = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{folder / name}: truncated or damaged ({error}); get it again") from error
@@ -356,6 +374,11 @@ def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
 def check_shapes(folder: Path, config: FourDThinkerConfig, allow_more: bool = False) -> None:
     """Raise a `ValueError` unless the weights in `folder` have the tensors that `config` describes, in either layout
     of names. With `allow_more` they may have others as well."""
+    import torch
+    from transformers.modeling_utils import set_zero3_state
+
+    from .auto_classes import FourDThinkerForConditionalGeneration
+
     # set_zero3_state: under ZeRO-3, transformers would else shard this model, which has no data.
     with _one_reason(folder / "config.json"), torch.device("meta"), set_zero3_state():
         model = FourDThinkerForConditionalGeneration(config)
@@ -376,6 +399,10 @@ def check_shapes(folder: Path, config: FourDThinkerConfig, allow_more: bool = Fa
 
 def new_tensor_name(tensor: str) -> str:
     """The name of the parameter into which transformers loads a tensor, in either layout."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from .auto_classes import FourDThinkerForConditionalGeneration
+
     for renaming in get_checkpoint_conversion_mapping(FourDThinkerForConditionalGeneration.__name__):
         tensor, _ = renaming.rename_source_key(tensor)
     return tensor
@@ -433,20 +460,20 @@ def _weight_files(folder: Path) -> list[str]:
         if not (folder / ADAPTER_WEIGHTS).is_file():
             raise ValueError(f"{folder}: there is no {ADAPTER_WEIGHTS} beside {ADAPTER_CONFIG}; get it again")
         return [ADAPTER_WEIGHTS]
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [SAFE_WEIGHTS_NAME]
-    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        return [SAFETENSORS_SINGLE_FILE]
+    if not (folder / SAFETENSORS_INDEX_FILE).is_file():
         raise ValueError(
-            f"{folder}: it has no weights, because there is no {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}; "
+            f"{folder}: it has no weights, because there is no {SAFETENSORS_SINGLE_FILE} or {SAFETENSORS_INDEX_FILE}; "
             "pickled weights are not read; save them as safetensors"
         )
-    files = read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+    files = read_json(folder / SAFETENSORS_INDEX_FILE).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()) or not files:
-        raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME}: it has no weight_map of tensors to files; get it again")
+        raise ValueError(f"{folder / SAFETENSORS_INDEX_FILE}: it has no weight_map of tensors to files; get it again")
     names = sorted(set(files.values()))
     if missing := set(names) - {path.name for path in folder.glob("*.safetensors")}:
         raise ValueError(
-            f"{folder / SAFE_WEIGHTS_INDEX_NAME}: it names {', '.join(sorted(missing))}, which is not there; get that "
+            f"{folder / SAFETENSORS_INDEX_FILE}: it names {', '.join(sorted(missing))}, which is not there; get that "
             "again"
         )
     return names

@@ -12,13 +12,6 @@ Whether the maps of a checkpoint point at anything has to be measured: `fourdthi
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
-# Dark violet, magenta, orange, pale yellow. Brightness rises with similarity, so colour is not needed to read a map.
-HEAT_COLOURS = np.array(
-    [[20, 11, 52], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 255, 164]], dtype=np.float32
-)
-OPACITY = 0.75
 
 
 def video_features(model, inputs) -> list[torch.Tensor]:
@@ -72,16 +65,3 @@ def similarity_maps(
 def best_step(maps) -> int:
     """The temporal step of `maps` `(T, h, w)` that holds the highest similarity."""
     return int(np.asarray(maps).max((1, 2)).argmax())
-
-
-def overlay(frame: np.ndarray, similarity: np.ndarray, high: float = 1.0) -> np.ndarray:
-    """Draws a map `(h, w)` as a heat map over a frame `(H, W, 3)` uint8: transparent where the map is 0 or less, most
-    opaque and brightest where it is `high`. A cell has one colour, because nothing finer was measured."""
-    height, width = frame.shape[:2]
-    grid = Image.fromarray(np.asarray(similarity, dtype=np.float32))
-    heat = np.asarray(grid.resize((width, height), Image.Resampling.NEAREST)) / max(high, 1e-6)
-    heat = heat.clip(0, 1)
-    levels = range(len(HEAT_COLOURS))
-    colour = np.stack([np.interp(heat * levels[-1], levels, channel) for channel in HEAT_COLOURS.T], -1)
-    opacity = OPACITY * heat[..., None]
-    return ((1 - opacity) * frame + opacity * colour).round().astype(np.uint8)

@@ -1,10 +1,10 @@
-"""Maps and overlays of tensors that are small enough to compute by hand."""
+"""Maps of tensors that are small enough to compute by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from fourdthinker_hf.imagery import best_step, overlay, similarity_maps, slot_maps, video_features
+from fourdthinker_hf.imagery import best_step, similarity_maps, slot_maps, video_features
 from fourdthinker_hf.qa import VideoQA
 
 # Two steps of one row of two features. What they share is one axis.
@@ -58,21 +58,6 @@ def test_wrong_shapes_are_named():
 
 def test_best_step_holds_the_highest_value_not_the_highest_mean():
     assert best_step(np.array([[[0.5, 0.5]], [[-1.0, 0.9]], [[0.6, 0.6]]])) == 1
-
-
-def test_overlay_leaves_the_dissimilar_alone_and_lights_the_similar():
-    frame = np.full((8, 8, 3), 100, np.uint8)
-    np.testing.assert_array_equal(overlay(frame, np.full((2, 2), -0.5)), frame)
-    shown = overlay(frame, np.full((2, 2), 0.4), high=0.4)
-    assert shown.dtype == np.uint8 and shown.shape == frame.shape
-    assert (shown == np.round(0.25 * 100 + 0.75 * np.array([252, 255, 164])).astype(np.uint8)).all()
-    left = overlay(frame, np.array([[1.0, 0.0], [1.0, 0.0]]))
-    assert len(np.unique(left[:, :4])) == 3 and (left[:, 4:] == 100).all()  # a cell is drawn as a cell
-
-
-def test_overlay_of_a_map_without_anything_positive():
-    frame = np.full((4, 4, 3), 7, np.uint8)
-    np.testing.assert_array_equal(overlay(frame, np.zeros((2, 2)), high=0.0), frame)
 
 
 def test_video_features_are_the_models_own_in_raster_order(tiny_folder):

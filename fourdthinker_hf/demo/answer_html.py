@@ -15,13 +15,15 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 from PIL import Image
 
-from ..imagery import overlay
-from ..processing_fourdthinker import OUTPUT_IMAGE
-from ..qa import Answer, MentalImage
+from ..question_answer import OUTPUT_IMAGE, Answer, MentalImage
 
+# Dark violet, magenta, orange, pale yellow. Brightness rises with similarity, so colour is not needed to read a map.
+HEAT_COLOURS = np.array(
+    [[20, 11, 52], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 255, 164]], dtype=np.float32
+)
+OPACITY = 0.75
 STEPS_SHOWN = 8  # temporal steps around the best one in the panel of a mental image
 MIN_MAP_MASS = 0.5  # our choice: the share of a map's light that must lie in the object for maps to be shown
 MAX_REASON = 120  # characters of a reason on the page: a reply that falls apart is long
@@ -229,6 +231,19 @@ def _picture(answer: Answer, step: int, height: int, similarity: np.ndarray | No
     return data_url(Image.fromarray(frame))
 
 
+def overlay(frame: np.ndarray, similarity: np.ndarray, high: float = 1.0) -> np.ndarray:
+    """Draws a map `(h, w)` as a heat map over a frame `(H, W, 3)` uint8: transparent where the map is 0 or less, most
+    opaque and brightest where it is `high`. A cell has one colour, because nothing finer was measured."""
+    height, width = frame.shape[:2]
+    grid = Image.fromarray(np.asarray(similarity, dtype=np.float32))
+    heat = np.asarray(grid.resize((width, height), Image.Resampling.NEAREST)) / max(high, 1e-6)
+    heat = heat.clip(0, 1)
+    levels = range(len(HEAT_COLOURS))
+    colour = np.stack([np.interp(heat * levels[-1], levels, channel) for channel in HEAT_COLOURS.T], -1)
+    opacity = OPACITY * heat[..., None]
+    return ((1 - opacity) * frame + opacity * colour).round().astype(np.uint8)
+
+
 def data_url(picture: Image.Image) -> str:
     """The address of a picture that holds the picture itself, as JPEG."""
     file = io.BytesIO()
@@ -387,6 +402,8 @@ def links_html(answer: Answer, question: str, options: Sequence[str], link: str 
         json.dumps(answer_json(answer, question, options)).encode(), "answer.json", "Answer (JSON)"
     )
     if answer.images and all(image.latents is not None for image in answer.images):
+        import safetensors.torch
+
         latents = {f"image_{n}": image.latents.contiguous() for n, image in enumerate(answer.images, start=1)}
         links += _download_link(safetensors.torch.save(latents), "latents.safetensors", "Latents (safetensors)")
     note = "<p class='note'>The link works for an hour, as long as this server runs.</p>" if link else ""

@@ -12,17 +12,20 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
 import numpy as np
 
-from .. import latent_hooks
-from ..checkpoints import load_model, read_json
-from ..qa import Answer, Clip, VideoQA, check_question
+from ..checkpoints import load_imagery_decoder, load_model, read_json
+from ..question_answer import Answer, check_question
 from ..video_fourdthinker import VideoError
 from . import answer_html, uploads
 from .results import ResultPages
 from .stored_answers import ANSWERS, EXAMPLES, example_video, stored_answer
+
+if TYPE_CHECKING:
+    from ..qa import Clip, VideoQA
 
 try:
     from spaces import GPU as on_gpu  # a ZeroGPU Space lends a GPU to the functions that this wraps
@@ -58,17 +61,21 @@ MAX_OPTION = 200  # characters
 MAX_ANSWER_SECONDS = 60
 
 
-def load_qa(model: str | os.PathLike, **settings) -> VideoQA:
-    """Loads a checkpoint as [`load_model`] does, which decodes uploaded videos in a process of their own."""
+def load_qa(model: str | os.PathLike, **settings) -> "VideoQA":
+    """Loads a checkpoint, and its imagery decoder if it has one, as `VideoQA.from_pretrained` does. Uploaded videos
+    are decoded in a process of their own. Only here torch and transformers are imported."""
+    from ..qa import VideoQA
+
     network, processor = load_model(model, **settings)
-    return VideoQA(network, processor, open_video=uploads.open_in_subprocess(processor))
+    open_video = uploads.open_in_subprocess(processor)
+    return VideoQA(network, processor, open_video, imagery_decoder=load_imagery_decoder(network))
 
 
 class Handlers:
     """The functions that the page of `demo` and its API call. `model` is loaded by `start_loading`, or by the first
     question, unless it is given as `qa`. `settings` are arguments of [`load_qa`]."""
 
-    def __init__(self, demo: gr.Blocks, model: str | os.PathLike, qa: VideoQA | None = None, **settings):
+    def __init__(self, demo: gr.Blocks, model: str | os.PathLike, qa: "VideoQA | None" = None, **settings):
         self.demo, self.model, self.qa, self.settings = demo, model, qa, settings
         self.get_example_latents = functools.cache(self._example_latents)
         self.decoding, self.loading = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -86,7 +93,7 @@ class Handlers:
             self.loaded = self.loading.submit(lambda: qa or load_qa(self.model, **self.settings))
         return self.loaded
 
-    def get_qa(self) -> VideoQA:
+    def get_qa(self) -> "VideoQA":
         return self.start_loading().result()
 
     def show_loading(self) -> Iterator[str]:
@@ -242,7 +249,7 @@ class Handlers:
         for answer in self.reply(clip, question, options, {"max_seconds": MAX_ANSWER_SECONDS} | settings):
             yield "writing", dataclasses.replace(answer, frames=clip.frames)
 
-    def _open(self, video, start, end) -> Generator[tuple, None, Clip]:
+    def _open(self, video, start, end) -> Generator[tuple, None, "Clip"]:
         """Opens a video and yields until it is open, because Gradio stops an event only where its function yields. If
         the event is stopped, so is the process that decodes."""
         stopped = threading.Event()
@@ -254,7 +261,7 @@ class Handlers:
             stopped.set()
         return clip.result()
 
-    def _reply(self, clip: Clip, question: str, options: list[str], settings: dict) -> Iterator[Answer]:
+    def _reply(self, clip: "Clip", question: str, options: list[str], settings: dict) -> Iterator[Answer]:
         for answer in self.get_qa().stream(clip, question, options, **settings):
             yield dataclasses.replace(answer, frames=None)  # ZeroGPU copies what is yielded from another process
 
@@ -262,6 +269,8 @@ class Handlers:
         """The arguments of `VideoQA.stream` for an intervention."""
         if intervention == "suppressed":
             return {"imagery": False}
+        from .. import latent_hooks
+
         if intervention == "zeroed":
             return {"latent_hook": latent_hooks.zeros}
         other = 1 if Path(video).name == EXAMPLES[0]["video"] else 0

@@ -8,18 +8,20 @@ import html
 import importlib.util
 import os
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from starlette.middleware import Middleware
 
 from ..checkpoints import BUNDLED
-from ..qa import VideoQA
 from . import answer_html, uploads
 from .answer_html import read_asset
 from .handlers import INTERVENTIONS, MAX_OPTION, MAX_OPTIONS, MAX_QUESTION, PAGE, Handlers, clear_waiting
 from .stored_answers import EXAMPLES, example_video, thumbnail
 
-MODEL = os.environ.get("FOURDTHINKER_MODEL", BUNDLED)
+if TYPE_CHECKING:
+    from ..qa import VideoQA
+
 QUEUE_SIZE = 64
 DELETE_UPLOADS = (600, 3600)  # Gradio's delete_cache: every so many seconds, files older than so many seconds
 INTRODUCTION = """<h1>4DThinker <span>pictures while it reasons</span></h1>
@@ -63,7 +65,7 @@ THEME = gr.themes.Soft().set(
 )
 
 
-def build_demo(model: str | os.PathLike = MODEL, qa: VideoQA | None = None, **settings) -> gr.Blocks:
+def build_demo(model: str | os.PathLike = BUNDLED, qa: "VideoQA | None" = None, **settings) -> gr.Blocks:
     """Builds the demo. `model` is loaded once the page is served, or by the first question, unless it is given as
     `qa`. `settings` are arguments of `load_model`, such as `dtype`."""
     uploads.uploads_folder()

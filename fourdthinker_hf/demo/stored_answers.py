@@ -1,15 +1,20 @@
 """The examples with the bundled model's answers to them, stored with the example clips so that the page opens on a
 finished result before any model is loaded. `python -m fourdthinker_hf.demo.stored_answers` makes them anew."""
 
+from __future__ import annotations
+
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ..checkpoints import shipped
-from ..qa import Answer, MentalImage, VideoQA
+from ..question_answer import Answer, MentalImage
 from ..video_fourdthinker import load_video
+
+if TYPE_CHECKING:
+    from ..qa import VideoQA
 
 EXAMPLES_FOLDER = shipped("examples")
 EXAMPLES = json.loads((EXAMPLES_FOLDER / "examples.json").read_text())
@@ -72,6 +77,8 @@ def _to_json(answer: Answer) -> dict:
 
 
 def main() -> None:
+    from ..qa import VideoQA
+
     qa = VideoQA.from_pretrained()
     part = ANSWERS.with_suffix(".part")
     part.write_text(json.dumps(store(qa)) + "\n")
@@ -81,7 +88,7 @@ def main() -> None:
         picture = Image.fromarray(frames[len(frames) // 2])
         picture.thumbnail((10 * THUMBNAIL_HEIGHT, THUMBNAIL_HEIGHT))
         picture.save(thumbnail(row), quality=85)
-    print(Path(ANSWERS))
+    print(ANSWERS)
 
 
 if __name__ == "__main__":

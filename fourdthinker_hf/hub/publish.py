@@ -39,6 +39,7 @@ OWN_NAME = "OWNER/NAME"  # stands in a card for the name of its own repository
 CARD_FILES = ("README.md", "LICENSE*", "NOTICE*", "evaluation/*.json", ".eval_results/*.yaml")
 SPACE_FILES = (
     "app.py",
+    "fourdthinker_command.py",  # which app.py imports
     "LICENSE",
     "model_card.md",
     "examples/*",

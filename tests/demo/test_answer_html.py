@@ -60,6 +60,21 @@ def test_a_map_is_shown_only_if_its_test_holds(test, holds):
     assert not answer_html.map_holds(map_test(0.13, 0.1))
 
 
+def test_overlay_leaves_the_dissimilar_alone_and_lights_the_similar():
+    frame = np.full((8, 8, 3), 100, np.uint8)
+    np.testing.assert_array_equal(answer_html.overlay(frame, np.full((2, 2), -0.5)), frame)
+    shown = answer_html.overlay(frame, np.full((2, 2), 0.4), high=0.4)
+    assert shown.dtype == np.uint8 and shown.shape == frame.shape
+    assert (shown == np.round(0.25 * 100 + 0.75 * np.array([252, 255, 164])).astype(np.uint8)).all()
+    left = answer_html.overlay(frame, np.array([[1.0, 0.0], [1.0, 0.0]]))
+    assert len(np.unique(left[:, :4])) == 3 and (left[:, 4:] == 100).all()  # a cell is drawn as a cell
+
+
+def test_overlay_of_a_map_without_anything_positive():
+    frame = np.full((4, 4, 3), 7, np.uint8)
+    np.testing.assert_array_equal(answer_html.overlay(frame, np.zeros((2, 2)), high=0.0), frame)
+
+
 def test_a_mental_image_stands_where_it_was_pictured_even_if_the_reply_is_odd():
     image = MentalImage(np.zeros((0, 4)))
     answer = Answer(np.zeros((2, 8, 8, 3)), np.arange(2), reasoning="a <output_image> b", images=[image, image])

@@ -14,9 +14,29 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Starts app.py. When torch or transformers is first imported, it writes "first PACKAGE STATUS" with the status of the
+# page at that moment, or "no page".
+PROGRAM = """
+import runpy, sys, urllib.request
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name in ("torch", "transformers"):
+            sys.meta_path.remove(Finder)
+            try:
+                answer = urllib.request.urlopen("http://127.0.0.1:" + sys.argv[sys.argv.index("--port") + 1]).status
+            except (OSError, ValueError):
+                answer = "no page"
+            print("first", name, answer, flush=True)
+
+sys.meta_path.insert(0, Finder)
+sys.argv = ["app.py", *sys.argv[1:]]
+runpy.run_path("app.py", run_name="__main__")
+"""
+
 
 def app(*arguments: object, **settings) -> subprocess.Popen:
-    command = [sys.executable, "app.py", *map(str, arguments)]
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
@@ -41,13 +61,13 @@ def test_help_names_every_option():
         (["--subfolder", "4drl"], "it has one in its uppermost folder: leave subfolder out"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_at_once(arguments, words):
+def test_what_cannot_be_honoured_is_refused_before_torch_is_imported(arguments, words):
     process = app(*arguments)
     output, error = process.communicate()
     assert (process.returncode, output) == (2, "") and words in error and "Traceback" not in error
 
 
-def test_it_serves_where_it_is_told_and_asks_for_the_password():
+def test_it_serves_where_it_is_told_before_torch_is_imported_and_asks_for_the_password():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,6 +83,7 @@ def test_it_serves_where_it_is_told_and_asks_for_the_password():
             assert client.get("/config").status_code == 401
             assert client.post("/login", data={"username": "me", "password": "word"}).status_code == 200
             assert client.get("/config").json()["root"].endswith("/demo")
+        assert any(line.split()[0::2] == ["first", "200"] for line in process.stdout)
     finally:
         process.kill()
         process.communicate()

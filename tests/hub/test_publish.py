@@ -630,7 +630,12 @@ def test_the_demo_becomes_a_space(hub):
     result = run("publish", ROOT, "me/demo", "--space")
     assert result.exit_code == 0, result.output
     files = hub.repositories["space", "me/demo"].files
-    assert {"app.py", "fourdthinker_hf/qa.py", "checkpoints/4dthinker-tiny/config.json"} <= set(files)
+    assert {
+        "app.py",
+        "fourdthinker_command.py",
+        "fourdthinker_hf/qa.py",
+        "checkpoints/4dthinker-tiny/config.json",
+    } <= set(files)
     assert not any(path.startswith(("tests/", "train/", ".git")) for path in files)
     data = ModelCard(files["README.md"].decode()).data.to_dict()
     assert (data["sdk"], data["app_file"], data["title"]) == ("gradio", "app.py", SPACE_TITLE)
