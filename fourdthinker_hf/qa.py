@@ -5,6 +5,7 @@ tower once, for the reply, the options' probabilities, the maps of mental images
 """
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -141,10 +142,10 @@ class VideoQA:
         `ValueError` for an empty question, a single option, empty or equal options, and settings out of range.
         """
         options = check_question(question, options)
-        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or not 1 <= max_new_tokens or abs(seed) >= 2**63:
             raise ValueError(
-                f"temperature must be at least 0, top_p above 0 and at most 1, and max_new_tokens at least 1; "
-                f"got {temperature}, {top_p} and {max_new_tokens}"
+                f"temperature must be at least 0, top_p above 0 and at most 1, max_new_tokens at least 1, and seed of "
+                f"less than 64 bits; got {temperature}, {top_p}, {max_new_tokens} and {seed}"
             )
         clip = video if isinstance(video, Clip) else self.open(video, start, end)
         generation = {"max_new_tokens": max_new_tokens, "max_time": max_seconds, "do_sample": False}

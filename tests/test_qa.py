@@ -348,7 +348,9 @@ def test_a_whole_number_is_a_temperature(qa, clip):
 
 
 def test_settings_out_of_range_are_refused(qa, clip):
-    for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"max_new_tokens": 0}):
+    wrong_settings = [{"temperature": value} for value in (-1, float("nan"), float("inf"))]
+    wrong_settings += [{"top_p": 0}, {"top_p": 1.5}, {"max_new_tokens": 0}, {"seed": 2**64}]
+    for wrong in wrong_settings:
         with pytest.raises(ValueError, match="temperature must be at least 0"):
             qa.stream(clip, "Where?", **wrong)
 

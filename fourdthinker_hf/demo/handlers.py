@@ -119,7 +119,8 @@ class Handlers:
         ]
         if num_jobs(self.demo, request) >= MAX_JOBS_PER_VISITOR:
             problems[1] = "You have one question running and one waiting: stop one, or wait for an answer"
-        return [gr.validate(not problem, problem) for problem in problems + [""] * len(settings)]
+        problems += [problem_of_setting(value) for value in settings]
+        return [gr.validate(not problem, problem) for problem in problems]
 
     # Answers.
 
@@ -191,7 +192,7 @@ class Handlers:
 
     def ask_again(self, intervention: str, answered: dict | None) -> Iterator[str]:
         """Asks the last question again with the mental images changed, and compares the answers."""
-        if answered is None:
+        if answered is None or intervention is None:
             yield answer_html.notice_html("Ask a question first, and let it be answered.")
             return
         asked = answered["asked"]
@@ -372,6 +373,11 @@ def problem_of_span(start: float | None, end: float | None) -> str:
         if value is not None and not (math.isfinite(value) and value >= 0):
             return f"The {name} must be a number of seconds from 0 on"
     return "" if not end or (start or 0) < end else "The start must be before the end"
+
+
+def problem_of_setting(value: float | None) -> str:
+    """Gradio has compared it with the bounds of its slider, but takes NaN, and a seed of any size."""
+    return "" if value is None or abs(value) < 2**63 else "This must be a number, and smaller"
 
 
 def explain(error: ValueError, video: str) -> str:

@@ -374,6 +374,36 @@ def test_a_visitor_has_one_question_running_and_one_waiting(url, demo, qa):
     assert [job.result()["option"] for job in (*jobs, other)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (-1, 1, 0, 16),
+        (3, 1, 0, 16),
+        (float("nan"), 1, 0, 16),
+        (1, 0, 0, 16),
+        (1, 1, 2**70, 16),
+        (1, 1, 0, 10**9),
+        (1, 1, 0, None),
+        ("hot", 1, 0, 16),
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_range_reaches_no_model(url, qa, monkeypatch, settings):
+    """The page's own endpoint has no name, but whoever looks can call it by its number."""
+    monkeypatch.setattr(qa.model, "generate", lambda *args, **kwargs: pytest.fail("the model is asked"))
+    config = httpx.get(f"{url}config").json()["dependencies"]
+    number = next(dependency["id"] for dependency in config if len(dependency["inputs"]) == 9)
+    data = [{"path": upload_to(url), "meta": {"_type": "gradio.FileData"}}, EXAMPLE["question"], OPTIONS, 0, None]
+    body = {"data": [*data, *settings], "fn_index": number, "session_hash": "abc"}
+    asked = httpx.post(f"{url}gradio_api/queue/join", content=json.dumps(body))
+    if asked.status_code == 200:
+        with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", timeout=WAIT) as events:
+            text = next(line for line in events.iter_lines() if "process_completed" in line)
+        assert '"success":false' in text.replace(" ", "")
+    else:
+        assert asked.status_code == 422
+
+
 def test_the_stored_answers_are_those_of_the_bundled_model(qa):
     stored, found = json.loads(stored_answers.ANSWERS.read_text()), stored_answers.store(qa)
     assert [row["text"] for row in found["answers"]] == [row["text"] for row in stored["answers"]]
