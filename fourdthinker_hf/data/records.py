@@ -180,6 +180,8 @@ def _parse(text: bytes, line: int, folder: Path) -> Record:
 
 
 def _absolute(folder: Path, path: str) -> str:
+    """A path of a record starts at the folder of its file. It may lead anywhere on this machine: `filter` writes `../`
+    where its output lies elsewhere. What is opened is a plain file, see [`check_trainable`] and [`open_frames`]."""
     return os.path.normpath(folder / path)
 
 
