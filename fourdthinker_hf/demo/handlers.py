@@ -387,10 +387,11 @@ def explain(error: ValueError, video: str) -> str:
 
 
 def describe_sampling(timestamps: np.ndarray, fps: float) -> str:
-    """How much of the video the model sees; `fps` is how many frames a second it would see of a short video."""
+    """How much of the video the model sees; `fps` is how many frames a second it would see of a short video.
+    Frames that lie 0.6 s apart on average, as many models see any video, are not called sparse."""
     frames = answer_html.count(len(timestamps), "frame")
     text = f"The model looks at {frames} from {timestamps[0]:.1f} to {timestamps[-1]:.1f} s."
-    if len(timestamps) > 1 and (gap := (timestamps[-1] - timestamps[0]) / (len(timestamps) - 1)) > 1.2 / fps:
+    if len(timestamps) > 1 and (gap := (timestamps[-1] - timestamps[0]) / (len(timestamps) - 1)) > max(1.2 / fps, 0.6):
         text += f" The video is long, so they lie {gap:.1f} s apart: for more detail, ask about a part of it."
     return f"<p class='note'>{text}</p>"
 

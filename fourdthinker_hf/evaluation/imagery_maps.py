@@ -85,7 +85,8 @@ def _cases(network, processor, records: list[Record], source: str) -> list[dict]
         clip = clip_from_record(record)
         names = [thing.name for thing in clip.scene.objects]
         num_steps, h, w = clip_features.shape[:3]
-        times = np.arange(num_steps * patch_size) / processor.fps
+        times = np.asarray(processor.open_video(record.video)[1])
+        times = np.pad(times, (0, num_steps * patch_size - len(times)), mode="edge")  # as the frames are
         frames = np.abs(clip.timestamps[:, None] - times).argmin(0).reshape(num_steps, patch_size)
         for image, target in zip(images, record.source["targets"], strict=False):
             number = names.index(target["object"])

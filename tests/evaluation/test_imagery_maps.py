@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fourdthinker_hf.checkpoints import BUNDLED
-from fourdthinker_hf.data.simulation.generate_records import simulate
-from fourdthinker_hf.evaluation.imagery_maps import _score_cases, bootstrap_interval, score_maps
+from fourdthinker_hf.checkpoints import BUNDLED, load_model
+from fourdthinker_hf.data.records import read_records
+from fourdthinker_hf.data.simulation.generate_records import clip_from_record, simulate
+from fourdthinker_hf.evaluation.imagery_maps import _cases, _score_cases, bootstrap_interval, score_maps
 
 
 def map_case(rng, number=0):
@@ -77,3 +78,17 @@ def test_maps_of_simulated_clips(tmp_path):
         }
         assert 4 <= result["num"] <= 6 and result["best_step"]["chance"] == 0.25
         assert 0.02 < result["mass"]["chance"] < 0.1 and result["mass"]["own"] > result["mass"]["chance"]
+
+
+@pytest.mark.usefixtures("egl")
+def test_frames_in_pairs_are_compared_with_the_masks_of_their_own_times(tiny_folder, tmp_path):
+    network, processor = load_model(tiny_folder, "cpu", "float32")
+    processor.fps, processor.max_frames, processor.pair_seconds = 8.0, 8, 0.25
+    (record,) = read_records(simulate(1, 5, tmp_path, tasks=["rel_dis"], workers=1, progress=False))
+    case, clip = _cases(network, processor, [record], "targets")[0], clip_from_record(record)
+    frames = (np.asarray(processor.open_video(record.video)[1]) * 8).round().astype(int).reshape(4, 2)
+    assert frames[-1, 1] >= 30  # four pairs over the whole clip of 32 frames
+    number = [thing.name for thing in clip.scene.objects].index(record.source["targets"][0]["object"]) + 1
+    shares = (clip.masks[frames] == number).any(1).mean((1, 2))
+    assert np.ptp(shares) > 0.002
+    np.testing.assert_allclose(case["mask"].mean((1, 2)), shares, atol=1.5e-3)
