@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from fourdthinker_hf.data.question_vocabulary import DSR_TASKS
 from fourdthinker_hf.data.records import Record, write_records
 from fourdthinker_hf.data.simulation import generate_records
 from fourdthinker_hf.data.simulation.basic_scenes import BASIC_TASKS
+from fourdthinker_hf.output_files import claim
 from fourdthinker_hf.qa import VideoQA
 
 OPTIONS = ["--option", "to the left", "--option", "to the right"]
@@ -202,7 +204,7 @@ def in_a_process(check):
     has others.)"""
     if (child := os.fork()) == 0:
         try:
-            if os.geteuid() == 0:  # no capabilities, by capset(2)
+            if sys.platform == "linux" and os.geteuid() == 0:  # no capabilities, by capset(2)
                 assert ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
             check()
             os._exit(0)
@@ -250,6 +252,30 @@ def test_places_that_cannot_be_written_are_refused_before_a_model_is_loaded(
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     in_a_process(check)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_second_run_at_the_same_place_is_refused_before_a_model_is_loaded(clip, tiny_folder, tmp_path, monkeypatch):
+    write_records(tmp_path / "records.jsonl", [Record("1", "Where?", "a", options=["a", "b"], video=str(clip))])
+    monkeypatch.setattr(checkpoints, "load_network", lambda *args, **kwargs: pytest.fail("a model is loaded"))
+    source, shard = tmp_path / "records.jsonl", tmp_path / "clips" / "parts" / "shard-1-of-1.lock"
+    with ExitStack() as stack:
+        for path in (tmp_path / "out" / "work.json", tmp_path / "kept.work.json"):
+            stack.enter_context(claim(path, {}))
+        work = {"command": "annotate", **dict.fromkeys(("sam3", "server", "namer", "reasoner")), "seed": 0}
+        stack.enter_context(claim(tmp_path / "clips" / "work.json", work, shared=True))
+        stack.enter_context(claim(shard, {"shard": [1, 1]}))
+
+        def check():
+            for arguments in (
+                ("evaluate", "--benchmark", source, "--model", tiny_folder, "--out", tmp_path / "out"),
+                ("filter", source, "--model", tiny_folder, "--out", tmp_path / "kept.jsonl"),
+                ("simulate", "--num", 1, "--seed", 1, "--out", tmp_path / "out"),
+                ("annotate", clip, "--out", tmp_path / "clips"),
+            ):
+                refused(run(*arguments), "another process is at this work; wait until it ends")
+
+        in_a_process(check)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
