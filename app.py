@@ -59,4 +59,4 @@ if __name__ == "__main__":
 else:
     from fourdthinker_hf.demo.interface import build_demo
 
-    demo = build_demo(MODEL)  # `gradio app.py` looks for this name
+    demo = build_demo(find_model(MODEL))  # `gradio app.py` looks for this name

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -369,6 +370,13 @@ def read_tensor_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
         except SafetensorError as error:
             raise ValueError(f"{folder / name}: truncated or damaged ({error}); get it again") from error
     return shapes
+
+
+def num_parameters(folder: Path) -> str:
+    """The number of values in the weights, such as "3.0 M"."""
+    shapes = [shape for tensors in read_tensor_shapes(folder).values() for shape in tensors.values()]
+    total = sum(map(math.prod, shapes))
+    return f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.1f} M"
 
 
 def check_shapes(folder: Path, config: FourDThinkerConfig, allow_more: bool = False) -> None:

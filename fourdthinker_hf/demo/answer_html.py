@@ -223,12 +223,16 @@ def _picture(answer: Answer, step: int, height: int, similarity: np.ndarray | No
     """A `data:` URL of the last frame of a temporal step, `height` pixels high, under the heat map of `similarity` if
     it is given."""
     frames, _ = answer.steps[step]
-    frame = frames[-1]
-    width = max(1, round(frame.shape[1] / frame.shape[0] * height))
-    frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    frame = resized(frames[-1], height)
     if similarity is not None:
         frame = overlay(frame, similarity, high)
     return data_url(Image.fromarray(frame))
+
+
+def resized(frame: np.ndarray, height: int) -> np.ndarray:
+    """A frame (H, W, 3) uint8, `height` pixels high."""
+    width = max(1, round(frame.shape[1] / frame.shape[0] * height))
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def overlay(frame: np.ndarray, similarity: np.ndarray, high: float = 1.0) -> np.ndarray:
@@ -398,6 +402,8 @@ def links_html(answer: Answer, question: str, options: Sequence[str], link: str 
     if link:
         links += f"<a href='{link}' target='_blank'>Link to this result</a>"
         links += f"<a href='{link}' download='answer.html'>Page (HTML)</a>"
+        if any(image.best_step is not None for image in answer.images):
+            links += f"<a href='{link}/answer.mp4' download='answer.mp4'>Video (MP4)</a>"
     links += _download_link(
         json.dumps(answer_json(answer, question, options)).encode(), "answer.json", "Answer (JSON)"
     )

@@ -21,7 +21,9 @@ from ..checkpoints import load_imagery_decoder, load_model, read_json
 from ..question_answer import Answer, check_question
 from ..video_fourdthinker import VideoError
 from . import answer_html, uploads
-from .results import ResultPages
+from .answer_video import AnswerVideo
+from .checkpoint_facts import read_map_test, read_rates
+from .results import Results
 from .stored_answers import ANSWERS, EXAMPLES, example_video, stored_answer
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Handlers:
         self.decoding, self.loading = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.loaded: Future | None = None
         self.reply = on_gpu(self._reply)
-        self.results = ResultPages()
+        self.results = Results()
         self.map_test, self.rates = read_map_test(Path(model)), read_rates(Path(model))
 
     # The model.
@@ -163,7 +165,8 @@ class Handlers:
             return
         name, right = Path(video).name, right_option(asked)
         link = self.results.add(
-            answer_html.result_page_html(answer, question, asked["options"], name, right, self.map_test)
+            answer_html.result_page_html(answer, question, asked["options"], name, right, self.map_test),
+            AnswerVideo(answer),
         )
         yield replace_page(**self._finished(answer, asked, tiles, panels, self.get_qa().processor.fps, link))
 
@@ -402,23 +405,3 @@ def num_jobs(demo: gr.Blocks, request: gr.Request) -> int:
     jobs = [job for waiting in queue.event_queue_per_concurrency_id.values() for job in waiting.queue]
     jobs += [job for batch in queue.active_jobs for job in batch or ()]
     return sum(job.session_hash == request.session_hash for job in jobs)
-
-
-# What was measured of a checkpoint and lies beside its weights.
-
-
-def read_map_test(folder: Path) -> dict | None:
-    """What `fourdthinker maps` found for the model's own mental images."""
-    path = folder / "evaluation" / "maps.model.json"
-    return read_json(path) if path.is_file() else None
-
-
-def read_rates(folder: Path) -> dict[str, dict]:
-    """The accuracies over all questions of the plain run and of the probes about mental images, by probe, from the
-    benchmark that has most of them."""
-    rates: dict[str, dict] = {}
-    for path in sorted(folder.glob("evaluation/*.json")):
-        found = read_json(path)
-        if "probe" in found:
-            rates.setdefault(found["benchmark"], {})[found["probe"]] = found["table"]["pooled"]
-    return max(rates.values(), key=len, default={})

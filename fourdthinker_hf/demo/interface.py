@@ -7,6 +7,7 @@ The layout is in `add_page`, the events are in `connect_events`, and the functio
 import html
 import importlib.util
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from starlette.middleware import Middleware
 from ..checkpoints import BUNDLED
 from . import answer_html, uploads
 from .answer_html import read_asset
+from .checkpoint_facts import describe_checkpoint
 from .handlers import INTERVENTIONS, MAX_OPTION, MAX_OPTIONS, MAX_QUESTION, PAGE, Handlers, clear_waiting
 from .stored_answers import EXAMPLES, example_video, thumbnail
 
@@ -27,9 +29,6 @@ DELETE_UPLOADS = (600, 3600)  # Gradio's delete_cache: every so many seconds, fi
 INTRODUCTION = """<h1>4DThinker <span>pictures while it reasons</span></h1>
 <p>Ask about a moving scene. Between its words the model feeds itself <b>mental images</b>: a few vectors in place of
 words, which stand for how the scene goes on. Below is a finished answer, with the moment that it pictured.</p>"""
-# For the bundled model, in two lines: its size, what it was trained on, and what it can be asked.
-LIMITS = """The bundled model is tiny: 3.0 M parameters, trained on simulated clips alone. Ask how the camera moves,
-where a thing moves, whether it comes nearer, or which is faster. On real video its answers mean nothing."""
 LINKS = (
     ("Paper", "https://arxiv.org/abs/2605.05997"),
     ("Published model", "https://huggingface.co/jankin123/4DThinker-3B"),
@@ -85,7 +84,7 @@ def launch(demo: gr.Blocks, prevent_thread_lock: bool = False, **kwargs) -> tupl
         theme=THEME,
         run_history=False,
         max_file_size=uploads.MAX_BYTES,
-        app_kwargs={"middleware": [Middleware(uploads.UploadMiddleware)], "routes": [demo.handlers.results.route()]},
+        app_kwargs={"middleware": [Middleware(uploads.UploadMiddleware)], "routes": demo.handlers.results.routes()},
         mcp_server=importlib.util.find_spec("mcp") is not None,
         prevent_thread_lock=True,
         **kwargs,
@@ -101,7 +100,7 @@ def add_page(handlers: Handlers) -> SimpleNamespace:
     """Adds everything that a visitor sees. Returns the components that events use. The page opens on the stored answer
     to the first example."""
     page = SimpleNamespace()
-    limits = LIMITS if handlers.model == BUNDLED else f"The model is {html.escape(str(handlers.model))}."
+    limits = html.escape(describe_checkpoint(Path(handlers.model)))
     links = "".join(f"<a href='{address}' target='_blank' rel='noopener'>{name}</a>" for name, address in LINKS)
     unseen = "<p id='announcer' class='unseen' role='status' aria-live='polite'></p>"
     unseen += "<h2 class='unseen'>Ask about a video</h2>"

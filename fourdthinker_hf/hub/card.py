@@ -11,7 +11,6 @@ says it; without the tag a missing base model counts as forgotten.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..checkpoints import find_model, model_hash, read_card_text, read_json, read_tensor_shapes, shipped
+from ..checkpoints import find_model, model_hash, num_parameters, read_card_text, read_json, shipped
 from ..evaluation.benchmarks import benchmark_name, load_benchmark, questions_hash
 from ..evaluation.html_report import Run, read_run
 from ..evaluation.probes import PROBES
@@ -86,7 +85,7 @@ def make_card(
         data,
         template_path=str(TEMPLATE),
         title=folder.name,
-        parameters=_num_parameters(folder),
+        parameters=num_parameters(folder),
         latent_size=read_json(folder / "config.json")["latent_size"],
         origin=", and was trained from scratch" if from_scratch else origin,
         training=training,
@@ -217,13 +216,6 @@ def _set_metadata(
         data.base_model = data.base_model_relation = None
     data.license = license or data.license
     data.datasets = list(datasets) or data.datasets
-
-
-def _num_parameters(folder: Path) -> str:
-    """The number of values in the weights, such as "3.0 M"."""
-    shapes = [shape for tensors in read_tensor_shapes(folder).values() for shape in tensors.values()]
-    total = sum(map(math.prod, shapes))
-    return f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.1f} M"
 
 
 # Figures: a dictionary for each run and each test of maps, by the name of its file in FOLDER

@@ -1,16 +1,24 @@
 """Answers as HTML, on answers that are made up and on one of random weights."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
 from init_model import make_config, make_processor, make_tokenizer
+from PIL import Image
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
 from fourdthinker_hf.demo import answer_html
+from fourdthinker_hf.demo.answer_video import AnswerVideo
+from fourdthinker_hf.demo.checkpoint_facts import describe_checkpoint
+from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 from fourdthinker_hf.qa import Answer, MentalImage, VideoQA
+from fourdthinker_hf.question_answer import OUTPUT_IMAGE as SAME
+from fourdthinker_hf.video_fourdthinker import load_video
 
 
 @pytest.mark.parametrize("patch", [1, 2, 3])
@@ -92,6 +100,53 @@ def test_text_of_the_model_and_of_the_visitor_is_never_markup():
     shown += answer_html.links_html(answer, hostile, [hostile, "b"], "result/1")
     shown += answer_html.comparison_html(answer, answer, [hostile, "b"], hostile, {})
     assert "<img" not in shown and "'\"" not in shown.replace("&#x27;&quot;", "")
+
+
+def test_a_video_shows_each_mental_image_beside_all_frames(tmp_path):
+    """Four frames of 30 x 41 pixels, half a second apart. The first mental image has a picture; of the second one the
+    moment is shown that it is most like, which is the third and fourth frame."""
+    frames = np.stack([np.full((30, 41, 3), 50 * i, np.uint8) for i in range(4)])
+    maps = np.ones((2, 1, 1), np.float32)
+    images = [
+        MentalImage(None, maps, 0, 0.25, Image.new("RGB", (41, 30), (220, 0, 0))),
+        MentalImage(None, maps, 1, 1.25),
+        MentalImage(None),
+    ]
+    video = AnswerVideo(Answer(frames, np.arange(4) / 2, images=images))
+    (tmp_path / "answer.mp4").write_bytes(video.mp4())
+    shown, times = load_video(tmp_path / "answer.mp4", fps=2)
+    assert times.tolist() == [i / 2 for i in range(8)]
+    left, right = (shown[:, 60:180, x - 40 : x + 40].mean((1, 2)) for x in (164, 492))  # pixels inside each picture
+    np.testing.assert_allclose(left, [[50 * (i % 4)] * 3 for i in range(8)], atol=4)
+    np.testing.assert_allclose(right, [[220, 0, 0]] * 4 + [[150] * 3] * 4, atol=6)
+    assert AnswerVideo(Answer(frames, np.arange(4) / 2)).images == [] and video.nbytes < 7 * 240 * 330 * 3
+
+
+def test_a_checkpoint_is_described_by_its_card_and_its_figures(tiny_folder, tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(tiny_folder / "model.safetensors")
+    size = size_of(tiny_folder)
+    assert describe_checkpoint(tmp_path) == f"{tmp_path.name}: {size} parameters. No test of it is stored."
+    (tmp_path / "README.md").write_text("---\ntags: [trained-from-scratch]\ndatasets: [me/scenes]\n---\n")
+    (tmp_path / "evaluation").mkdir()
+    for name, is_simulated, num in (("a", True, 400), ("b", True, 1200), ("c", False, 50)):
+        table = {"camera_motion": {"accuracy": 0.934}, "pooled": {"accuracy": 0.9}, "macro": {"accuracy": 0.9}}
+        run = {"benchmark": "Clips", "simulated": is_simulated, "probe": "plain", "num_questions": num, "table": table}
+        (tmp_path / f"evaluation/{name}.json").write_text(json.dumps(run))
+    told = (
+        f"{tmp_path.name}: {size} parameters, trained from scratch on me/scenes. Of 1,200 simulated questions it "
+        "answered right: camera motion 93%. Of 50 questions of Clips it answered right: camera motion 93%."
+    )
+    assert describe_checkpoint(tmp_path) == told
+    (tmp_path / "evaluation/c.json").unlink()
+    assert describe_checkpoint(tmp_path).endswith("camera motion 93%. On real video nothing was measured.")
+
+
+def size_of(folder: Path) -> str:
+    return f"{(folder / 'model.safetensors').stat().st_size / 4e6:.1f} M"  # float32, and a header of some kB
+
+
+def test_the_mark_of_a_mental_image_is_the_processors():
+    assert SAME == OUTPUT_IMAGE
 
 
 def answered(option, chosen_by, probabilities, reason=None):
