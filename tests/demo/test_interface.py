@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from fourdthinker_hf.checkpoints import BUNDLED
 from fourdthinker_hf.demo import answer_html, handlers, interface, stored_answers, uploads
+from fourdthinker_hf.demo.checkpoint_facts import describe_checkpoint
 from fourdthinker_hf.video_fourdthinker import load_video
 
 EXAMPLE, OTHER = stored_answers.EXAMPLES[:2]
@@ -422,6 +423,7 @@ def test_the_page_opens_on_a_finished_playing_result_with_ask_in_view(open_page,
     page.set_viewport_size({"width": width, "height": height})
     expect(page.locator("#answer .verdict")).to_have_text("A. to the left")
     expect(page.locator("#answer .truth")).to_have_text("Right answer: A. to the left \u2013 the model had it.")
+    expect(page.locator("#limits")).to_contain_text(describe_checkpoint(BUNDLED))
     expect(page.locator(".picture:visible")).to_have_count(1)
     expect(page.locator(".timeline-ends")).to_have_text("0.0 s4.0 s")  # the clip lasts 4 s
     page.wait_for_function("document.querySelector('#video video')?.currentTime > 0")
@@ -477,6 +479,32 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, expected, b
         expect(page.locator("#comparison .changes").first.locator("tbody tr")).to_have_count(4)
         expect(page.locator("#comparison .changes").last).to_contain_text("Over 400 simulated questions")
         page.locator("#comparison").evaluate("box => box.querySelector('.verdict').remove()")
+
+
+def test_three_quick_clicks_ask_once(open_page, demo, qa, monkeypatch):
+    asked, stream = [], demo.handlers.stream
+    monkeypatch.setattr(demo.handlers, "stream", lambda **kwargs: asked.append(1) or stream(**kwargs))
+    page = open_page()
+    with qa.model_lock:
+        page.get_by_role("button", name="Ask", exact=True).click(click_count=3)
+        expect(page.locator("#answer .waiting")).to_have_text(handlers.STATUS["looking"], timeout=WAIT)
+    has_answered(page)
+    assert asked == [1]
+
+
+def test_two_tabs_do_not_touch_each_other(open_page):
+    page = open_page()
+    other = page.context.new_page()
+    other.set_default_timeout(WAIT)
+    other.goto(page.url)
+    choose_example(other, OTHER)
+    press(other, "Ask")
+    press(page, "Ask")
+    for tab, example in ((page, EXAMPLE), (other, OTHER)):
+        has_answered(tab)
+        expect(tab.locator("#answer .truth")).to_contain_text(example["answer"])
+        expect(tab.get_by_placeholder("Which way does it move?")).to_have_value(example["question"])
+        expect(tab.get_by_text(interface.STALE)).to_be_hidden()
 
 
 def test_an_answer_is_dimmed_once_the_page_asks_something_else(open_page):
