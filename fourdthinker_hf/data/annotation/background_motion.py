@@ -6,7 +6,8 @@ between neighbouring frames a similarity is fitted to the flow of the strongest 
 summed over a span. One motion is named if it is much larger than all others together, goes one way, and is found in
 the blocks of the picture alike:
 
-- **static**: corners in many blocks are in the same place a second later, or the sums stay close to zero;
+- **static**: corners in many blocks stay where they were in the first frame, together, and hardly drift. They are
+  followed in pictures without their local brightness, since a camera that sets its exposure anew changes it;
 - **pan, tilt**: all blocks shift alike. While a camera travels sideways, near things shift more than far ones;
 - **dolly**: the picture grows or shrinks about a point, which a zoom does as well.
 
@@ -16,7 +17,7 @@ that it is 0.5 where the last condition is just met. What precision a confidence
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -29,15 +30,17 @@ SIDE = 320  # pixels of the longer side at which corners are followed
 CELL = 16  # pixels of a cell of the grid, in which the strongest corner is followed
 MIN_EIGENVALUE = 2e-4  # of a corner, from cornerMinEigenVal, for grey levels from 0 to 1 and a window of 5 pixels
 BLOCKS = 4  # along each side of the picture
-STILL_STEPS, STILL_DISTANCE = 8, 0.5  # frames after which a corner that is in the same place has moved less; pixels
+SPANS = ((0, 1), (0, 2 / 3), (1 / 3, 1), (0, 1 / 2), (1 / 2, 1))  # of a shot, in which a plain motion is sought
+STILL_STEP, STILL_DISTANCE = 3, 1.0  # frames between those in which corners are sought again; pixels they may differ
+DETAIL_RADIUS, MIN_DETAIL_EIGENVALUE = 6.0, 1e-3  # pixels; as MIN_EIGENVALUE, without the local brightness
 MEAN_RADIUS = 0.27  # longer sides: the mean distance of a pixel from the picture's centre, at 16:9
 
 PLAIN_CONFIDENCE = 0.5  # of a motion that is plain: every condition is met
 MIN_DURATION, MIN_MOVING_DURATION = 1.5, 1.25  # s of a span, and of one from which the rest before and after is cut
 
 # What is required. Motions are in shares of the longer side: what growth and turning shift a pixel at MEAN_RADIUS.
-MIN_STILL_CORNERS, MIN_STILL_BLOCKS, MIN_STILL_SHARE = 6, 3, 0.12
-MAX_STATIC_RANGE, MIN_STATIC_INLIERS = 0.015, 0.5
+MIN_STILL_CORNERS, MIN_STILL_BLOCKS, MIN_STILL_SHARE, MIN_STILL_TIME = 8, 3, 0.1, 0.7  # corners, of 9, shares
+MAX_DRIFT = 0.02  # of a camera that stands still
 MIN_SHIFT, MIN_GROWTH = 0.08, 0.025  # of a pan or tilt; of a dolly
 MIN_CONSISTENCY = 0.5  # the sum of a motion over the sum of its sizes
 MAX_OTHERS = 0.25  # the largest other motion, relative to the one that is named
@@ -47,7 +50,6 @@ PAIR_STRICTNESS = 1.2  # by which every condition of a pair is stricter
 MAX_SPREAD = 0.42  # between the quartiles of the corners' flow along a pan or tilt, relative to the whole
 MIN_AGREEING_BLOCKS = 0.85  # share of the blocks that move the way that is named
 MIN_BLOCKS = 7  # blocks in which corners are followed
-MAX_STATIC_SPREADING = 0.6  # share of the blocks that move away from the middle, less the share that moves toward it
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class BackgroundMotion:
     inliers: np.ndarray  # (T - 1,) share of the corners that follow the similarity
     spread: np.ndarray  # (T - 1, 2) distance between the quartiles of the corners' shift to the right and down
     blocks: np.ndarray  # (T - 1, BLOCKS, BLOCKS, 2) median shift of each block's corners, NaN if it has fewer than two
-    still: (
-        np.ndarray
-    )  # (T, rows, columns) 1 where a cell's corner is in place after STILL_STEPS, 0 if not, NaN if none
+    # By the first frame of each of `SPANS`: where its corners are, (N, 2) in shares of the sides, and how far they are
+    # from there in one frame of every `STILL_STEP` that follow, (M, N, 2), NaN where they are not found.
+    anchors: Mapping[int, tuple[np.ndarray, np.ndarray]]
     shape: tuple[int, int]  # height and width, relative to the longer side
 
     def between(self, frames: slice) -> tuple[float, float, float]:
@@ -85,7 +87,6 @@ def measure_background(shot: Shot) -> BackgroundMotion:
     side, num = max(height, width), len(greys)
     steps, inliers, spread = np.zeros((num - 1, 4)), np.zeros(num - 1), np.zeros((num - 1, 2))
     blocks = np.full((num - 1, BLOCKS, BLOCKS, 2), np.nan)
-    still = np.full((num, -(-height // CELL), -(-width // CELL)), np.nan)
     corners = [_strongest_corners(grey) for grey in greys]
     for t, (before, after) in enumerate(itertools.pairwise(greys)):
         start, end = _follow(before, after, corners[t])
@@ -110,17 +111,9 @@ def measure_background(shot: Shot) -> BackgroundMotion:
         growth, turn = np.log(np.hypot(*matrix[:, 0])), np.arctan2(matrix[1, 0], matrix[0, 0])
         steps[t] = *shift, MEAN_RADIUS * growth, MEAN_RADIUS * turn
         inliers[t] = found.mean()
-    for t in range(0, max(1, num - STILL_STEPS), STILL_STEPS // 2):
-        later = min(t + STILL_STEPS, num - 1)
-        start = corners[t]
-        if len(start):
-            guess = start.copy()
-            end, followed, _ = cv2.calcOpticalFlowPyrLK(
-                greys[t], greys[later], start, guess, winSize=(11, 11), maxLevel=3, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
-            )
-            x, y = (start[:, 0] // CELL).astype(int).T
-            still[t, y, x] = (followed[:, 0] > 0) & (np.linalg.norm(end - start, axis=-1)[:, 0] < STILL_DISTANCE)
-    return BackgroundMotion(shot.times, steps, inliers, spread, blocks, still, (height / side, width / side))
+    details = [_to_detail(grey) for grey in greys]
+    anchors = {start: _follow_anchor(details[start:]) for start in {round(begin * num) for begin, _ in SPANS}}
+    return BackgroundMotion(shot.times, steps, inliers, spread, blocks, anchors, (height / side, width / side))
 
 
 def name_motion(background: BackgroundMotion, frames: slice) -> NamedMotion:
@@ -131,14 +124,15 @@ def name_motion(background: BackgroundMotion, frames: slice) -> NamedMotion:
 def find_plain_span(background: BackgroundMotion) -> tuple[slice, NamedMotion] | None:
     """The longest of a few spans in which the camera's motion is plain: the whole shot, two thirds of it, or half."""
     num = len(background.times)
-    for begin, end in ((0, 1), (0, 2 / 3), (1 / 3, 1), (0, 1 / 2), (1 / 2, 1)):
+    for begin, end in SPANS:
         frames = slice(round(begin * num), round(end * num))
         if frames.stop - frames.start < 2 or np.ptp(background.times[frames]) < MIN_DURATION - 1e-6:
             continue
         named = name_motion(background, frames)
         if named.confidence >= PLAIN_CONFIDENCE and named.motions != (STATIC_CAMERA,):
-            frames = _leave_out_rest(background, frames)
-            named = name_motion(background, frames)
+            part = _leave_out_rest(background, frames)
+            if (in_part := name_motion(background, part)).confidence >= PLAIN_CONFIDENCE:
+                frames, named = part, in_part
         if named.confidence >= PLAIN_CONFIDENCE:
             return frames, named
     return None
@@ -171,7 +165,7 @@ def _to_grey(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def _strongest_corners(grey: np.ndarray) -> np.ndarray:
+def _strongest_corners(grey: np.ndarray, min_eigenvalue: float = MIN_EIGENVALUE) -> np.ndarray:
     """The strongest corner of each cell, (N, 1, 2) float32 pixels."""
     strength = cv2.cornerMinEigenVal(grey, 5)
     rows, columns = -(-grey.shape[0] // CELL), -(-grey.shape[1] // CELL)
@@ -181,7 +175,7 @@ def _strongest_corners(grey: np.ndarray) -> np.ndarray:
     best = cells.argmax(1)
     y = np.repeat(np.arange(rows), columns) * CELL + best // CELL
     x = np.tile(np.arange(columns), rows) * CELL + best % CELL
-    return np.float32(np.stack([x, y], -1)[cells.max(1) > MIN_EIGENVALUE]).reshape(-1, 1, 2)
+    return np.float32(np.stack([x, y], -1)[cells.max(1) > min_eigenvalue]).reshape(-1, 1, 2)
 
 
 def _follow(before: np.ndarray, after: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +187,31 @@ def _follow(before: np.ndarray, after: np.ndarray, corners: np.ndarray) -> tuple
     back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
     good = (found[:, 0] > 0) & (found_back[:, 0] > 0) & (np.linalg.norm(back - corners, axis=-1)[:, 0] < 0.5)
     return corners[good, 0], there[good, 0]
+
+
+def _to_detail(grey: np.ndarray) -> np.ndarray:
+    """A grey picture without its local brightness."""
+    grey = grey.astype(np.float32)
+    return np.clip(grey - cv2.GaussianBlur(grey, (0, 0), DETAIL_RADIUS) + 128, 0, 255).astype(np.uint8)
+
+
+def _follow_anchor(details: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Places (N, 2) of the first picture's corners, and how far they have got (M, N, 2) in some later ones.
+
+    They are sought near where they were: what follows a moving camera is of no use here.
+    """
+    corners = _strongest_corners(details[0], MIN_DETAIL_EIGENVALUE)
+    height, width = details[0].shape
+    shifts = np.full((len(range(STILL_STEP - 1, len(details), STILL_STEP)), len(corners), 2), np.nan)
+    options = {"winSize": (17, 17), "maxLevel": 2, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
+    for shift, later in zip(shifts, details[STILL_STEP - 1 :: STILL_STEP], strict=True):
+        if len(corners):
+            there, found, _ = cv2.calcOpticalFlowPyrLK(details[0], later, corners, corners.copy(), **options)
+            back, found_back, _ = cv2.calcOpticalFlowPyrLK(later, details[0], there, there.copy(), **options)
+            good = (found[:, 0] > 0) & (found_back[:, 0] > 0)
+            good &= np.linalg.norm(back - corners, axis=-1)[:, 0] < 0.5
+            shift[good] = (there - corners)[good, 0]
+    return corners[:, 0] / (width, height), shifts / max(height, width)
 
 
 # Conditions
@@ -239,28 +258,24 @@ def _shift_name(axis: int, net: np.ndarray) -> str:
 
 
 def _static_confidence(background: BackgroundMotion, frames: slice) -> float:
-    """That the camera stands still: by corners that are in place a second later, or by the sums of the steps."""
-    still = background.still[frames]
-    known = ~np.isnan(still)
-    seen = known.any((1, 2)).sum()
-    in_place = (np.nansum(still, 0) >= 0.8 * np.maximum(known.sum(0), 1)) & (known.sum(0) >= 0.5 * max(seen, 1))
-    y, x = np.nonzero(in_place)
-    rows, columns = still.shape[1:]
-    num_blocks = len(set(zip((y * 3 // rows).tolist(), (x * 3 // columns).tolist(), strict=True)))
-    share = len(y) / max(int((known.sum(0) >= 0.5 * max(seen, 1)).sum()), 1)
-    by_corners = _confidence(len(y) / MIN_STILL_CORNERS, num_blocks / MIN_STILL_BLOCKS, share / MIN_STILL_SHARE)
-    position = np.cumsum(background.steps[frames.start : frames.stop - 1], 0)
-    farthest = float(np.ptp(np.vstack([np.zeros(4), position]), axis=0).max())
-    num_followed = (~np.isnan(background.blocks[frames.start : frames.stop - 1, ..., 0])).mean(0).round().sum()
-    outward = _outward_shifts(_block_sums(background, frames), 1.0)
-    if len(outward) and abs(np.mean(outward > 0.003) - np.mean(outward < -0.003)) > MAX_STATIC_SPREADING:
-        return by_corners  # a slow dolly shifts little, but it shifts everything outward or inward
-    by_sums = _confidence(
-        MAX_STATIC_RANGE / max(farthest, 1e-6),
-        float(background.inliers[frames.start : frames.stop - 1].mean()) / MIN_STATIC_INLIERS,
-        num_followed / MIN_BLOCKS,
+    """That the camera stands still: corners all over the picture stay together, and where they were."""
+    if frames.start not in background.anchors:
+        return 0.0
+    places, shifts = background.anchors[frames.start]
+    shifts = shifts[: (frames.stop - frames.start) // STILL_STEP]
+    found = ~np.isnan(shifts[..., 0])
+    if not len(shifts) or not found.any(1).all():
+        return 0.0
+    drift = np.stack([np.median(shift[here], axis=0) for shift, here in zip(shifts, found, strict=True)])
+    together = found & (np.linalg.norm(np.nan_to_num(shifts) - drift[:, None], axis=-1) < STILL_DISTANCE / SIDE)
+    still = together.mean(0) >= MIN_STILL_TIME
+    num_blocks = len({tuple(block) for block in np.minimum(places[still] * 3, 2).astype(int).tolist()})
+    return _confidence(
+        np.count_nonzero(still) / MIN_STILL_CORNERS,
+        num_blocks / MIN_STILL_BLOCKS,
+        float(still.mean()) / MIN_STILL_SHARE,
+        MAX_DRIFT / max(float(np.linalg.norm(drift, axis=1).max()), 1e-6),
     )
-    return max(by_corners, by_sums)
 
 
 def _overlap(steps: np.ndarray, net: np.ndarray) -> float:

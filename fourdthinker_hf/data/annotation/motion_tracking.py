@@ -111,6 +111,9 @@ def _foreground(shot: ScaledShot) -> list[np.ndarray]:
     """Pixels (h, w) uint8 of each frame: 2 where they differ from the empty scene, 1 where they may, else 0."""
     lab = np.stack([cv2.cvtColor(cv2.GaussianBlur(frame, (3, 3), 0), cv2.COLOR_RGB2LAB) for frame in shot.frames])
     lab = lab.astype(np.float32)
+    light = np.maximum(lab[..., 0], 1)
+    exposure = np.median(light / np.median(light, axis=0), axis=(1, 2))  # a camera may set it anew at any time
+    lab[..., 0] /= exposure[:, None, None]
     moves = np.stack([_moves(shot, lab, t) for t in range(shot.num_frames)])
     known = (~moves).sum(0) >= MIN_EMPTY_FRAMES
     still = np.where((~moves | ~known)[..., None], lab, np.nan)

@@ -45,6 +45,14 @@ def test_a_walker_is_held_without_its_shadow(shadow):
     assert 0.5 <= track.confidence <= 1
 
 
+def test_a_walker_is_held_while_the_camera_sets_its_exposure_anew():
+    shot, truth = film([lambda t: (30 + 12 * t, 60, 34, 60)])
+    light = np.linspace(0.5, 1, T)
+    shot.frames = [(frame * factor).astype(np.uint8) for frame, factor in zip(shot.frames, light, strict=True)]
+    (track,) = track_movers(shot)
+    assert track.masks.any((1, 2)).sum() >= 14 and overlap(track.masks, truth) > 0.85
+
+
 def test_two_things_have_two_tracks_that_end_where_they_meet():
     shot, truth = film([lambda t: (20 + 11 * t, 40, 40, 50), lambda t: (270 - 11 * t, 50, 36, 60)])
     tracks = track_movers(shot)
