@@ -27,8 +27,9 @@ import numpy as np
 import typer
 from PIL import Image
 
+from fourdthinker_hf.data.records import LETTERS
 from fourdthinker_hf.data.simulation.textures import folder_photos
-from fourdthinker_hf.data.simulation.wordings import with_odd_words
+from fourdthinker_hf.data.simulation.wordings import odd_words, with_odd_words
 from fourdthinker_hf.output_files import WORK, claim, files_hash, write_whole
 from fourdthinker_hf.processing_fourdthinker import OUTPUT_IMAGE
 
@@ -37,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 # Numbers at scale 1; those of the steps are also in the recipes.
 CLIPS, PER_CLIP, VALIDATION_CLIPS = 20000, 5, 600
 STEPS = {"words": 4000, "tower": 40000, "text_only": 16000, "dift": 6000}
+WAYS = "left right up down forward back in out closer farther larger smaller faster slower still yes no".split()
 ODD_COPIES = 2  # of each question for the stage `words`, with odd words in them
 SEEDS = {"train": 1, "validation": 900_101, "validation_words": 900_102}
 
@@ -54,6 +56,24 @@ def make_clips(data: Path, scale: float, photos: Path | None) -> None:
         number = CLIPS if name == "train" else VALIDATION_CLIPS
         words = name == "validation_words"
         write_questions(max(300, int(number * scale)), seed, data / name, PER_CLIP, words, photos)
+
+
+def reading_question(rng: np.random.Generator) -> tuple[str, list[str], str, str]:
+    """A question about the options themselves, with its options, reasoning and answer: which one is B, or which one
+    has a certain word. It teaches a model to find an option and to write it as it stands there."""
+    words = [*rng.permutation(WAYS).tolist(), *rng.choice(odd_words(), 30, replace=False).tolist()]
+    before = [words.pop() for _ in range(rng.integers(3))]
+    after = [words.pop() for _ in range(rng.integers(3))]
+    pool = words if rng.random() < 0.5 else words[len(WAYS) :]
+    told = [str(word) for word in rng.choice(pool[: 2 * len(WAYS)], rng.integers(2, 7), replace=False)]
+    options = [" ".join([*before, word, *after]) for word in told]
+    if rng.random() < 0.3:
+        options = [option.capitalize() for option in options]
+    k = int(rng.integers(len(options)))
+    if rng.random() < 0.4:
+        letter = LETTERS[k]
+        return f"Which option is {letter}?", options, f"{letter} says: {options[k]}.", options[k]
+    return f"Which option has the word {told[k]}?", options, f"It is the one with {told[k]}.", options[k]
 
 
 def write_varied(records: Path) -> tuple[Path, Path]:
@@ -78,6 +98,12 @@ def write_varied(records: Path) -> tuple[Path, Path]:
             reasoning = copy["reasoning"].replace(f" {OUTPUT_IMAGE}", "")
             grey_clip = {"video": None, "frames": [str(grey)] * 2, "imagery": [], "source": None}
             unseen.append(copy | grey_clip | {"reasoning": reasoning})
+    for number in range(len(seen) // 3):
+        question, options, reasoning, answer = reading_question(rng)
+        row = {"id": f"reading-{number}", "task": "reading", "frames": [str(grey)] * 2, "question": question}
+        row |= {"options": options, "reasoning": reasoning, "answer": answer}
+        seen.append(row)
+        unseen.append(row)
     paths = records.with_name("varied.jsonl"), records.with_name("words.jsonl")
     for path, rows in zip(paths, (seen, unseen), strict=True):
         write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))

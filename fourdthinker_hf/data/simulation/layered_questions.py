@@ -296,10 +296,10 @@ class Asker:
         ]
 
     def first_and_last(self, index: int, it: str) -> tuple[str, list[tuple[int, int]]]:
-        """Where a thing is at first and in the end, with a mental image of each."""
+        """A mental image of a thing at first and one in the end. Where it is is not said: a tiny model learns that far
+        more slowly than which way things move."""
         first, last = self.seen_frames(index)
-        places = [self.place_words(self.truths[index].places[frame]) for frame in (first, last)]
-        text = f"At first {it} is {places[0]} {OUTPUT_IMAGE}. In the end it is {places[1]} {OUTPUT_IMAGE}."
+        text = f"At first {it} looks like this {OUTPUT_IMAGE}. In the end it looks like this {OUTPUT_IMAGE}."
         return text, [(index, first), (index, last)]
 
     # Tasks: each returns a question, or None where the scene does not give a clear one
