@@ -67,7 +67,7 @@ THEME = gr.themes.Soft().set(
 def build_demo(model: str | os.PathLike = BUNDLED, qa: "VideoQA | None" = None, **settings) -> gr.Blocks:
     """Builds the demo. `model` is loaded once the page is served, or by the first question, unless it is given as
     `qa`. `settings` are arguments of `load_model`, such as `dtype`."""
-    uploads.uploads_folder()
+    uploads.delete_old_uploads(DELETE_UPLOADS[1])  # before Gradio puts pictures of the examples there
     with gr.Blocks(title="4DThinker", delete_cache=DELETE_UPLOADS) as demo:
         demo.handlers = Handlers(demo, model, qa, **settings)
         connect_events(add_page(demo.handlers), demo.handlers)
@@ -77,7 +77,6 @@ def build_demo(model: str | os.PathLike = BUNDLED, qa: "VideoQA | None" = None, 
 def launch(demo: gr.Blocks, prevent_thread_lock: bool = False, **kwargs) -> tuple:
     """Serves the demo, and then begins to load its model. Arguments and result are those of `gr.Blocks.launch`. Unless
     `prevent_thread_lock`, raises what the loading raises."""
-    uploads.delete_old_uploads(DELETE_UPLOADS[1])
     served = demo.launch(
         css=read_asset("answer.css") + read_asset("style.css"),
         head=f"<script>{read_asset('page.js')}</script>",

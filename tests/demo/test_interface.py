@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import http.client
 import importlib
 import json
 import os
@@ -9,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -61,6 +64,15 @@ CONTRASTS = """() => {
   }
   return rows;
 }"""
+
+
+# What can be pressed or typed into and is, with the label around it, smaller than the 24 pixels of WCAG 2.2 (2.5.8).
+# Not a slider: the field beside it does the same.
+SMALL_TARGETS = """() => [...document.querySelectorAll("a, button, input, textarea, select, summary")]
+  .filter((part) => part.type !== "range" && part.checkVisibility({ opacityProperty: true, visibilityProperty: true }))
+  .map((part) => [part, (part.closest("label") ?? part).getBoundingClientRect()])
+  .filter(([, { width, height }]) => width > 1 && height > 1 && Math.min(width, height) < 24)
+  .map(([part, { width, height }]) => `${width} x ${height}: ${part.outerHTML.slice(0, 200)}`)"""
 
 
 @pytest.fixture(scope="module")
@@ -459,6 +471,10 @@ def test_a_person_sees_what_was_pictured_and_asks_what_if(open_page, expected, b
         page.get_by_role("link", name="Answer (JSON)").click()
     assert json.loads(download.value.path().read_text())["answer"] == expected.answer
     with page.expect_download() as download:
+        page.get_by_role("link", name="Video (MP4)").click()
+    download.value.save_as(tmp_path / "answer.mp4")
+    assert len(load_video(tmp_path / "answer.mp4", fps=2)[0]) == len(expected.frames)  # beside the one mental image
+    with page.expect_download() as download:
         page.get_by_role("link", name="Page (HTML)").click()
     download.value.save_as(tmp_path / "answer.html")
     link = page.get_by_role("link", name="Link to this result").evaluate("link => link.href")
@@ -492,6 +508,25 @@ def test_three_quick_clicks_ask_once(open_page, demo, qa, monkeypatch):
     assert asked == [1]
 
 
+def test_reload_back_and_forward(open_page, demo, qa):
+    """A page that is loaded anew is as at first, nobody waits for what it asked before, and it can ask again."""
+    page = open_page()
+    with qa.model_lock:
+        press(page, "Ask")
+        expect(page.locator("#answer .waiting")).to_have_text(handlers.STATUS["looking"], timeout=WAIT)
+        page.reload()
+        expect(page.locator("#answer .truth")).to_be_visible()
+    wait_until(lambda: not any(demo._queue.active_jobs))
+    press(page, "Ask")
+    has_answered(page)
+    page.goto(page.get_by_role("link", name="Link to this result").evaluate("link => link.href"))
+    page.go_back()
+    expect(page.locator("#answer .truth")).to_be_visible()
+    expect(page.locator("#answer .waiting")).to_have_count(0)
+    page.go_forward()
+    expect(page.get_by_role("heading", level=1)).to_have_text(EXAMPLE["question"])
+
+
 def test_two_tabs_do_not_touch_each_other(open_page):
     page = open_page()
     other = page.context.new_page()
@@ -505,6 +540,75 @@ def test_two_tabs_do_not_touch_each_other(open_page):
         expect(tab.locator("#answer .truth")).to_contain_text(example["answer"])
         expect(tab.get_by_placeholder("Which way does it move?")).to_have_value(example["question"])
         expect(tab.get_by_text(interface.STALE)).to_be_hidden()
+
+
+def test_who_wants_no_motion_sees_none(open_page, qa):
+    page = open_page(reduced_motion="reduce")
+    page.wait_for_function("document.querySelector('#video video')?.readyState > 1")
+    with qa.model_lock:
+        press(page, "Ask")
+        expect(page.locator("#answer .waiting")).to_have_text(handlers.STATUS["looking"], timeout=WAIT)
+        assert page.evaluate("document.getAnimations().filter((a) => a.playState === 'running').length") == 0
+    has_answered(page)
+    player = page.locator("#video video")
+    assert player.evaluate("player => [player.paused, player.currentTime]") == [True, 0]
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Serves the demo at `port` of this machine under the path /demo, as nginx does with `location /demo/`."""
+
+    port: int
+
+    def do_GET(self):
+        if not self.path.startswith("/demo/"):
+            return self.send_error(404)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.request(self.command, self.path.removeprefix("/demo"), body, dict(self.headers))
+        answer = connection.getresponse()
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        while data := answer.read1(65536):
+            self.wfile.write(data)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_behind_a_proxy_with_a_path_nothing_is_missing(qa, browser):
+    for path in uploads.uploads_folder().rglob("*.jpg"):
+        os.utime(path, (0, 0))  # as if a server of another day had left them
+    demo = interface.build_demo(qa=qa)
+    interface.launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", root_path="/demo")
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("DemoProxy", (Proxy,), {"port": demo.server_port}))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    address, answers = f"http://127.0.0.1:{proxy.server_port}", []
+    page = browser.new_context().new_page()
+    try:
+        page.set_default_timeout(WAIT)
+        page.on("response", lambda answer: answers.append((answer.status, answer.url)))
+        page.goto(f"{address}/demo/")
+        page.wait_for_function("document.querySelector('#video video')?.readyState > 1")
+        assert page.locator("img").evaluate_all("all => all.filter((img) => !img.naturalWidth).length") == 0
+        choose_example(page, OTHER)
+        press(page, "Ask")
+        has_answered(page)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Video (MP4)").click()
+        assert download.value.failure() is None
+        page.goto(page.get_by_role("link", name="Link to this result").evaluate("link => link.href"))
+        expect(page.get_by_role("heading", level=1)).to_have_text(OTHER["question"])
+        ours = [row for row in answers if row[1].startswith(address)]
+        assert len(ours) > 20 and [row for row in ours if row[0] >= 400 or "/demo/" not in row[1]] == []
+    finally:
+        page.context.close()
+        proxy.shutdown()
+        demo.close()
 
 
 def test_an_answer_is_dimmed_once_the_page_asks_something_else(open_page):
@@ -665,6 +769,10 @@ def test_on_a_phone_and_in_the_dark(open_page, kwargs):
     verdict = page.locator("#answer .verdict")
     expect(verdict).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in ("Only a part of the video", "How words are chosen"):
+        page.get_by_text(name).click()
+    expect(page.get_by_role("spinbutton", name="Seed")).to_be_visible()
+    assert page.evaluate(SMALL_TARGETS) == []
     if "width" not in kwargs:
         levels = [int(n) for n in re.findall(r"\d+", verdict.evaluate("e => getComputedStyle(e).color"))[:3]]
         assert page.evaluate("document.body.classList.contains('dark')") and min(levels) > 180, levels
