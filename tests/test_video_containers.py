@@ -6,6 +6,8 @@ then copied, packet by packet, into each container. Cells that cannot be written
 """
 
 import os
+import sys
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 
 import av
@@ -128,6 +130,17 @@ def film(tmp_path_factory):
     return write
 
 
+@contextmanager
+def kept_scheduling():
+    """Restores the caller's scheduling. Run by root, SVT-AV1 leaves it in a real-time class: whatever the process does
+    or starts later, such as a browser, would starve all others."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def encode(path, codec, coding):
     encoder, pixels, options = CODECS[codec]
     if coding in CODINGS and codec not in CODINGS[coding]:
@@ -137,7 +150,8 @@ def encode(path, codec, coding):
     except av.codec.codec.UnknownCodecError:
         return None
     packets = []
-    with av.open(str(path), "w") as out:
+    scheduling = kept_scheduling() if codec == "av1" and sys.platform == "linux" else nullcontext()
+    with scheduling, av.open(str(path), "w") as out:
         stream = out.add_stream(encoder, rate=25, options=options | CODINGS.get(coding, {}).get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
         if coding == "wide pixels":
