@@ -33,7 +33,8 @@ def write(folder: Path, tied: bool = True) -> Path:
     """Write it into `folder` (39 MB, untied 78 MB): flat config.json; keys `visual.*`, `model.*` and `lm_head.*`."""
     for path in Path(__file__).parent.glob("*config.json"):
         shutil.copy(path, folder)
-    settings = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "fourdthinker", "tie_word_embeddings": tied}  # it has the settings that convert adds
     (folder / "config.json").write_text(json.dumps(settings))
     with torch.device("meta"):
         shapes = FourDThinkerForConditionalGeneration(FourDThinkerConfig.from_pretrained(folder)).state_dict()
