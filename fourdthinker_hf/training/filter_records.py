@@ -59,9 +59,9 @@ def filter_records(
     """
     distributed = DistributedState(device)
     check_dtype(dtype)
-    files = RecordFiles([records])
     folder = find_model(model, revision, subfolder)
     _refuse_forget_video(model, folder)
+    files = RecordFiles([records])
     out = Path(out)
     questions, locations, left_out = [], [], []
     for index in range(len(files)):
