@@ -78,11 +78,11 @@ def reading_question(rng: np.random.Generator) -> tuple[str, list[str], str, str
 
 def write_varied(records: Path) -> tuple[Path, Path]:
     """Writes to two files what is trained on: each record and a copy with odd words; and the same and another copy
-    about a grey picture and without mental images, for the stage `words`."""
+    about a grey picture and without mental images, for the stage `words`. Both ask about the options too."""
     rng = np.random.default_rng(0)
     grey = records.with_name("grey.png")
     Image.new("RGB", (112, 112), (128, 128, 128)).save(grey)
-    seen, unseen = [], []
+    grey_clip, seen, unseen = {"frames": [str(grey)] * 2}, [], []
     for line in records.read_text().splitlines():
         record = json.loads(line)
         copies = [record]
@@ -96,12 +96,11 @@ def write_varied(records: Path) -> tuple[Path, Path]:
         seen += copies[:2]
         for copy in copies:
             reasoning = copy["reasoning"].replace(f" {OUTPUT_IMAGE}", "")
-            grey_clip = {"video": None, "frames": [str(grey)] * 2, "imagery": [], "source": None}
-            unseen.append(copy | grey_clip | {"reasoning": reasoning})
+            unseen.append(copy | grey_clip | {"video": None, "imagery": [], "source": None, "reasoning": reasoning})
     for number in range(len(seen) // 3):
         question, options, reasoning, answer = reading_question(rng)
-        row = {"id": f"reading-{number}", "task": "reading", "frames": [str(grey)] * 2, "question": question}
-        row |= {"options": options, "reasoning": reasoning, "answer": answer}
+        row = {"id": f"reading-{number}", "task": "reading", "question": question, "options": options}
+        row |= {"reasoning": reasoning, "answer": answer, **grey_clip}
         seen.append(row)
         unseen.append(row)
     paths = records.with_name("varied.jsonl"), records.with_name("words.jsonl")

@@ -800,12 +800,10 @@ COMMON_WORDS = frozenset(
 @functools.cache
 def odd_words() -> list[str]:
     """Words of Python's language reference that neither a question, an option nor a name has, held out or not."""
-    patterns = [pattern for wordings in (*QUESTIONS.values(), UNANSWERABLE) for pattern in wordings.train]
-    patterns += [pattern for wordings in (*QUESTIONS.values(), UNANSWERABLE) for pattern in wordings.held_out]
-    known = str(
-        [patterns, OPTIONS, HELD_OUT_OPTIONS, UNANSWERABLE_OPTIONS, KIND_WORDS, OBJECT_WORDS, ANY_NOUNS, list(COLOURS)]
-    )
-    known = set(re.findall(r"[a-z]+", known.lower()))
+    asked = [(wordings.train, wordings.held_out) for wordings in (*QUESTIONS.values(), UNANSWERABLE)]
+    names = [KIND_WORDS, OBJECT_WORDS, ANY_NOUNS, list(COLOURS)]
+    text = str([asked, OPTIONS, HELD_OUT_OPTIONS, UNANSWERABLE_OPTIONS, names])
+    known = set(re.findall(r"[a-z]+", text.lower()))
     return sorted(set(re.findall(r"\b[a-z]{3,9}\b", " ".join(topics.values()))) - known)
 
 
