@@ -101,8 +101,12 @@ def pytest_testnodedown(node):
 
 
 def pytest_collection_modifyitems(items):
-    """The slow tests run first, so that no process is left with one at the end."""
+    """The slow tests run first, so that no process is left with one at the end. A test in a browser that fails is run
+    once more: on a busy machine a page may be too slow for one of its steps."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if {"chromium", "firefox"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_terminal_summary(terminalreporter):
