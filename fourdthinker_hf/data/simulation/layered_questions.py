@@ -44,6 +44,7 @@ from .textures import folder_photos, make_textures, package_photos
 from .wordings import (
     ANY_NOUNS,
     CONCLUSIONS,
+    DESCRIPTIONS,
     HELD_OUT_OPTIONS,
     KIND_WORDS,
     OBJECT_WORDS,
@@ -126,7 +127,7 @@ class Asker:
         self.rng, self.held_out, self.counts = rng, held_out, {}
 
     def ask(self, scene: Scene, clip: Rendering, most: int) -> list[AskedQuestion]:
-        """Up to `most` questions about a scene, each of another task."""
+        """Up to `most` questions about a scene, each of another task, and one that asks what happens."""
         self.scene, self.clip = scene, clip
         self.truths = [truth_of(scene, clip, index) for index in range(len(scene.movers))]
         self.clear = [self.is_clear(truth) for truth in self.truths]
@@ -141,6 +142,8 @@ class Asker:
                 asked.append(question)
         if self.rng.random() < UNKNOWN_SHARE * len(asked):
             asked[self.rng.integers(len(asked))] = self.unanswerable()
+        if (description := self.description()) is not None:
+            asked.append(description)
         return asked
 
     @staticmethod
@@ -801,6 +804,38 @@ class Asker:
             reasoning += f" So {CONCLUSIONS['direction'][truth.direction].format(it=it)}."
             return self.build("turns_back", "yes_no", key, text, reasoning, targets)
         return None
+
+    def description(self) -> AskedQuestion | None:
+        """What happens, without options. From one answer a model learns about the camera and each thing at once."""
+        motions, link = self.scene.motions, ", then " if self.scene.in_turn else " and "
+        happens, places = [], []
+        if len(motions) <= 2 and (not motions or self.is_textured()):
+            first, *others = (CONCLUSIONS["camera"][name] for name in motions or ("static",))
+            happens.append(link.join([first, *(text.removeprefix("the camera ") for text in others)]))
+        for index in self.subjects():
+            mover, truth = self.scene.movers[index], self.truths[index]
+            kind = self.pick(KIND_WORDS[mover.cutout.kind][self.held_out] or KIND_WORDS[mover.cutout.kind][0])
+            colour = "" if self.scene.look.grey else f"{mover.cutout.colour} "
+            it = f"the {colour}{kind}"
+            if truth.visible[0] > 0.4:
+                places.append(f"{it} is {self.place_words(truth.places[0])}")
+            changes = []
+            if truth.direction is not None:
+                changes.append(CONCLUSIONS["direction"][truth.direction])
+            if truth.distance in ("closer", "farther") and truth.direction not in ("toward", "away"):
+                changes.append(CONCLUSIONS["distance"][truth.distance])
+            if changes:
+                happens.append(
+                    " and ".join([changes[0], *(text.removeprefix("{it} ") for text in changes[1:])]).format(it=it)
+                )
+        if not happens:
+            return None
+        text = self.pick(expand(self.pick(DESCRIPTIONS.patterns(self.held_out))))
+        seen = f": {', '.join(places)}" if places else ""
+        reasoning = f"At first it looks like this {OUTPUT_IMAGE}{seen}. In the end it looks like this {OUTPUT_IMAGE}."
+        targets = ((CAMERA, 0), (CAMERA, len(self.clip.times) - 1))
+        answer = " ".join(map(_sentence, happens))
+        return AskedQuestion("description", "", text, None, answer, reasoning, targets)
 
     def unanswerable(self) -> AskedQuestion:
         """What no video tells, or a thing that is not there."""

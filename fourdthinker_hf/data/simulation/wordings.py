@@ -757,6 +757,17 @@ ANY_NOUNS = (
     ).split(),
 )
 
+DESCRIPTIONS = Wordings(
+    (
+        "What happens [in this video|here|in the clip|]?",
+        "Describe [the video|this clip|what happens|what you see].",
+        "What [do you see|is shown] [here|in the video|]?",
+        "[What|Who] moves [how|where]?",
+        "Tell me what [is going on|moves and how].",
+    ),
+    ("What goes on [here|in this recording]?", "Give a summary of the [clip|recording].", "What can be seen?"),
+)
+
 UNANSWERABLE = Wordings(
     (
         "What is the name of [the person who films|{it}]?",

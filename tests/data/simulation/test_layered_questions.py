@@ -62,6 +62,21 @@ def test_the_place_and_the_kind_of_the_answer_tell_nothing(asked):
         assert max(counts.values()) <= 1.25 * sum(counts.values()) / keys + 4
 
 
+def test_a_description_tells_what_the_camera_does_and_of_each_thing():
+    rng = np.random.default_rng(1)
+    textures, asker, told = make_textures(rng, 30), Asker(rng), Counter()
+    for _ in range(60):
+        scene, clip = sample_clip(rng, textures)
+        for question in asker.ask(scene, clip, 0):
+            assert question.task == "description" and question.options is None
+            assert question.answer.startswith("The camera stays still.") == (not scene.motions)
+            seen = [truth for truth, clear in zip(asker.truths, asker.clear, strict=True) if clear]
+            things = [truth for truth in seen if truth.direction or truth.distance in ("closer", "farther")]
+            assert question.answer.count(".") == len(things) + question.answer.startswith("The camera")
+            told[len(things)] += 1
+    assert min(told[0], told[1], told[2]) >= 5
+
+
 def test_records_can_be_read_and_their_clips_are_what_the_model_is_shown(tmp_path):
     path = write_questions(6, 5, tmp_path, per_clip=3, workers=1)
     records = read_records(path)
