@@ -64,13 +64,14 @@ def test_the_recipes_take_the_steps_of_scale_one():
         assert yaml.safe_load((recipes / f"layered_{name}.yaml").read_text())["max_steps"] == make.STEPS[name]
 
 
-def test_varied_records_keep_the_answer_and_words_records_have_neither_clip_nor_images(tmp_path, clip):
+def test_varied_records_keep_the_answer_and_words_records_have_neither_clip_nor_images(tmp_path, clip, monkeypatch):
     image = tmp_path / "image.png"
     make.Image.new("RGB", (112, 112)).save(image)
     record = Record("a", "How does the camera move?", "It pans left", ["It pans left", "It tilts up"], "camera_motion")
     record.reasoning, record.imagery, record.video = "At first <output_image>. So it pans.", [str(image)], str(clip)
     write_records(tmp_path / "records.jsonl", [record])
-    paths = make.write_varied(tmp_path / "records.jsonl")
+    monkeypatch.chdir(tmp_path.parent)
+    paths = make.write_varied(Path(tmp_path.name, "records.jsonl"))
     check_records(paths)
     seen, unseen = ([json.loads(line) for line in path.read_text().splitlines()] for path in paths)
     assert [row["id"] for row in seen] == ["a", "a-odd0"] and len(unseen) == 1 + make.ODD_COPIES

@@ -80,7 +80,7 @@ def write_varied(records: Path) -> tuple[Path, Path]:
     """Writes to two files what is trained on: each record and a copy with odd words; and the same and another copy
     about a grey picture and without mental images, for the stage `words`. Both ask about the options too."""
     rng = np.random.default_rng(0)
-    grey = records.with_name("grey.png")
+    grey = records.with_name("grey.png").absolute()
     Image.new("RGB", (112, 112), (128, 128, 128)).save(grey)
     grey_clip, seen, unseen = {"frames": [str(grey)] * 2}, [], []
     for line in records.read_text().splitlines():
