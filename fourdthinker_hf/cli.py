@@ -16,8 +16,9 @@ from typing import Annotated
 
 import typer
 
+from .memory_errors import is_out_of_memory
+
 TRAINING_PACKAGES = ("accelerate", "datasets", "deepspeed", "peft", "trl")  # of the extra "train"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of PyTorch: on a GPU, on a CPU
 MAX_NEW_TOKENS_HELP = "A reply is cut after this many tokens."
 
 # What every command that loads a model takes.
@@ -46,7 +47,7 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, ImportError, OSError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
         if isinstance(error, (MemoryError, RuntimeError)):
-            if not (isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)):
+            if not is_out_of_memory(error):
                 raise
             text = (
                 f"There is too little memory{f' ({text})' * bool(text)}. What was written is kept: give more, or do "

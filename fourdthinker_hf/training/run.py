@@ -36,6 +36,7 @@ from ..checkpoints import (
 from ..distributed import LAUNCHER_VARIABLES, end_process_group
 from ..hub.card import lineage
 from ..hub.publish import check_repo_id, publish_run
+from ..memory_errors import is_out_of_memory
 from ..output_files import WORK, claim, files_hash
 from ..published import is_published
 from .unsupported_options import UNSUPPORTED_MODEL_OPTIONS, refuse_unsupported
@@ -44,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a run that is complete but skipped records
 BAD_ARGUMENTS = 2  # exit status of a run that could not begin
+TOO_LITTLE_MEMORY = (
+    "there is too little memory. Rows of fewer pixels, gradient_checkpointing, LoRA or a lower "
+    "per_device_train_batch_size need less: `fourdthinker memory` tells how much"
+)
 GAINS = {  # metrics of an evaluation, and how they are called where a run ends
     "eval_reward": "mean reward",
     "eval_rewards/accuracy/mean": "share of right replies",
@@ -67,7 +72,8 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
 
     An argument that cannot be used, a missing file of records, a damaged model, a checkpoint from which the run cannot
     go on, or an `output_dir` of another run ends it with one message, which the main process of each machine prints,
-    and with the exit status 2. `main` finds the checkpoint to go on from in `resume_from_checkpoint`.
+    and with the exit status 2. Too little memory ends it so, too; the process that has too little prints the message.
+    `main` finds the checkpoint to go on from in `resume_from_checkpoint`.
     """
     arguments = sys.argv[1:]
     is_default_run = not arguments
@@ -92,8 +98,14 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
             print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         status = BAD_ARGUMENTS
     else:
-        with claimed:
-            status = main(*parsed)
+        try:
+            with claimed:
+                status = main(*parsed)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"{sys.argv[0]}: {TOO_LITTLE_MEMORY} ({' '.join(str(error).split())})", file=sys.stderr)
+            return BAD_ARGUMENTS  # at once: the other processes wait for this one, and the launcher ends them
     end_process_group()
     return status
 

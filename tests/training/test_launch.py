@@ -59,12 +59,12 @@ def test_a_run_without_arguments_makes_its_data_and_prints_its_gain(tiny_folder,
 
 @pytest.fixture
 def launched(monkeypatch, capsys, tmp_path):
-    """`launched(*arguments) -> (status, stdout, stderr)` of train/sft.py, in which nothing is trained."""
+    """`launched(*arguments) -> (status, stdout, stderr)` of train/sft.py, in which `main` stands for the training."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
+    def run(*arguments, main=lambda *parsed: 0):
         monkeypatch.setattr(sys, "argv", ["train/sft.py", *map(str, arguments)])
-        status = launch(lambda *parsed: 0, SFT, ROOT / "train/recipes/tiny/short_dift.yaml")
+        status = launch(main, SFT, ROOT / "train/recipes/tiny/short_dift.yaml")
         return status, *capsys.readouterr()
 
     return run
@@ -99,6 +99,18 @@ def test_a_finished_run_needs_no_records(launched, tmp_path):
 def test_a_wrong_argument_is_one_message(launched, arguments, message):
     status, _, error = launched(*arguments)
     assert status == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_too_little_memory_ends_a_run_with_one_message(launched, tiny_folder, clip, tmp_path):
+    row = {"video": str(clip), "question": "Where?", "options": ["a", "b"], "answer": "a", "reasoning": "It is a."}
+    (tmp_path / "records.jsonl").write_text(json.dumps(row))
+    arguments = ["--records", tmp_path / "records.jsonl", "--model_name_or_path", tiny_folder]
+    arguments += ["--output_dir", tmp_path / "out", "--use_cpu", "true", "--bf16", "false"]
+    status, out, error = launched(*arguments, main=lambda *parsed: torch.empty(2**50, dtype=torch.uint8))
+    assert (status, out) == (2, "") and error.startswith("train/sft.py: there is too little memory. ")
+    assert error.count("\n") == 1
+    with pytest.raises(RuntimeError, match="shape"):
+        launched(*arguments, main=lambda *parsed: torch.ones(2) @ torch.ones(3, 1))
 
 
 def test_a_run_goes_on_only_with_what_it_began_with(launched, tiny_folder, clip, tmp_path):
