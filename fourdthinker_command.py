@@ -1,30 +1,27 @@
 """Starts the `fourdthinker` command, whose commands are in `fourdthinker_hf/cli.py`.
 
 Importing a module of a package imports the package first, and `fourdthinker_hf` imports torch and transformers to
-register its classes, which takes seconds. So that help, the version and mistakes in options appear at once, the module
-is loaded here as importlib's documentation shows ("Importing a source file directly"). The package is imported when a
-command runs.
+register its classes, which takes seconds. So that help, the version and mistakes in what was given appear at once, the
+command goes without that part of the package; what a command needs, it imports when it runs.
 """
 
 import sys
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
+from importlib.util import find_spec, module_from_spec
 
 PACKAGE = "fourdthinker_hf"
-NAME = f"{PACKAGE}.cli"
 
 
 def app() -> None:
-    folder = Path(find_spec(PACKAGE).submodule_search_locations[0])
-    spec = spec_from_file_location(NAME, folder / "cli.py")
-    cli = sys.modules[NAME] = module_from_spec(spec)
-    spec.loader.exec_module(cli)
+    skip_package_init()
+    from fourdthinker_hf import cli
+
     cli.app()
 
 
 def skip_package_init() -> None:
-    """Makes the modules of the package importable without its `__init__.py`, unless it is imported already. Those of
-    the demo then import neither torch nor transformers before a model is loaded."""
+    """Makes the modules of the package importable without its `__init__.py`, unless it is imported already. They then
+    import neither torch nor transformers before they need them. Whatever loads a model imports `auto_classes`, which
+    registers the classes."""
     if PACKAGE not in sys.modules:
         sys.modules[PACKAGE] = module_from_spec(find_spec(PACKAGE))
 

@@ -119,13 +119,17 @@ def ask(
 ) -> None:
     """Answer QUESTION about VIDEO. Prints the reasoning, which moments the mental images resemble, and the answer."""
     with one_line_errors():
-        from .checkpoints import BUNDLED
-        from .qa import VideoQA, check_question
+        from .checkpoints import BUNDLED, check_dtype, find_model
+        from .question_answer import check_question
         from .video_fourdthinker import check_header
 
         options = check_question(question, option)
         check_header(video)  # before the model is loaded or downloaded
-        qa = VideoQA.from_pretrained(model or BUNDLED, device, dtype, revision, subfolder)
+        check_dtype(dtype)
+        folder = find_model(model or BUNDLED, revision, subfolder)  # before torch is imported
+        from .qa import VideoQA
+
+        qa = VideoQA.from_pretrained(folder, device, dtype)
         answer = qa.ask(video, question, options, start=start, end=end, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(_answer_json(answer, options)) if as_json else _answer_text(answer, options))
 

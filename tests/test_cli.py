@@ -62,18 +62,22 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"fourdthinker {project['version']}\n")
 
 
-def test_help_and_version_appear_without_importing_torch():
+def test_help_version_and_mistakes_appear_without_importing_torch(tmp_path):
     program = (
         "import sys; sys.argv = ['fourdthinker', *sys.argv[1:]]; import fourdthinker_command\n"
         "try:\n    fourdthinker_command.app()\nfinally:\n    assert 'torch' not in sys.modules"
     )
-    for arguments, words in (
-        (["--version"], "fourdthinker "),
-        (["--help"], "Answer questions about videos"),
-        (["ask", "--help"], "Answer QUESTION about VIDEO"),
+    video, missing = "examples/real.mp4", str(tmp_path / "missing.mp4")
+    for arguments, status, out, err in (
+        (["--version"], 0, "fourdthinker ", ""),
+        (["ask", "--help"], 0, "Answer QUESTION about VIDEO", ""),
+        (["ask", missing, "Where?"], 2, "", f"fourdthinker: {missing}: no such file\n"),
+        (["ask", video, "Where?", "--model", video], 2, "", f"{video}: this is a file; give the folder of a"),
+        (["ask", video, "Where?", "--dtype", "int8"], 2, "", "dtype must be one of auto, "),
     ):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
-        assert (done.returncode, done.stderr) == (0, "") and words in done.stdout
+        assert done.returncode == status and out in done.stdout and err in done.stderr, done.stderr
+        assert done.stderr.count("\n") == (status != 0)
 
 
 def test_help_lists_every_command_with_a_sentence_of_its_own():

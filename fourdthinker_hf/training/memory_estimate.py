@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from ..configuration_fourdthinker import FourDThinkerConfig
+from ..auto_classes import FourDThinkerConfig
 from .dift_config import DIFTConfig
 from .grpo_config import FourDRLConfig
 from .lora import LORA_TARGETS, latent_rows
