@@ -124,6 +124,7 @@ def test_narrow_frames(tmp_path, width):
         ("text", "is not a video"),
         ("no index", "truncated"),
         ("audio", "audio only"),
+        ("20,000 pixels wide and high", "larger than FFmpeg decodes"),
     ],
 )
 def test_unreadable_files_name_file_and_cause(tmp_path, kind, cause):

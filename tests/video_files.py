@@ -1,9 +1,12 @@
 """Video files for tests: frames whose brightness spells their index, and files that cannot be read."""
 
+import io
+import struct
 from fractions import Fraction
 
 import av
 import numpy as np
+from PIL import Image
 
 CONSTANT = [40 * i for i in range(30)]  # milliseconds
 
@@ -50,4 +53,8 @@ def unreadable(tmp_path, kind):
         with av.open(str(path), "w") as out:
             stream = out.add_stream("aac", rate=16000)
             out.mux(stream.encode(silence()) + stream.encode(None))
+    elif kind == "20,000 pixels wide and high":
+        whole = io.BytesIO()
+        Image.new("L", (8, 8)).save(whole, "GIF")
+        path.write_bytes(whole.getvalue().replace(struct.pack("<HH", 8, 8), struct.pack("<HH", 20_000, 20_000)))
     return path

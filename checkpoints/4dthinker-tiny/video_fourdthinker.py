@@ -206,7 +206,10 @@ class Video:
         self._read_packets()
         first = next(self._decode(), None)
         if first is None:
-            raise VideoError(f"{self.path}: has no visible frame; it is empty, truncated or damaged; {REMUX}")
+            raise VideoError(
+                f"{self.path}: has no visible frame; it is empty, truncated, damaged, or larger than FFmpeg decodes "
+                f"(some 16,000 x 16,000 pixels); {REMUX}"
+            )
         self.height, self.width, self._matrix = _displayed_shape(first, self._pixel_aspect)
         _check_ratio(self.path, self.height, self.width)
         self._thread_type = "NONE" if self.height * self.width <= ONE_THREAD_PIXELS else "AUTO"
