@@ -421,7 +421,7 @@ def filter_command(
 
 @app.command()
 def memory(
-    recipe: Annotated[Path, typer.Argument(help="Recipe of train/sft.py.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe of train/sft.py or train/grpo.py.")],
     accelerate: Annotated[Path | None, typer.Option(help="Hardware file, from train/accelerate/.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs, instead of the hardware file's.")] = None,
     config: Annotated[
@@ -432,14 +432,21 @@ def memory(
         int, typer.Option(min=784, help="Number of pixels in a video frame, and in a target frame.")
     ] = 256 * 28 * 28,
     images: Annotated[int, typer.Option(min=0, help="Number of target frames in a row.")] = 2,
-    text: Annotated[int, typer.Option(min=1, help="Number of text tokens in a row.")] = 500,
-    labelled: Annotated[int, typer.Option(min=1, help="Number of the text tokens that have a label.")] = 300,
+    text: Annotated[int, typer.Option(min=1, help="Number of text tokens in a row; in 4DRL, in a prompt.")] = 500,
+    labelled: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of the text tokens that have a label, 300 by default; in 4DRL, of the tokens of a reply, by "
+            "default the most that it may have.",
+        ),
+    ] = None,
 ) -> None:
     """Estimate the memory that each GPU needs to train with RECIPE. Nothing is loaded or trained."""
     with one_line_errors():
-        from .training.memory_estimate import RowShape, describe
+        from .training.memory_estimate import describe
 
-        typer.echo(describe(recipe, RowShape(frames, pixels, images, text, labelled), accelerate, gpus, config))
+        typer.echo(describe(recipe, frames, pixels, images, text, labelled, accelerate, gpus, config))
 
 
 @app.command()

@@ -228,6 +228,32 @@ def test_zero_shares_what_its_paper_says(base):
     assert zero2["total"] == sum(size for name, size in zero2.items() if name != "total")
 
 
+def test_4drl_counts_the_cache_of_its_replies_and_the_larger_of_sampling_and_learning():
+    config, row = small_config(), RowShape(4, 28 * 28 * 16, 0, 250, 200)
+
+    def of_4drl(**setup):
+        return {name: size for name, size, _ in estimate(config, TrainingSetup(4, num_generations=2, **setup), row)}
+
+    one, four = of_4drl(), of_4drl(steps_per_generation=4, gradient_accumulation_steps=4)
+    bytes_of_a_token = 4 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, fp32
+    cache = bytes_of_a_token * (32 + 50 + 200 - 1)  # video, prompt and reply, of which the last token is not fed
+    assert four["sampling"] - one["sampling"] > 12 * cache
+    assert one["sampling"] < one["learning"] == one["total"] - one["weights"] - one["optimizer"]
+    with_reference = of_4drl(reference=True)
+    assert with_reference["total"] - one["total"] == with_reference["reference"] == one["weights"]
+    adapters = of_4drl(peft_config=LoraConfig(target_modules=LORA_TARGETS))
+    assert adapters["optimizer"] < one["optimizer"] / 10 and adapters["learning"] < one["learning"]
+
+
+def test_adapters_of_bf16_weights_are_fp32():
+    plain = rows_of(small_config(), bf16=True, bf16_weights=True)
+    lora = LoraConfig(r=8, target_modules=["q_proj"], exclude_modules=".*visual.*", trainable_token_indices=None)
+    adapted = rows_of(small_config(), bf16=True, bf16_weights=True, peft_config=lora)
+    adapters = 4 * 8 * (128 + 128) + 3 * 128  # of four layers; and three rows of the embedding, for mental images
+    assert adapted["optimizer"] == 2 * 4 * adapters
+    assert adapted["weights"] - plain["weights"] == 4 * adapters
+
+
 def test_precision_and_accumulation():
     config = small_config()
     single, double = rows_of(config), rows_of(config, bf16=True)
@@ -270,8 +296,8 @@ def test_recipes_parse_and_carry_the_published_settings(size):
 
 
 def test_a_recipe_and_its_hardware_are_read(tmp_path):
-    name, setup = read_recipe(RECIPES / "3b/dift.yaml", ZERO2)
-    assert name == "checkpoints/4dthinker-3b-base"
+    name, setup, longest_reply = read_recipe(RECIPES / "3b/dift.yaml", ZERO2)
+    assert (name, longest_reply) == ("checkpoints/4dthinker-3b-base", None)
     expected = TrainingSetup(gradient_checkpointing=True, bf16=True, bf16_weights=True, num_gpus=8, zero_stage=2)
     assert asdict(setup) == asdict(expected)
     assert read_recipe(RECIPES / "3b/dift.yaml", ZERO2, gpus=4)[1].num_gpus == 4
@@ -284,8 +310,12 @@ def test_a_recipe_and_its_hardware_are_read(tmp_path):
             read_recipe(lora)
     with pytest.raises(ValueError, match="no recipe"):
         read_recipe(ZERO2)
-    with pytest.raises(ValueError, match=r"3b/4drl.yaml is a recipe of train/grpo.py \(accuracy_weight\)"):
-        read_recipe(RECIPES / "3b/4drl.yaml")
+    name, setup, longest_reply = read_recipe(RECIPES / "3b/4drl.yaml", ZERO2)
+    expected = {"batch_size": 8, "gradient_accumulation_steps": 16, "gradient_checkpointing": True, "bf16": True}
+    expected |= {"bf16_weights": True, "num_gpus": 8, "zero_stage": 2}
+    expected |= {"num_generations": 8, "steps_per_generation": 8, "reference": True}
+    assert (name, longest_reply) == ("runs/dift_3b", 8192)
+    assert asdict(setup) == asdict(TrainingSetup(**expected))
     assert os.listdir(tmp_path) == ["lora.yaml"]  # parsing makes no folders
 
 
