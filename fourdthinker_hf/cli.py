@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from .memory_errors import is_out_of_memory
+from .output_files import is_file_refused
 
 TRAINING_PACKAGES = ("accelerate", "datasets", "deepspeed", "peft", "trl")  # of the extra "train"
 MAX_NEW_TOKENS_HELP = "A reply is cut after this many tokens."
@@ -40,19 +41,21 @@ app = typer.Typer(
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error that the user can correct (wrong input, a package that is not installed, too little memory) into
-    one line on stderr and exit status 2."""
+    """Turn an error that the user can correct (wrong input, a package that is not installed, too little memory, a full
+    disk) into one line on stderr and exit status 2."""
     try:
         yield
-    except (ValueError, ImportError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         text = " ".join(str(error).split())
-        if isinstance(error, (MemoryError, RuntimeError)):
-            if not is_out_of_memory(error):
-                raise
+        if is_out_of_memory(error):
             text = (
                 f"There is too little memory{f' ({text})' * bool(text)}. What was written is kept: give more, or do "
             )
             text += "less at a time"
+        elif not isinstance(error, (ValueError, ImportError, OSError)):
+            if not is_file_refused(error):
+                raise
+            text = f"a file cannot be read or written ({text}): mend that and run the same command"
         if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
             text = f'This command needs the package {error.name}: pip install "fourdthinker-hf[train]"'
         typer.echo(f"fourdthinker: {text}", err=True)

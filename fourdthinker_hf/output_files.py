@@ -5,6 +5,7 @@ its output holds what its results depend on: the settings, and hashes of its inp
 work is refused, and so is the same work while another process does it.
 """
 
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -25,6 +26,7 @@ except ImportError:  # Windows: two processes that do the same work at once are 
     fcntl = None
 
 WORK = "work.json"
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 @contextmanager
@@ -152,6 +154,13 @@ def make_writable(folder: Path) -> None:
         pass
 
 
+def is_file_refused(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, or that a file may not be read or written, in the words of Python,
+    safetensors or PyTorch. The last does not say why."""
+    words = (*map(os.strerror, REFUSED), "PytorchStreamWriter failed writing")
+    return getattr(error, "errno", None) in REFUSED or any(told in str(error) for told in words)
+
+
 def write_whole(path: Path, text: str, claimed: bool = False) -> Path:
     """Write a file in one step: a reader finds the old file or the whole new one. Returns `path`.
 
@@ -182,7 +191,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _write(path: Path, mode: str, text: str) -> None:
-    """Write to disk. The `OSError` of a full disk says what to do."""
+    """Write to disk. An `OSError` says what to do."""
     try:
         with path.open(mode, encoding="utf-8") as file:
             file.write(text)
@@ -190,5 +199,5 @@ def _write(path: Path, mode: str, text: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
-            f"{path}: {error.strerror}. What was written before is safe: make room and run the same command"
+            f"{path}: {error.strerror}. What was written before is safe: mend that and run the same command"
         ) from error

@@ -37,7 +37,7 @@ from ..distributed import LAUNCHER_VARIABLES, end_process_group
 from ..hub.card import lineage
 from ..hub.publish import check_repo_id, publish_run
 from ..memory_errors import is_out_of_memory
-from ..output_files import WORK, claim, files_hash
+from ..output_files import WORK, claim, files_hash, is_file_refused
 from ..published import is_published
 from .unsupported_options import UNSUPPORTED_MODEL_OPTIONS, refuse_unsupported
 
@@ -49,6 +49,7 @@ TOO_LITTLE_MEMORY = (
     "there is too little memory. Rows of fewer pixels, gradient_checkpointing, LoRA or a lower "
     "per_device_train_batch_size need less: `fourdthinker memory` tells how much"
 )
+FILE_REFUSED = "a file cannot be read or written. What was written before is safe: mend that and run the same command"
 GAINS = {  # metrics of an evaluation, and how they are called where a run ends
     "eval_reward": "mean reward",
     "eval_rewards/accuracy/mean": "share of right replies",
@@ -72,8 +73,8 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
 
     An argument that cannot be used, a missing file of records, a damaged model, a checkpoint from which the run cannot
     go on, or an `output_dir` of another run ends it with one message, which the main process of each machine prints,
-    and with the exit status 2. Too little memory ends it so, too; the process that has too little prints the message.
-    `main` finds the checkpoint to go on from in `resume_from_checkpoint`.
+    and with the exit status 2. Too little memory and a file that cannot be read or written end it so, too; the process
+    that meets them prints the message. `main` finds the checkpoint to go on from in `resume_from_checkpoint`.
     """
     arguments = sys.argv[1:]
     is_default_run = not arguments
@@ -101,10 +102,11 @@ def launch(main: Callable[..., int], argument_types: Sequence[type], recipe: Pat
         try:
             with claimed:
                 status = main(*parsed)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            cause = TOO_LITTLE_MEMORY if is_out_of_memory(error) else FILE_REFUSED if is_file_refused(error) else None
+            if cause is None:
                 raise
-            print(f"{sys.argv[0]}: {TOO_LITTLE_MEMORY} ({' '.join(str(error).split())})", file=sys.stderr)
+            print(f"{sys.argv[0]}: {cause} ({' '.join(str(error).split())})", file=sys.stderr)
             return BAD_ARGUMENTS  # at once: the other processes wait for this one, and the launcher ends them
     end_process_group()
     return status

@@ -290,7 +290,7 @@ def test_disk_full(run, whole, tiny_folder, questions, tmp_path, share, file, le
         evaluate_command(tiny_folder, questions, out, limit), cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-        f"OSError: {out}/{file}: File too large. What was written before is safe: make room and run the same command"
+        f"OSError: {out}/{file}: File too large. What was written before is safe: mend that and run the same command"
     )
     kept = (out / "predictions.jsonl").read_bytes()
     assert kept.count(b"\n") >= least and whole[1].startswith(kept)

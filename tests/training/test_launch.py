@@ -13,6 +13,7 @@ import yaml
 from launches import ROOT, finish, log_history, start
 from peft import LoraConfig, get_peft_model
 from qwen_checkpoint import write_source
+from safetensors import SafetensorError
 from trl import ModelConfig
 
 from fourdthinker_hf import FourDThinkerForConditionalGeneration
@@ -101,7 +102,7 @@ def test_a_wrong_argument_is_one_message(launched, arguments, message):
     assert status == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_too_little_memory_ends_a_run_with_one_message(launched, tiny_folder, clip, tmp_path):
+def test_too_little_memory_or_disk_ends_a_run_with_one_message(launched, tiny_folder, clip, tmp_path):
     row = {"video": str(clip), "question": "Where?", "options": ["a", "b"], "answer": "a", "reasoning": "It is a."}
     (tmp_path / "records.jsonl").write_text(json.dumps(row))
     arguments = ["--records", tmp_path / "records.jsonl", "--model_name_or_path", tiny_folder]
@@ -109,6 +110,15 @@ def test_too_little_memory_ends_a_run_with_one_message(launched, tiny_folder, cl
     status, out, error = launched(*arguments, main=lambda *parsed: torch.empty(2**50, dtype=torch.uint8))
     assert (status, out) == (2, "") and error.startswith("train/sft.py: there is too little memory. ")
     assert error.count("\n") == 1
+
+    def write(*parsed):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    assert launched(*arguments, main=write)[::2] == (
+        2,
+        "train/sft.py: a file cannot be read or written. What was written before is safe: mend that and run the same "
+        "command (Error while serializing: I/O error: No space left on device (os error 28))\n",
+    )
     with pytest.raises(RuntimeError, match="shape"):
         launched(*arguments, main=lambda *parsed: torch.ones(2) @ torch.ones(3, 1))
 
