@@ -284,15 +284,14 @@ def _pixels(config, row: RowShape, num_frames: int) -> torch.Tensor:
 
 
 def _run_tower(visual, row: RowShape, pixels: torch.Tensor) -> torch.Tensor:
-    """Features `(n, hidden)` of [`_pixels`], without the reordering of patches by windows."""
+    """Features `(n, hidden)` of [`_pixels`]. Attention is always within whole frames: within the windows of a frame it
+    takes as much memory, in many more calls."""
     config = visual.config
     frame, total = _frame_patches(config, row), len(pixels)
     hidden = visual.patch_embed(pixels.to(visual.dtype))
     angles = torch.zeros(total, config.hidden_size // config.num_heads)
-    window = (config.window_size // config.patch_size) ** 2
-    for number, block in enumerate(visual.blocks):
-        length = frame if number in config.fullatt_block_indexes else min(window, frame)
-        starts = np.arange(0, total, length)  # not a fake tensor: its values are read
+    for block in visual.blocks:
+        starts = np.arange(0, total, frame)  # not a fake tensor: its values are read
         hidden = block(hidden, cu_seqlens=np.append(starts, total), position_embeddings=(angles.cos(), angles.sin()))
     return visual.merger(hidden)
 
