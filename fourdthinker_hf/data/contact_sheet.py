@@ -5,12 +5,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..output_files import make_writable
 from ..video_fourdthinker import load_video
-from .media import write_picture
 from .records import LETTERS, Record, read_records
 
 FRAME_SIZE, GAP, LINE_HEIGHT = 160, 6, 15  # pixels; a frame's size is that of its longer side
@@ -38,8 +36,14 @@ def draw_contact_sheet(
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    write_picture(out, np.asarray(sheet), format="PNG")
-    return Path(out)
+    out = Path(out)
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")  # another process may draw the same file
+    try:
+        sheet.save(temporary, format="PNG")
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
 
 
 def caption_lines(record: Record) -> list[tuple[str, bool]]:
