@@ -106,11 +106,10 @@ def _compare(path: Path, text: str, work: dict[str, Any]) -> None:
         before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: it should say of what the files beside it were made, but {error}") from error
-    differences = [
-        f"{name} was {before.get(name)}, now {work.get(name)}"
-        for name in dict.fromkeys([*before, *work])
-        if before.get(name) != work.get(name)
-    ]
+    names = [name for name in dict.fromkeys([*before, *work]) if before.get(name) != work.get(name)]
+    if "command" in names:
+        names = ["command"]  # another command's settings are all others
+    differences = [f"{name} was {before.get(name)}, now {work.get(name)}" for name in names]
     if differences:
         place = path.parent if path.name == WORK else path
         raise ValueError(f"{place} holds another run ({'; '.join(differences)}): choose another place for the output")

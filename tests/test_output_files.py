@@ -21,6 +21,10 @@ def test_other_work_is_refused_with_what_differs(tmp_path):
     with pytest.raises(ValueError, match=r"out holds another run \(seed was 5, now 77; num was None, now 2\)"):
         with claim(path, {"seed": 77, "tasks": ["a", "b"], "num": 2}):
             pass
+    path.write_text('{"command": "sft.py", "seed": 5}')
+    with pytest.raises(ValueError, match=r"out holds another run \(command was sft.py, now grpo.py\): choose"):
+        with claim(path, {"command": "grpo.py", "num": 2}):
+            pass
     path.write_text('{"seed": 5')
     with pytest.raises(ValueError, match="work.json: it should say of what the files beside it were made, but"):
         with claim(path, {"seed": 5}):
