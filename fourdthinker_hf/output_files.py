@@ -160,18 +160,26 @@ def is_file_refused(error: BaseException) -> bool:
     return getattr(error, "errno", None) in REFUSED or any(told in str(error) for told in words)
 
 
-def write_whole(path: Path, text: str, claimed: bool = False) -> Path:
-    """Write a file in one step: a reader finds the old file or the whole new one. Returns `path`.
+@contextmanager
+def whole_file(path: Path, claimed: bool = False) -> Iterator[Path]:
+    """Gives the name of a file to write, which takes the place of `path` at the end: a reader finds the old file or
+    the whole new one. After an error the old one stays.
 
     Other processes may write the same file at the same time. If the place is `claimed`, they cannot, and what a kill
     leaves of this call is replaced by the next one.
     """
     temporary = path.with_name(f"{path.name}.tmp" if claimed else f"{path.name}.{os.getpid()}.tmp")
     try:
-        _write(temporary, "w", text)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, claimed: bool = False) -> Path:
+    """Write a text as [`whole_file`] does. Returns `path`."""
+    with whole_file(path, claimed) as temporary:
+        _write(temporary, "w", text)
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..output_files import make_writable
+from ..output_files import make_writable, whole_file
 from ..video_fourdthinker import load_video
 from .records import LETTERS, Record, read_records
 
@@ -37,12 +37,8 @@ def draw_contact_sheet(
         sheet.paste(strip, (0, top))
         top += strip.height
     out = Path(out)
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")  # another process may draw the same file
-    try:
+    with whole_file(out) as temporary:
         sheet.save(temporary, format="PNG")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...output_files import write_whole
 from ..records import LETTERS, Record
 
 STYLE = """
@@ -39,9 +40,7 @@ def write_run_page(
     ]
     for report in sorted(reports, key=lambda report: report["video"]):
         parts += _video_lines(report, by_video.get(report["video"], []), path.parent)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("\n".join(parts), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join(parts))
 
 
 def _video_lines(report: dict, records: Sequence[Record], folder: Path) -> list[str]:
