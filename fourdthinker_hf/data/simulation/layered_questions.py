@@ -26,6 +26,7 @@ from .layered_scenes import (
     CAMERA_AXES,
     FIRST_MOVER,
     OPPOSITE,
+    Mover,
     MoverTruth,
     Rendering,
     Scene,
@@ -75,6 +76,7 @@ CONFUSABLE = [
     {"dolly in", "zoom in"},
     {"dolly out", "zoom out"},
 ]
+LINKS = (" and ", ", then ")  # between two motions of the camera: at once, in turn
 SEEN_AS = {
     "static": "stays in its place",
     "pan left": "slides to the right",
@@ -241,7 +243,7 @@ class Asker:
         alone does or is, "it" or "the moving thing"."""
         movers, truths = self.scene.movers, self.truths
         mover, others = movers[index], [i for i in range(len(movers)) if i != index]
-        kinds = KIND_WORDS[mover.cutout.kind][self.held_out] or KIND_WORDS[mover.cutout.kind][0]
+        kinds = self.kind_words(mover)
         taken = {word for i in others for part in KIND_WORDS[movers[i].cutout.kind] for word in part}
         kinds = [word for word in kinds if word not in taken]
         objects, colour = OBJECT_WORDS[self.held_out], mover.cutout.colour
@@ -276,6 +278,10 @@ class Asker:
         elif only and not others:
             found.append("it")
         return self.pick(found) if found else None
+
+    def kind_words(self, mover: Mover) -> tuple[str, ...]:
+        """What things of its kind are called."""
+        return KIND_WORDS[mover.cutout.kind][self.held_out] or KIND_WORDS[mover.cutout.kind][0]
 
     def place_words(self, place: np.ndarray) -> str:
         x, y = place
@@ -334,17 +340,17 @@ class Asker:
 
     def camera_two(self) -> AskedQuestion | None:
         """A camera that makes two motions, at once or in turn."""
-        motions, links = self.scene.motions, (" and ", ", then ")
+        motions = self.scene.motions
         if len(motions) != 2 or not self.is_textured():
             return None
-        right = (*motions, links[self.scene.in_turn])
+        right = (*motions, LINKS[self.scene.in_turn])
         rows = [right]
         names = list(CONCLUSIONS["camera"])[1:]
         while len(rows) < max(2, min(self.option_count(), 5)):
-            link = self.pick(links)
+            link = self.pick(LINKS)
             one, two = self.rng.permutation(names)[:2].tolist()
             one = self.pick([motions[0], one])
-            row = (one, OPPOSITE[one] if link == links[1] else two, link)
+            row = (one, OPPOSITE[one] if link == LINKS[1] else two, link)
             clash = any({a, b} in CONFUSABLE or a == b for a in motions for b in row[:2]) and row[0] != motions[0]
             if row[0] != row[1] and not clash and {row[1], motions[1]} not in CONFUSABLE and row[:2] != motions:
                 if len({frozenset(other) for other in (*rows, row)}) > len(rows):
@@ -357,14 +363,18 @@ class Asker:
         joined = self.with_capitals(joined)
         last = len(self.clip.times) - 1
         seen = SEEN_AS[motions[0]] + right[2] + SEEN_AS[motions[1]]
-        ends = [CONCLUSIONS["camera"][name] for name in motions]
-        conclusion = ends[0] + right[2] + ends[1].removeprefix("the camera ")
+        conclusion = self.camera_conclusion()
         reasoning = f"What is seen at first {OUTPUT_IMAGE} {seen} until the end {OUTPUT_IMAGE}. So {conclusion}."
         text, _ = self.words("camera_motion")
         options, answer = [joined[i] for i in order], joined[0]
         if self.option_count() == 0:
             options, answer = None, _sentence(conclusion)
         return AskedQuestion("camera_two", right[0], text, options, answer, reasoning, ((CAMERA, 0), (CAMERA, last)))
+
+    def camera_conclusion(self) -> str:
+        """What the camera does, with all its motions: "the camera pans to the left, then tilts up"."""
+        first, *others = (CONCLUSIONS["camera"][name] for name in self.scene.motions or ("static",))
+        return LINKS[self.scene.in_turn].join([first, *(text.removeprefix("the camera ") for text in others)])
 
     def larger_object(self) -> AskedQuestion | None:
         pair = self.subjects()[:2]
@@ -807,14 +817,12 @@ class Asker:
 
     def description(self) -> AskedQuestion | None:
         """What happens, without options. From one answer a model learns about the camera and each thing at once."""
-        motions, link = self.scene.motions, ", then " if self.scene.in_turn else " and "
-        happens, places = [], []
+        motions, happens, places = self.scene.motions, [], []
         if len(motions) <= 2 and (not motions or self.is_textured()):
-            first, *others = (CONCLUSIONS["camera"][name] for name in motions or ("static",))
-            happens.append(link.join([first, *(text.removeprefix("the camera ") for text in others)]))
+            happens.append(self.camera_conclusion())
         for index in self.subjects():
             mover, truth = self.scene.movers[index], self.truths[index]
-            kind = self.pick(KIND_WORDS[mover.cutout.kind][self.held_out] or KIND_WORDS[mover.cutout.kind][0])
+            kind = self.pick(self.kind_words(mover))
             colour = "" if self.scene.look.grey else f"{mover.cutout.colour} "
             it = f"the {colour}{kind}"
             if truth.visible[0] > 0.4:
