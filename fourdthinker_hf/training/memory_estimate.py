@@ -43,6 +43,7 @@ from .dift_config import DIFTConfig
 from .grpo_config import FourDRLConfig
 from .grpo_trainer import PACKED_ATTENTION
 from .lora import LORA_TARGETS, latent_rows
+from .trainer_mixin import unwrap_peft
 
 # DeepSpeed's defaults (docs, "ZeRO Optimizations for FP16 Training"): numbers in one communication buffer, and weights
 # that stage 3 gathers at a time.
@@ -123,7 +124,7 @@ def trace_step(model, row: RowShape, setup: TrainingSetup, keep_grads: bool) -> 
     if not keep_grads:
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(_drop_grad)
-    base = model.get_base_model() if setup.peft_config else model
+    base = unwrap_peft(model)
     hidden_size, visual = base.config.text_config.hidden_size, base.model.visual
     with MemoryTracker([*model.parameters(), *model.buffers()]) as memory:
         for _ in range(min(setup.gradient_accumulation_steps, 2)):  # the second one adds to gradients that exist
@@ -131,7 +132,7 @@ def trace_step(model, row: RowShape, setup: TrainingSetup, keep_grads: bool) -> 
             if setup.num_generations:
                 kept, head = _learn_from_replies(base, row, setup, memory)
                 continue
-            frames = -(-row.num_frames // base.config.vision_config.temporal_patch_size)
+            frames = _num_patch_frames(base.config.vision_config, row)
             batch = []  # the dataloader's tensors stay alive until the step ends
             if setup.feature_cache:
                 tokens = setup.batch_size * frames * _frame_patches(visual.config, row) // visual.spatial_merge_unit
@@ -206,13 +207,13 @@ def _learn_from_replies(base, row: RowShape, setup: TrainingSetup, memory: Memor
 def trace_rollout(model, row: RowShape, setup: TrainingSetup) -> dict[str, int]:
     """Bytes that sampling replies takes beyond the weights: the `cache` of all replies in full length, and the `peak`
     of all. `model` has no data; call this under its FakeTensorMode."""
-    base = model.get_base_model() if setup.peft_config else model
+    base = unwrap_peft(model)
     text, visual = base.config.text_config, base.model.visual
     replies = setup.batch_size * setup.steps_per_generation
     prompts = -(-replies // setup.num_generations)
     width = text.hidden_size // text.num_attention_heads
     with MemoryTracker([*model.parameters(), *model.buffers()]) as memory:
-        frames = -(-row.num_frames // base.config.vision_config.temporal_patch_size)
+        frames = _num_patch_frames(visual.config, row)
         features = _run_tower(visual, row, _pixels(visual.config, row, prompts * frames)).unflatten(0, (prompts, -1))
         size = (prompts, features.shape[1] + row.text_tokens - row.labelled_tokens)
         embeds = base.get_input_embeddings()(torch.zeros(size, dtype=torch.long))
@@ -246,10 +247,14 @@ def trace_rollout(model, row: RowShape, setup: TrainingSetup) -> dict[str, int]:
     return {"cache": held, "peak": memory.peak}
 
 
+def _num_patch_frames(vision, row: RowShape) -> int:
+    """How many temporal patches the video has."""
+    return -(-row.num_frames // vision.temporal_patch_size)
+
+
 def _num_video_tokens(config, row: RowShape) -> int:
     vision = config.vision_config
-    frames = -(-row.num_frames // vision.temporal_patch_size)
-    return frames * _frame_patches(vision, row) // vision.spatial_merge_size**2
+    return _num_patch_frames(vision, row) * _frame_patches(vision, row) // vision.spatial_merge_size**2
 
 
 def _replace_tensors(model) -> None:
@@ -320,8 +325,7 @@ def estimate(config: FourDThinkerConfig, setup: TrainingSetup, row: RowShape) ->
         if setup.num_generations:
             disable_dropout_in_model(model)
             rollout = trace_rollout(model, row, setup)
-            base = model.get_base_model() if setup.peft_config else model
-            base.set_attn_implementation({"text_config": PACKED_ATTENTION})
+            unwrap_peft(model).set_attn_implementation({"text_config": PACKED_ATTENTION})
         size = 2 if bf16_weights else 4
         weights = list(model.parameters())
         trained = [parameter for parameter in weights if parameter.requires_grad]
