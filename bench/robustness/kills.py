@@ -167,13 +167,8 @@ def trial(command: list[str], out: Path, log: Path, seconds: float, expected: di
     return "right, something was there" if before else "right, nothing was there"
 
 
-def main(
-    kills: Annotated[int, typer.Option(min=1, help="Number of kills of each command before its end.")] = 20,
-    command: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(COMMANDS)}. Repeat the flag. All by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the moments.")] = 0,
-) -> None:
+def import_for_runs() -> None:
+    """Imports what the runs need, which are forked from this process."""
     import peft
     import torch  # noqa: F401
     import trl
@@ -182,8 +177,18 @@ def main(
     import fourdthinker_hf.hub.convert
     import fourdthinker_hf.hub.merge  # noqa: F401
 
-    peft.LoraConfig, trl.GRPOTrainer  # noqa: B018  (imported when they are named)
+    peft.LoraConfig, trl.GRPOTrainer, trl.SFTTrainer  # noqa: B018  (imported when they are named)
     sys.path[:0] = [str(ROOT), str(ROOT / "train")]
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills of each command before its end.")] = 20,
+    command: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(COMMANDS)}. Repeat the flag. All by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the moments.")] = 0,
+) -> None:
+    import_for_runs()
     folder, is_wrong = Path(tempfile.mkdtemp()), False
     inputs, out, log = folder / "inputs", folder / "place" / "out", folder / "log"
     inputs.mkdir()

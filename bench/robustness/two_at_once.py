@@ -23,7 +23,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from kills import GRPO, MODEL, ROOT, SIMULATE, arguments, content, finish, start
+from kills import GRPO, MODEL, ROOT, SIMULATE, arguments, content, finish, import_for_runs, start
 
 SFT = """--model_name_or_path {model} --records {records} --gradient_checkpointing false --max_steps 2 --save_steps 1
 --per_device_train_batch_size 2 --learning_rate 1e-3 --use_cpu true --bf16 false --report_to none --logging_steps 1
@@ -87,14 +87,7 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the moments.")] = 0,
 ) -> None:
-    import peft
-    import torch  # noqa: F401
-    import trl
-
-    import fourdthinker_hf.cli  # noqa: F401
-
-    peft.LoraConfig, trl.GRPOTrainer, trl.SFTTrainer  # noqa: B018  (imported when they are named)
-    sys.path[:0] = [str(ROOT), str(ROOT / "train")]
+    import_for_runs()
     folder, is_wrong = Path(tempfile.mkdtemp()), False
     inputs, logs = folder / "inputs", [folder / "log0", folder / "log1"]
     inputs.mkdir()
