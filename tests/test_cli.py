@@ -70,6 +70,7 @@ def test_help_version_and_mistakes_appear_without_importing_torch(tmp_path):
     video, missing = "examples/real.mp4", str(tmp_path / "missing.mp4")
     for arguments, status, out, err in (
         (["--version"], 0, "fourdthinker ", ""),
+        (["--help"], 0, "Answer questions about videos", ""),
         (["ask", "--help"], 0, "Answer QUESTION about VIDEO", ""),
         (["ask", missing, "Where?"], 2, "", f"fourdthinker: {missing}: no such file\n"),
         (["ask", video, "Where?", "--model", video], 2, "", f"{video}: this is a file; give the folder of a"),
